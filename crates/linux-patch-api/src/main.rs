@@ -1,0 +1,3 @@
+//! The agent's network side: mTLS REST API, jobs, inventory. Unprivileged, starts no process.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Changing packages: argv, run, classify. Used by the root side only.

@@ -1,0 +1,1 @@
+//! The audit event, its hash chain and its sinks.

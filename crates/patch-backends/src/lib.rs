@@ -1,0 +1,1 @@
+//! Reading package managers: installed packages, indexes, solver output. Starts no process.

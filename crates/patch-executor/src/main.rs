@@ -1,0 +1,3 @@
+//! The root side: one operation a process, a journalled state machine.
+
+fn main() {}

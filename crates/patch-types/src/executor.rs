@@ -1,0 +1,179 @@
+//! The executor's socket: one typed, bounded request, one reply, then the event file.
+//!
+//! A frame is its body's length as four big-endian bytes and a JSON body of at most [`MAX_FRAME`] bytes.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    error::ErrorCode,
+    job::JobId,
+    operation::{Operation, Query},
+};
+
+/// The largest body of a frame in bytes.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// The version of this protocol. Another one is refused by name: daemon and executor come in one package, so a mismatch
+/// lasts only for the moments of an upgrade.
+pub const PROTOCOL: u32 = 1;
+
+/// The socket, below the root prefix.
+pub const SOCKET: &str = "run/linux-patch-executor.sock";
+
+/// The root side's own directory, below the root prefix.
+pub const STATE_DIR: &str = "var/lib/linux_patch_executor";
+
+/// The numbered events, one file an operation (`ID.jsonl`), readable by the daemon's group, below the root prefix.
+pub const EVENTS_DIR: &str = "var/lib/linux_patch_executor/events";
+
+/// The system user that the daemon runs as.
+pub const DAEMON_USER: &str = "linux-patch-api";
+
+/// How long a change may take, and how long it waits for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// The whole operation, in seconds.
+    pub timeout_seconds: u64,
+    /// Waiting for the package manager's lock, in seconds.
+    pub lock_wait_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { timeout_seconds: 1800, lock_wait_seconds: 600 }
+    }
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RequestBody {
+    /// Change the host.
+    Change {
+        /// How.
+        operation: Operation,
+        /// Its limits.
+        limits: Limits,
+    },
+    /// Say what a change would do; nothing is changed.
+    Plan {
+        /// The change.
+        operation: Operation,
+    },
+    /// Read something that needs root.
+    Query {
+        /// What.
+        query: Query,
+    },
+    /// Cancel the change of the given id while that is safe.
+    Cancel {
+        /// The change's id.
+        job: JobId,
+    },
+    /// The change of the given id has no living executor: repair what it left, judge by the database, and end its
+    /// event file truthfully.
+    Settle {
+        /// The change's id.
+        job: JobId,
+    },
+}
+
+/// A request. `id` names the event file; it is the job's own for a change, and a new one for all else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// [`PROTOCOL`].
+    pub protocol: u32,
+    /// The operation's id.
+    pub id: JobId,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// The only thing that comes back through the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Reply {
+    /// Journalled and begun; follow the event file.
+    Accepted,
+    /// This id was submitted before; nothing was begun. Follow its event file.
+    Known,
+    /// Not begun, nothing changed.
+    Refused {
+        /// For machines.
+        code: ErrorCode,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Why a frame cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The body is larger than [`MAX_FRAME`].
+    #[error("a frame of {0} bytes exceeds the limit of {MAX_FRAME}")]
+    TooLarge(usize),
+    /// The body is not what it should be.
+    #[error("the frame's body is not valid")]
+    Body(#[source] serde_json::Error),
+}
+
+/// A frame, ready to be written.
+///
+/// # Errors
+/// When the body would exceed [`MAX_FRAME`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
+    let body = serde_json::to_vec(message).map_err(FrameError::Body)?;
+    let length = u32::try_from(body.len())
+        .ok()
+        .filter(|_| body.len() <= MAX_FRAME)
+        .ok_or(FrameError::TooLarge(body.len()))?;
+    let mut frame = length.to_be_bytes().to_vec();
+    frame.extend_from_slice(&body);
+    Ok(frame)
+}
+
+/// The length of the body that follows a frame's first four bytes.
+///
+/// # Errors
+/// When it exceeds [`MAX_FRAME`]: nothing is to be allocated or read then.
+pub fn body_length(prefix: [u8; 4]) -> Result<usize, FrameError> {
+    let length = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
+    if length > MAX_FRAME { Err(FrameError::TooLarge(length)) } else { Ok(length) }
+}
+
+/// The message in a frame's body.
+///
+/// # Errors
+/// When the body is not one such message.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    serde_json::from_slice(body).map_err(FrameError::Body)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn frames_survive_the_socket() {
+        let request = Request {
+            protocol: PROTOCOL,
+            id: JobId(Uuid::nil()),
+            body: RequestBody::Change { operation: Operation::Refresh, limits: Limits::default() },
+        };
+        let frame = encode(&request).unwrap();
+        let prefix = [frame[0], frame[1], frame[2], frame[3]];
+        assert_eq!(body_length(prefix).unwrap(), frame.len() - 4);
+        assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+    }
+
+    #[test]
+    fn frames_have_a_limit() {
+        assert!(body_length([0xff; 4]).is_err());
+        assert!(body_length(u32::try_from(MAX_FRAME).unwrap().to_be_bytes()).is_ok());
+        assert!(encode(&"x".repeat(MAX_FRAME)).is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! Jobs: identity, status, phase, outcome.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The identity of a job and of the operation that carries it out: a UUID, version 7 when we make it, so that names of
+/// files sort by age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(value_type = String, format = Uuid))]
+pub struct JobId(pub Uuid);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, uuid::Error> {
+        Uuid::try_parse(text).map(Self)
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum JobStatus {
+    /// Accepted, durable, not yet begun.
+    Pending,
+    /// The root side works on it.
+    Running,
+    /// Ended as asked.
+    Completed,
+    /// Ended otherwise; the error and the outcome say how.
+    Failed,
+    /// Ended by request before it changed anything.
+    Cancelled,
+    /// Ended by its time limit.
+    Timeout,
+}
+
+impl JobStatus {
+    /// Whether nothing more will happen to the job.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        !matches!(self, Self::Pending | Self::Running)
+    }
+
+    /// The status as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+impl fmt::Display for JobStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a running job is doing. The executor journals a phase before it enters it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Phase {
+    /// The solver works out what would change; nothing has changed yet.
+    Planning,
+    /// Indexes or archives are fetched; nothing has changed yet.
+    Downloading,
+    /// The way back is recorded.
+    Snapshotting,
+    /// The package database is being changed; the job cannot be cancelled any more.
+    Applying,
+    /// The result is compared with the plan.
+    Verifying,
+    /// Waiting for a client to confirm.
+    Confirming,
+    /// Going back to the recorded set.
+    RollingBack,
+}
+
+impl Phase {
+    /// The phase as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planning => "planning",
+            Self::Downloading => "downloading",
+            Self::Snapshotting => "snapshotting",
+            Self::Applying => "applying",
+            Self::Verifying => "verifying",
+            Self::Confirming => "confirming",
+            Self::RollingBack => "rolling_back",
+        }
+    }
+
+    /// Whether a job in this phase can be cancelled without touching the package database.
+    #[must_use]
+    pub fn is_cancellable(self) -> bool {
+        matches!(self, Self::Planning | Self::Downloading)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What an ended job did to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Outcome {
+    /// Everything planned was done.
+    Applied,
+    /// Nothing changed: there was nothing to do, or it failed before anything changed.
+    Unchanged,
+    /// Everything was taken back.
+    RolledBack,
+    /// Some packages changed and some did not; the results say which.
+    Partial,
+    /// Going back failed; the error says what is left.
+    RollbackFailed,
+}
+
+impl Outcome {
+    /// The outcome as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::RolledBack => "rolled_back",
+            Self::Partial => "partial",
+            Self::RollbackFailed => "rollback_failed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

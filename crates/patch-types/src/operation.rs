@@ -1,0 +1,237 @@
+//! Operations: what may be asked of the root side. Every field is validated by its type or by [`Operation::check`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::{PackageName, PackageVersion};
+
+/// The most packages that one request may name.
+pub const MAX_PACKAGES: usize = 1000;
+
+/// A package to install, at a version if one is given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PackageSpec {
+    /// The package.
+    pub name: PackageName,
+    /// The exact version; the candidate if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<PackageVersion>,
+}
+
+/// Install packages, or bring them to the given versions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Install {
+    /// Which; at least one.
+    pub packages: Vec<PackageSpec>,
+    /// Leave recommended packages out.
+    #[serde(default)]
+    pub no_recommends: bool,
+    /// Allow versions older than the installed ones.
+    #[serde(default)]
+    pub allow_downgrade: bool,
+    /// Install again what is installed already.
+    #[serde(default)]
+    pub reinstall: bool,
+}
+
+/// Update one installed package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    /// Which.
+    pub name: PackageName,
+    /// To exactly this version; to the candidate if absent.
+    #[serde(default)]
+    pub version: Option<PackageVersion>,
+}
+
+/// Remove one package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remove {
+    /// Which.
+    pub name: PackageName,
+    /// With its configuration files.
+    #[serde(default)]
+    pub purge: bool,
+    /// With the packages that were installed only for it.
+    #[serde(default)]
+    pub autoremove: bool,
+}
+
+/// Put a package on hold, or take it off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// Which.
+    pub name: PackageName,
+    /// On or off.
+    pub hold: bool,
+}
+
+/// Apply available updates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyPatches {
+    /// Only these; all if empty.
+    #[serde(default)]
+    pub packages: Vec<PackageName>,
+    /// Only what brings a security fix.
+    #[serde(default)]
+    pub security_only: bool,
+    /// Not these.
+    #[serde(default)]
+    pub exclude: Vec<PackageName>,
+    /// Allow the solver to remove packages for it.
+    #[serde(default)]
+    pub allow_removals: bool,
+    /// Fetch the indexes first when they are older than this many seconds.
+    #[serde(default)]
+    pub refresh_if_older: Option<u64>,
+}
+
+/// A change of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Operation {
+    /// Fetch the indexes of all repositories.
+    Refresh,
+    /// See [`Install`].
+    Install(Install),
+    /// See [`Update`].
+    Update(Update),
+    /// See [`Remove`].
+    Remove(Remove),
+    /// See [`Hold`].
+    Hold(Hold),
+    /// See [`ApplyPatches`].
+    ApplyPatches(ApplyPatches),
+}
+
+/// An operation that no type could refuse but that makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OperationError {
+    /// Nothing was named.
+    #[error("no packages were named; name at least one")]
+    NoPackages,
+    /// More than [`MAX_PACKAGES`] were named.
+    #[error("{0} packages were named; at most {MAX_PACKAGES} are allowed in one request")]
+    TooManyPackages(usize),
+    /// The same package was named twice.
+    #[error("package {0} is named more than once")]
+    Duplicate(PackageName),
+    /// A package is both wanted and excluded.
+    #[error("package {0} is both named and excluded")]
+    Excluded(PackageName),
+}
+
+impl Operation {
+    /// The kind of job that this makes, as it stands in JSON and in the audit trail.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Refresh => "refresh",
+            Self::Install(_) => "install",
+            Self::Update(_) => "update",
+            Self::Remove(_) => "remove",
+            Self::Hold(_) => "hold",
+            Self::ApplyPatches(_) => "apply_patches",
+        }
+    }
+
+    /// Checks what spans several fields. Both sides of the executor's socket call it.
+    ///
+    /// # Errors
+    /// See [`OperationError`].
+    pub fn check(&self) -> Result<(), OperationError> {
+        match self {
+            Self::Install(install) => {
+                if install.packages.is_empty() {
+                    return Err(OperationError::NoPackages);
+                }
+                distinct(install.packages.iter().map(|p| &p.name))
+            }
+            Self::ApplyPatches(apply) => {
+                distinct(apply.packages.iter())?;
+                distinct(apply.exclude.iter())?;
+                match apply.packages.iter().find(|p| apply.exclude.contains(p)) {
+                    Some(both) => Err(OperationError::Excluded(both.clone())),
+                    None => Ok(()),
+                }
+            }
+            Self::Refresh | Self::Update(_) | Self::Remove(_) | Self::Hold(_) => Ok(()),
+        }
+    }
+}
+
+fn distinct<'a>(names: impl ExactSizeIterator<Item = &'a PackageName>) -> Result<(), OperationError> {
+    if names.len() > MAX_PACKAGES {
+        return Err(OperationError::TooManyPackages(names.len()));
+    }
+    let mut seen = std::collections::HashSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(OperationError::Duplicate(name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// A read that needs root. It changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "query", rename_all = "snake_case")]
+pub enum Query {
+    /// Available updates, from the package manager's solver: [`crate::api::PatchSet`].
+    Patches,
+    /// One package: [`crate::api::PackageDetail`].
+    Package {
+        /// Which.
+        name: PackageName,
+    },
+    /// Why a package is not being patched: [`crate::api::WhyNot`].
+    WhyNot {
+        /// Which.
+        name: PackageName,
+    },
+    /// Units, their state, and processes that run replaced code: [`crate::api::ServiceList`].
+    Services,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_spans_fields_is_checked() {
+        let name = |n: &str| n.parse::<PackageName>().unwrap();
+        let install = |names: &[&str]| {
+            Operation::Install(Install {
+                packages: names.iter().map(|n| PackageSpec { name: name(n), version: None }).collect(),
+                no_recommends: false,
+                allow_downgrade: false,
+                reinstall: false,
+            })
+        };
+        assert_eq!(install(&[]).check(), Err(OperationError::NoPackages));
+        assert_eq!(install(&["aa", "bb"]).check(), Ok(()));
+        assert_eq!(install(&["aa", "aa"]).check(), Err(OperationError::Duplicate(name("aa"))));
+        let both =
+            ApplyPatches { packages: vec![name("aa")], exclude: vec![name("aa")], ..Default::default() };
+        assert_eq!(Operation::ApplyPatches(both).check(), Err(OperationError::Excluded(name("aa"))));
+    }
+
+    #[test]
+    fn unknown_fields_and_bad_names_do_not_deserialise() {
+        let ok = r#"{"kind":"remove","name":"aa","purge":true}"#;
+        assert!(serde_json::from_str::<Operation>(ok).is_ok());
+        for bad in [
+            r#"{"kind":"remove","name":"aa","shell":true}"#,
+            r#"{"kind":"remove","name":"-aa"}"#,
+            r#"{"kind":"format","name":"aa"}"#,
+        ] {
+            assert!(serde_json::from_str::<Operation>(bad).is_err(), "{bad}");
+        }
+    }
+}

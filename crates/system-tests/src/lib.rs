@@ -1,0 +1,36 @@
+//! Black-box tests: the real binaries on real hosts.
+//!
+//! This library is the harness. It makes throw-away Debian hosts with systemd as PID 1 ([`Host`]) on networks of
+//! their own ([`Network`]), a signed apt repository of small packages made for tests ([`Repository`]), and
+//! throw-away roots for package logic without a booted host ([`Root`]). It knows nothing of the products; the tests
+//! under `tests/` do.
+//!
+//! Nothing outlives its owner. Every host, network and root hangs on a process that ends when its standard input
+//! ends (see [`holder`](crate::holder)), which happens at the latest when the owning process dies, even by
+//! `kill -9`. What the kernel does not take back by itself (a state directory, empty control groups) is removed by
+//! the next [`sweep`].
+#![expect(clippy::disallowed_methods, reason = "the harness is made of processes: it boots hosts and builds packages")]
+
+pub mod base;
+mod cgroup;
+mod guest;
+mod holder;
+pub mod host;
+mod network;
+mod process;
+pub mod repository;
+mod run;
+mod server;
+mod supervisor;
+mod throwroot;
+pub mod trials;
+pub mod wait;
+
+pub use guest::Guest;
+pub use host::{Host, HostOptions};
+pub use network::Network;
+pub use process::Output;
+pub use repository::Repository;
+pub use run::{HostRecord, RunRecord, runs, sweep};
+pub use server::{Fault, FileServer};
+pub use throwroot::{Root, RootOptions};
