@@ -1,0 +1,91 @@
+//! Throw-away roots: a copy of a root file system in which `apt-get` and `dpkg` are real, made in some 30 ms, for
+//! package logic that needs no booted host.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use crate::guest::Guest;
+use crate::holder::Holder;
+use crate::run::Run;
+use crate::{Repository, base};
+
+const NAMESPACES: &[&str] = &["--mount", "--pid", "--ipc", "--uts", "--net", "--root", "--wd"];
+
+/// What a root is to be like.
+#[derive(Debug, Clone, Default)]
+pub struct RootOptions {
+    lower: Option<PathBuf>,
+    repository: Option<PathBuf>,
+    shares_network: bool,
+}
+
+impl RootOptions {
+    /// The same upon another root file system than the [base](crate::base); `/` is allowed.
+    #[must_use]
+    pub fn lower(mut self, lower: impl Into<PathBuf>) -> Self {
+        self.lower = Some(lower.into());
+        self
+    }
+
+    /// The same with `repository` seen at `/srv/repo` and as the only source of apt.
+    #[must_use]
+    pub fn repository(mut self, repository: &Repository) -> Self {
+        self.repository = Some(repository.path().to_path_buf());
+        self
+    }
+
+    /// The same on the machine's network; otherwise a root has a network of its own with nothing on it.
+    #[must_use]
+    pub fn machine_network(mut self) -> Self {
+        self.shares_network = true;
+        self
+    }
+}
+
+/// A throw-away root. Any number of commands can be run in it, by way of [`Guest`]; dropping it ends them and removes
+/// all that they changed.
+#[derive(Debug)]
+pub struct Root {
+    guest: Guest,
+    holder: Holder,
+    _run: Arc<Run>,
+}
+
+impl Root {
+    /// Makes a root.
+    ///
+    /// # Errors
+    /// When this process is not root, or the base cannot be built.
+    pub fn new(options: RootOptions) -> Result<Self> {
+        let run = Run::current()?;
+        let lower = options.lower.map_or_else(base::root, Ok)?;
+        let mut flags = vec!["--mount", "--propagation", "private", "--pid", "--ipc", "--uts"];
+        if !options.shares_network {
+            flags.push("--net");
+        }
+        let repository = options.repository.unwrap_or_default();
+        let sources = Repository::sources_list(Repository::FILES)?;
+        let arguments = [&*lower.to_string_lossy(), &*repository.to_string_lossy(), &sources];
+        let script = format!("{}\necho ready; exec chroot \"$root\" /bin/cat >/dev/null 2>&1", include_str!("throwroot.sh"));
+        let holder = Holder::start(&flags, &script, &arguments).context("cannot make a throw-away root")?;
+        Ok(Self { guest: Guest::held("root", holder.pid(), NAMESPACES), holder, _run: run })
+    }
+
+    /// The root's file system as a path of the machine, for reading and writing files without a command. An absolute
+    /// symbolic link in it leads out of it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new("/proc").join(self.holder.pid().to_string()).join("root")
+    }
+}
+
+impl Deref for Root {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}

@@ -1,0 +1,29 @@
+# Run in the namespaces of a new throw-away root: mounts it and makes it usable.
+# $1 the root below it, $2 the repository or nothing, $3 the lines of sources.list
+lower=$1 repository=$2 sources=$3 root=/mnt/root
+mount -t tmpfs -o mode=755 lp-root /mnt
+mkdir /mnt/upper /mnt/work "$root"
+mount -t overlay -o "lowerdir=$lower,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t sysfs -o ro sysfs "$root/sys" 2>/dev/null || mount --rbind /sys "$root/sys"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
+mkdir -p "$root/run/lock" "$root/usr/sbin"
+if [ -s /etc/resolv.conf ]; then
+  rm -f "$root/etc/resolv.conf"
+  cat /etc/resolv.conf >"$root/etc/resolv.conf"
+fi
+if [ -n "$repository" ]; then
+  mkdir -p "$root/srv/repo" "$root/etc/apt/keyrings"
+  mount --bind "$repository" "$root/srv/repo"
+  mount -o remount,bind,ro "$root/srv/repo"
+  rm -f "$root"/etc/apt/sources.list.d/*
+  install -m 644 "$repository/key.gpg" "$root/etc/apt/keyrings/lp-test.gpg"
+  printf '%s' "$sources" >"$root/etc/apt/sources.list"
+fi
+ip link set lo up 2>/dev/null || true
+# No service is started by a package here.
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
+chmod 755 "$root/usr/sbin/policy-rc.d"
+hostname throwroot
+tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
