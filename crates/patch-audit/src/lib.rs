@@ -1,1 +1,32 @@
-//! The audit event, its hash chain and its sinks.
+//! The audit event, its hash chain and its sinks: one event model for every program.
+//!
+//! - [`AuditEvent::new`]`(kind, &caller)`: one of the [`AuditKind`]s with its [`Priority`] and its sentence; the
+//!   [`Caller`] says who and from where. Shorthands: [`AuditEvent::request`], [`AuditEvent::package_changed`],
+//!   [`AuditEvent::job_ended`].
+//! - [`AuditLog::open`]`(path, Options)`: the durable local sink and, behind it, the journal.
+//!   [`AuditLog::submit`]`(event, on_durable)` never blocks, [`AuditLog::record`]`(event)` waits until the record is
+//!   on disk, [`AuditLog::record_later`]`(event)` is for reads: grouped, not waited for. [`AuditLog::head`],
+//!   [`AuditLog::status`], [`AuditLog::flush`], [`AuditLog::close`].
+//! - [`Denials`]: aggregates repeated refusals of one address, so that a scan cannot fill the disk.
+//! - [`verify`]`(reader, &Expect)` gives a [`Verdict`] that names every break of the chain by line and number.
+//! - [`Reader`]: the last records of a trail, filtered, for the command line.
+//! - [`Head`]: number and hash of the last record; what is kept elsewhere to notice truncation.
+//!
+//! What a record looks like and how to verify one by hand is in `docs/audit.md`.
+
+mod chain;
+mod denials;
+mod event;
+mod file;
+mod journald;
+mod log;
+mod reader;
+mod sentence;
+mod writer;
+
+pub use chain::{Break, Expect, Hash, Head, HeadError, MAX_RECORD, Problem, Start, Verdict, verify};
+pub use denials::Denials;
+pub use event::{AuditEvent, AuditKind, Caller, CertificateRole, Priority};
+pub use journald::JOURNAL_SOCKET;
+pub use log::{AuditError, AuditLog, LOG_PATH, OnDurable, Options, Status};
+pub use reader::{Filter, Reader, Record};

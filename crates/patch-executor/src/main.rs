@@ -1,3 +1,142 @@
-//! The root side: one operation a process, a journalled state machine.
+//! `patch-executor`: the root side. One operation a process.
+//!
+//! It takes one typed request from a Unix socket, answers accept or refuse, and then works on alone: it needs nobody to
+//! listen. What it does is journalled before it is done; what happened is appended to an event file that the daemon
+//! follows. It never opens a path in a directory that anybody but root can write.
 
-fn main() {}
+mod change;
+mod connection;
+mod events;
+mod journal;
+mod paths;
+mod protect;
+mod query;
+mod services;
+mod settle;
+mod solver;
+mod tool;
+
+use std::{
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
+    path::PathBuf,
+    process::{Child, ExitCode, Stdio},
+};
+
+use anyhow::{Context, bail};
+
+use crate::paths::Paths;
+
+const HELP: &str = "\
+patch-executor: the root side of linux-patch-api
+
+usage: patch-executor [--root DIR] [serve|listen]
+
+  serve    serve the one connection that is standard input (as systemd's Accept=yes gives it); the default
+  listen   make the socket and serve each connection in a process of its own, where there is no systemd
+  --root DIR   work on the system below DIR
+  --version    print the version
+
+It is not meant to be run by hand: `linux-patch-api` talks to it.
+exit codes: 0 served or refused, 1 could not serve, 2 wrong usage";
+
+fn main() -> ExitCode {
+    let (paths, mode) = match arguments() {
+        Ok(Some(parsed)) => parsed,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("patch-executor: {error:#}\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match mode {
+        Mode::Serve => connection::serve(&paths),
+        Mode::Listen => listen(&paths),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("patch-executor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+enum Mode {
+    Serve,
+    Listen,
+}
+
+fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
+    let mut root = PathBuf::from("/");
+    let mut mode = Mode::Serve;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "serve" => mode = Mode::Serve,
+            "listen" => mode = Mode::Listen,
+            "--root" => root = args.next().context("--root needs a directory")?.into(),
+            "--help" | "-h" => {
+                println!("{HELP}");
+                return Ok(None);
+            }
+            "--version" => {
+                println!("patch-executor {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            other => bail!("{other:?} is not understood"),
+        }
+    }
+    if !root.is_absolute() {
+        bail!("--root needs an absolute path, not {}", root.display());
+    }
+    Ok(Some((Paths::below(root), mode)))
+}
+
+/// The small supervised listener for systems without socket activation.
+fn listen(paths: &Paths) -> anyhow::Result<()> {
+    let socket = paths.socket();
+    if let Err(error) = std::fs::remove_file(&socket)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot remove the old socket {}", socket.display()));
+    }
+    let listener =
+        UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let mode = match paths::daemon_group() {
+        Some(group) => {
+            std::os::unix::fs::chown(&socket, None, Some(group.as_raw()))
+                .with_context(|| format!("cannot give {} to the daemon's group", socket.display()))?;
+            0o660
+        }
+        None => 0o600,
+    };
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of {}", socket.display()))?;
+    let program = std::env::current_exe().context("cannot find my own program")?;
+    let mut children: Vec<Child> = Vec::new();
+    for stream in listener.incoming() {
+        children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                eprintln!("patch-executor: cannot accept: {error}");
+                continue;
+            }
+        };
+        #[expect(clippy::disallowed_methods, reason = "one process an operation; the program is this one")]
+        let child = std::process::Command::new(&program)
+            .arg("--root")
+            .arg(paths.root())
+            .arg("serve")
+            .stdin(Stdio::from(OwnedFd::from(stream)))
+            .spawn();
+        match child {
+            Ok(child) => children.push(child),
+            Err(error) => eprintln!("patch-executor: cannot start {}: {error}", program.display()),
+        }
+    }
+    Ok(())
+}

@@ -46,7 +46,8 @@ const TOOLS: [(&str, &str); 9] = [
 /// Where bases and repositories are kept; `LINUX_PATCH_CACHE` moves it.
 #[must_use]
 pub fn cache_directory() -> PathBuf {
-    std::env::var_os("LINUX_PATCH_CACHE").map_or_else(|| PathBuf::from("/var/cache/linux-patch"), PathBuf::from)
+    std::env::var_os("LINUX_PATCH_CACHE")
+        .map_or_else(|| PathBuf::from("/var/cache/linux-patch"), PathBuf::from)
 }
 
 /// The machine's Debian release, by which the base and the test repository go.
@@ -68,7 +69,8 @@ pub fn release() -> Result<Release> {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         line.map(|value| value.trim_matches('"').to_owned())
     };
-    let codename = value("VERSION_CODENAME").context("/etc/os-release has no VERSION_CODENAME: is this Debian?")?;
+    let codename =
+        value("VERSION_CODENAME").context("/etc/os-release has no VERSION_CODENAME: is this Debian?")?;
     Ok(Release { codename, version: value("VERSION_ID").unwrap_or_default() })
 }
 
@@ -79,7 +81,8 @@ pub fn release() -> Result<Release> {
 pub fn deps() -> Result<()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut missing: Vec<&str> = TOOLS.iter().filter(|(tool, _)| !is_in_path(tool)).map(|(_, package)| *package).collect();
+    let mut missing: Vec<&str> =
+        TOOLS.iter().filter(|(tool, _)| !is_in_path(tool)).map(|(_, package)| *package).collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
@@ -87,7 +90,10 @@ pub fn deps() -> Result<()> {
     eprintln!("system-tests: installing {}", missing.join(" "));
     for words in [vec!["update"], [vec!["install", "-y", "--no-install-recommends"], missing].concat()] {
         let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(words);
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["-qq", "-o", "DPkg::Lock::Timeout=300"])
+            .args(words);
         run_ok(command, Input::Nothing).context("cannot install what the harness needs")?;
     }
     Ok(())
@@ -143,7 +149,8 @@ pub(crate) fn build_once(name: &str, build: impl FnOnce(&Path) -> Result<()>) ->
     fs::create_dir(&unfinished)?;
     fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o755))?;
     build(&unfinished).with_context(|| format!("cannot build {}", built.display()))?;
-    fs::rename(&unfinished, &built).with_context(|| format!("cannot move {} into place", unfinished.display()))?;
+    fs::rename(&unfinished, &built)
+        .with_context(|| format!("cannot move {} into place", unfinished.display()))?;
     Ok(built)
 }
 
@@ -172,7 +179,9 @@ fn machine_apt_options() -> Result<Vec<String>> {
     command.args(["dump", "--no-empty", "--format", "%F \"%v\";%n", "Acquire"]);
     let dump = run_ok(command, Input::Nothing)?;
     let reaches = |line: &&str| {
-        ["Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries"].iter().any(|key| line.starts_with(key))
+        ["Acquire::Check-", "Acquire::http", "Acquire::https", "Acquire::Retries"]
+            .iter()
+            .any(|key| line.starts_with(key))
     };
     Ok(dump.lines().filter(reaches).map(|line| line.trim_end_matches(';').to_owned()).collect())
 }

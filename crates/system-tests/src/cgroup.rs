@@ -21,7 +21,8 @@ fn hierarchies() -> Vec<PathBuf> {
 pub(crate) fn create(name: &str) -> Result<Vec<PathBuf>> {
     let create_in = |hierarchy: PathBuf| {
         let group = hierarchy.join(name);
-        fs::create_dir_all(&group).with_context(|| format!("cannot make the control group {}", group.display()))?;
+        fs::create_dir_all(&group)
+            .with_context(|| format!("cannot make the control group {}", group.display()))?;
         Ok(group.join("cgroup.procs"))
     };
     hierarchies().into_iter().map(create_in).collect()
@@ -31,7 +32,8 @@ pub(crate) fn create(name: &str) -> Result<Vec<PathBuf>> {
 pub(crate) fn remove_all(prefix: &str) -> Result<()> {
     for hierarchy in hierarchies() {
         let Ok(entries) = fs::read_dir(&hierarchy) else { continue };
-        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
+        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+        {
             let group = entry.path();
             // Only the unified hierarchy has it, and every process of a host is in both.
             fs::write(group.join("cgroup.kill"), "1").unwrap_or_default();

@@ -1,12 +1,13 @@
 //! Running commands inside a host or a throw-away root.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{Captured, Input, LIMIT, Output, capture, require_success};
 use crate::run::runs;
@@ -39,6 +40,16 @@ enum Way {
 
 const HOST_NAMESPACES: &[&str] =
     &["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--time", "--root", "--wd"];
+
+/// Refuses a process whose root is the machine's: commands meant for a guest would run on the machine.
+pub(crate) fn ensure_inside(pid: u32) -> Result<()> {
+    let root = |path: &str| {
+        let metadata = std::fs::metadata(path).with_context(|| format!("cannot look at {path}"))?;
+        anyhow::Ok((metadata.dev(), metadata.ino()))
+    };
+    ensure!(root(&format!("/proc/{pid}/root/."))? != root("/")?, "process {pid} has the machine's root");
+    Ok(())
+}
 
 impl Guest {
     pub(crate) fn supervised(name: &str, supervision: Arc<Supervision>) -> Self {
@@ -117,7 +128,9 @@ impl Guest {
     pub fn interactive(&self, argv: &[&str]) -> Result<Command> {
         let mut command = self.enter()?;
         command.args(ENVIRONMENT.iter().filter(|pair| !pair.starts_with("TERM=")));
-        command.arg(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned()))).args(argv);
+        command
+            .arg(format!("TERM={}", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned())))
+            .args(argv);
         Ok(command)
     }
 
@@ -174,7 +187,8 @@ impl Guest {
     /// # Errors
     /// When `dpkg-query` cannot be run.
     pub fn installed(&self, package: &str) -> Result<Option<String>> {
-        let asked = self.exec(&["/usr/bin/dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Version}", package])?;
+        let asked =
+            self.exec(&["/usr/bin/dpkg-query", "-W", "-f", "${db:Status-Abbrev} ${Version}", package])?;
         let mut words = asked.stdout.split_whitespace();
         let is_installed = words.next().is_some_and(|status| matches!(status, "ii" | "hi"));
         Ok(words.next().filter(|_| is_installed).map(str::to_owned))

@@ -32,7 +32,10 @@ impl Holder {
     /// standard input to its end.
     pub(crate) fn start(flags: &[&str], script: &str, arguments: &[&str]) -> Result<Self> {
         let mut command = Command::new("unshare");
-        command.args(flags).args(["--fork", "--kill-child", "--", "/bin/sh", "-euc", script, "sh"]).args(arguments);
+        command
+            .args(flags)
+            .args(["--fork", "--kill-child", "--", "/bin/sh", "-euc", script, "sh"])
+            .args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: an interrupt typed at the terminal is for the owner alone.
         command.process_group(0);
@@ -51,7 +54,8 @@ impl Holder {
             }
             bail!("cannot set up namespaces ({}): {}", flags.join(" "), said.trim_end());
         }
-        holder.inside = children(holder.unshare.id()).first().copied().context("the holder has ended at once")?;
+        holder.inside =
+            children(holder.unshare.id()).first().copied().context("the holder has ended at once")?;
         Ok(holder)
     }
 
@@ -95,6 +99,9 @@ impl Drop for Holder {
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     // One file for each thread, as a child belongs to the thread that made it.
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let lists = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>()).collect()
+    let lists =
+        threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }

@@ -272,7 +272,9 @@ impl Host {
     fn on_disk(&self, argv: &[&str]) -> Result<()> {
         let mut command = self.holder.enter(&["--mount"]);
         command.args(argv).arg(self.directory.join("disk"));
-        run_ok(command, Input::Nothing).with_context(|| format!("cannot resize the disk of {}", self.name())).map(drop)
+        run_ok(command, Input::Nothing)
+            .with_context(|| format!("cannot resize the disk of {}", self.name()))
+            .map(drop)
     }
 
     /// What the console said last.
@@ -291,7 +293,8 @@ impl Host {
             supervisor.join().map_err(|_| anyhow!("the supervisor of {} panicked", self.name()))?;
         }
         cgroup::remove_all(&self.groups)?;
-        fs::remove_dir_all(&self.directory).with_context(|| format!("cannot remove {}", self.directory.display()))
+        fs::remove_dir_all(&self.directory)
+            .with_context(|| format!("cannot remove {}", self.directory.display()))
     }
 }
 
@@ -308,7 +311,8 @@ impl Drop for Host {
         if let Err(error) = self.destroy() {
             // The next sweep removes the rest.
             let run = self.run.id();
-            writeln!(std::io::stderr(), "system-tests: run {run}, host {}: {error:#}", self.name()).unwrap_or_default();
+            writeln!(std::io::stderr(), "system-tests: run {run}, host {}: {error:#}", self.name())
+                .unwrap_or_default();
         }
     }
 }
@@ -320,7 +324,8 @@ fn hold_disk(directory: &Path, base: &Path, options: &HostOptions) -> Result<Hol
     let mut arguments = vec![&*paths[0], &*paths[1], &options.name, &options.disk];
     arguments.extend(options.real_directories.iter().map(String::as_str));
     let flags = ["--mount", "--propagation", "private", "--pid", "--mount-proc", "--net"];
-    Holder::start(&flags, &script, &arguments).with_context(|| format!("cannot make the disk of {}", options.name))
+    Holder::start(&flags, &script, &arguments)
+        .with_context(|| format!("cannot make the disk of {}", options.name))
 }
 
 /// How the host is booted.
@@ -344,8 +349,20 @@ impl Boot {
         }
         command.args(["/bin/sh", "-euc", include_str!("host-boot.sh"), "sh"]);
         command.arg(self.joins.iter().map(|join| join.to_string_lossy()).collect::<Vec<_>>().join(" "));
-        command.args(["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--console=pipe"]);
-        command.args(["--resolv-conf=off", "--timezone=off", "--link-journal=no", "--kill-signal=SIGRTMIN+3"]);
+        command.args([
+            "systemd-nspawn",
+            "--quiet",
+            "--boot",
+            "--register=no",
+            "--keep-unit",
+            "--console=pipe",
+        ]);
+        command.args([
+            "--resolv-conf=off",
+            "--timezone=off",
+            "--link-journal=no",
+            "--kill-signal=SIGRTMIN+3",
+        ]);
         // Lets units use IPAddressDeny and its like.
         command.arg("--system-call-filter=bpf");
         // The number is that of the PID namespace: the holder, whose network this is.

@@ -9,7 +9,10 @@
 //! ends (see [`holder`](crate::holder)), which happens at the latest when the owning process dies, even by
 //! `kill -9`. What the kernel does not take back by itself (a state directory, empty control groups) is removed by
 //! the next [`sweep`].
-#![expect(clippy::disallowed_methods, reason = "the harness is made of processes: it boots hosts and builds packages")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the harness is made of processes: it boots hosts and builds packages"
+)]
 
 pub mod base;
 mod cgroup;

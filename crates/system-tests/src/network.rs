@@ -1,6 +1,7 @@
 //! Private networks: a bridge inside a network namespace of its own, which nothing outside can reach or see.
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::holder::Holder;
-use crate::process::{Input, run_ok};
+use crate::process::{Input, LIMIT, Output, run, run_ok};
 use crate::run::Run;
 use crate::server::FileServer;
 
@@ -73,6 +74,14 @@ impl Network {
         command
     }
 
+    /// Runs a command on this network, outside all hosts; how it ended is for the caller to judge.
+    ///
+    /// # Errors
+    /// When it cannot be run, or runs longer than five minutes.
+    pub fn exec(&self, argv: &[&str]) -> Result<Output> {
+        run(self.command(argv), Input::Nothing, LIMIT)
+    }
+
     /// Runs `work` in a thread of its own on this network. Sockets opened there belong to the network for good, so a
     /// single-threaded runtime started there works; threads started there are on the network as well.
     ///
@@ -84,14 +93,17 @@ impl Network {
             work()
         };
         let ended = std::thread::scope(|scope| scope.spawn(enter).join());
-        ended.map_err(|panic| anyhow!("a thread on the network panicked: {}", crate::trials::panic_message(&*panic)))?
+        ended.map_err(|panic| {
+            anyhow!("a thread on the network panicked: {}", crate::trials::panic_message(&*panic))
+        })?
     }
 
     /// Moves the calling thread onto this network, for good.
     pub(crate) fn join_thread(&self) -> Result<()> {
         let path = self.enter();
-        let namespace = std::fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        move_into_link_name_space((&namespace).into(), Some(LinkNameSpaceType::Network))
+        let namespace =
+            std::fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context("cannot enter the network's namespace")
     }
 

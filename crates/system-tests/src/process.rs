@@ -100,7 +100,12 @@ pub(crate) fn require_success(what: &str, captured: Captured) -> Result<Captured
 }
 
 /// Runs `command` until it has ended and its output is closed, or `limit` has passed.
-pub(crate) fn capture(mut command: Command, what: &str, input: Input<'_>, limit: Duration) -> Result<Captured> {
+pub(crate) fn capture(
+    mut command: Command,
+    what: &str,
+    input: Input<'_>,
+    limit: Duration,
+) -> Result<Captured> {
     let (stdin, bytes) = match input {
         Input::Nothing => (Stdio::null(), None),
         Input::Bytes(bytes) => (Stdio::piped(), Some(bytes)),
@@ -125,13 +130,13 @@ pub(crate) fn capture(mut command: Command, what: &str, input: Input<'_>, limit:
 
 fn collect(child: &mut std::process::Child, limit: Duration) -> Result<Captured> {
     let pid = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).context("pidfd_open")?;
-    let mut sources = [
-        (child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Pipe>), Vec::new()),
-        (child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Pipe>), Vec::new()),
+    let mut streams = [
+        Stream { pipe: child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Pipe>), bytes: Vec::new() },
+        Stream { pipe: child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Pipe>), bytes: Vec::new() },
     ];
     let mut deadline = Instant::now() + limit;
     let mut ended = false;
-    while !ended || sources.iter().any(|(pipe, _)| pipe.is_some()) {
+    while !ended || streams.iter().any(|stream| stream.pipe.is_some()) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             if ended {
@@ -139,14 +144,14 @@ fn collect(child: &mut std::process::Child, limit: Duration) -> Result<Captured>
             }
             bail!("still running after {} s; killed", limit.as_secs());
         }
-        let open: Vec<usize> = (0..sources.len()).filter(|&index| sources[index].0.is_some()).collect();
-        let ready = wait_for_any(&sources, &open, (!ended).then_some(pid.as_fd()), left)?;
+        let open: Vec<usize> = (0..streams.len()).filter(|&index| streams[index].pipe.is_some()).collect();
+        let ready = wait_for_any(&streams, &open, (!ended).then_some(pid.as_fd()), left)?;
         if ready.exit {
             ended = true;
             deadline = deadline.min(Instant::now() + STRAGGLER);
         }
         for index in ready.pipes {
-            let (pipe, bytes) = &mut sources[index];
+            let Stream { pipe, bytes } = &mut streams[index];
             let mut buffer = [0; 65536];
             let count = match pipe {
                 Some(pipe) => pipe.read(&mut buffer).context("cannot read the output")?,
@@ -159,12 +164,18 @@ fn collect(child: &mut std::process::Child, limit: Duration) -> Result<Captured>
         }
     }
     let status = child.wait().context("cannot learn how it ended")?;
-    let [(_, stdout), (_, stderr)] = sources;
-    Ok(Captured { status, stdout, stderr })
+    let [stdout, stderr] = streams;
+    Ok(Captured { status, stdout: stdout.bytes, stderr: stderr.bytes })
 }
 
 trait Pipe: Read + AsFd {}
 impl<T: Read + AsFd> Pipe for T {}
+
+/// A stream of output: its pipe while that is open, and what came out of it.
+struct Stream {
+    pipe: Option<Box<dyn Pipe>>,
+    bytes: Vec<u8>,
+}
 
 struct Ready {
     exit: bool,
@@ -172,13 +183,14 @@ struct Ready {
 }
 
 fn wait_for_any(
-    sources: &[(Option<Box<dyn Pipe>>, Vec<u8>)],
+    streams: &[Stream],
     open: &[usize],
     exit: Option<std::os::fd::BorrowedFd<'_>>,
     left: Duration,
 ) -> Result<Ready> {
-    let pipes = open.iter().filter_map(|&index| sources[index].0.as_ref());
-    let mut fds: Vec<PollFd<'_>> = pipes.map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)).collect();
+    let pipes = open.iter().filter_map(|&index| streams[index].pipe.as_ref());
+    let mut fds: Vec<PollFd<'_>> =
+        pipes.map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)).collect();
     if let Some(exit) = exit {
         fds.push(PollFd::from_borrowed_fd(exit, PollFlags::IN));
     }
@@ -190,6 +202,11 @@ fn wait_for_any(
     let is_ready = |position: usize| fds.get(position).is_some_and(|fd| !fd.revents().is_empty());
     Ok(Ready {
         exit: exit.is_some() && is_ready(open.len()),
-        pipes: open.iter().enumerate().filter(|(position, _)| is_ready(*position)).map(|(_, &index)| index).collect(),
+        pipes: open
+            .iter()
+            .enumerate()
+            .filter(|(position, _)| is_ready(*position))
+            .map(|(_, &index)| index)
+            .collect(),
     })
 }

@@ -71,19 +71,10 @@ impl Run {
         let hosts = self.directory.join("hosts");
         fs::create_dir_all(&hosts)?;
         let directory = hosts.join(name);
-        fs::create_dir(&directory)
-            .with_context(|| format!("a host named {name} exists in this run: give each host a name of its own"))?;
+        fs::create_dir(&directory).with_context(|| {
+            format!("a host named {name} exists in this run: give each host a name of its own")
+        })?;
         Ok(directory)
-    }
-
-    /// A new directory for anything else.
-    pub(crate) fn scratch(&self, prefix: &str) -> Result<PathBuf> {
-        let directory = tempfile::Builder::new()
-            .prefix(prefix)
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in(&self.directory)
-            .context("cannot make a directory in the run's directory")?;
-        Ok(directory.keep())
     }
 }
 
@@ -129,7 +120,8 @@ pub struct HostRecord {
 pub fn runs() -> Result<Vec<RunRecord>> {
     let mut records = Vec::new();
     for directory in run_directories()? {
-        let hosts = fs::read_dir(directory.join("hosts")).map(|hosts| hosts.flatten().map(|host| record(&host.path())));
+        let hosts = fs::read_dir(directory.join("hosts"))
+            .map(|hosts| hosts.flatten().map(|host| record(&host.path())));
         let mut hosts: Vec<HostRecord> = hosts.map(Iterator::collect).unwrap_or_default();
         hosts.sort_by(|one, other| one.name.cmp(&other.name));
         records.push(RunRecord {
@@ -165,7 +157,8 @@ impl RunRecord {
         if self.alive && !is_dead(&directory)? {
             let owner = i32::try_from(self.owner).ok().and_then(Pid::from_raw);
             let owner = owner.with_context(|| format!("run {} does not say who owns it", self.id))?;
-            kill_process(owner, Signal::TERM).with_context(|| format!("cannot end process {}", self.owner))?;
+            kill_process(owner, Signal::TERM)
+                .with_context(|| format!("cannot end process {}", self.owner))?;
             let what = format!("process {} to end", self.owner);
             wait::until(&what, Duration::from_secs(10), || Ok(is_dead(&directory)?.then_some(())))?;
         }
@@ -211,7 +204,8 @@ fn run_directories() -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {STATE}")),
     };
-    let mut directories: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    let mut directories: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     directories.sort();
     Ok(directories)
 }
@@ -222,7 +216,9 @@ fn is_dead(directory: &Path) -> Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", directory.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", directory.display()))
+        }
     }
 }
 

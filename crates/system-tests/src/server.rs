@@ -185,7 +185,8 @@ fn answer(shared: &Shared, mut stream: &TcpStream, request: &Request) -> Result<
         return respond_empty(stream, "404 Not Found", "");
     };
     let metadata = file.metadata()?;
-    let modified = jiff::Timestamp::try_from(metadata.modified()?)?.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let modified =
+        jiff::Timestamp::try_from(metadata.modified()?)?.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
     let dated = format!("Last-Modified: {modified}\r\n");
     if request.known.as_deref() == Some(&*modified) {
         return respond_empty(stream, "304 Not Modified", &dated);

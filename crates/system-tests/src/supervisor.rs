@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::guest::ensure_inside;
 use crate::holder::children;
 use crate::wait;
 
@@ -77,14 +78,17 @@ impl Supervision {
             state.power_is_cut = true;
             leader
         };
-        let leader = i32::try_from(leader).ok().and_then(Pid::from_raw).context("PID 1 of the host has no number")?;
+        let leader =
+            i32::try_from(leader).ok().and_then(Pid::from_raw).context("PID 1 of the host has no number")?;
         // Killing systemd-nspawn instead would leave the host running.
         kill_process(leader, Signal::KILL).context("cannot kill PID 1 of the host")
     }
 
     /// Waits until the host does not run.
     pub(crate) fn wait_off(&self, limit: Duration) -> Result<()> {
-        let waited = self.changed.wait_timeout_while(self.state(), limit, |state| state.running || state.want == Want::On);
+        let waited = self
+            .changed
+            .wait_timeout_while(self.state(), limit, |state| state.running || state.want == Want::On);
         let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         if timeout.timed_out() {
             bail!("the host still runs after {} s; it was to be {:?}", limit.as_secs(), state.want);
@@ -132,7 +136,8 @@ impl Supervision {
     }
 
     fn run_once(&self, mut command: Command) -> Result<ExitStatus> {
-        let mut child = command.stdin(Stdio::null()).process_group(0).spawn().context("cannot start systemd-nspawn")?;
+        let mut child =
+            command.stdin(Stdio::null()).process_group(0).spawn().context("cannot start systemd-nspawn")?;
         let found = wait::until("the host's PID 1 to start", Duration::from_secs(20), || {
             Ok(match child.try_wait()? {
                 Some(_) => Some(None),
@@ -170,7 +175,7 @@ fn exit_code(status: ExitStatus) -> i32 {
 }
 
 /// PID 1 of the host, below `nsenter`, `unshare` and `systemd-nspawn`: the first process that is number 1 in a
-/// namespace.
+/// namespace, once its root is the host's.
 fn find_leader(nsenter: &Child) -> Option<u32> {
     let mut level = children(nsenter.id());
     while !level.is_empty() {
@@ -185,5 +190,5 @@ fn find_leader(nsenter: &Child) -> Option<u32> {
 fn is_first_in_namespace(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-    numbers.split_whitespace().next_back() == Some("1")
+    numbers.split_whitespace().next_back() == Some("1") && ensure_inside(pid).is_ok()
 }

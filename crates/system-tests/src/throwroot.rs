@@ -7,10 +7,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use crate::guest::Guest;
+use crate::guest::{Guest, ensure_inside};
 use crate::holder::Holder;
 use crate::run::Run;
 use crate::{Repository, base};
+
+/// As [`Holder::STAY`], said by a process that has the root as its root already: what is run in a root enters that
+/// process's, and must not find the machine's there.
+const STAY_INSIDE: &str = "\nexec chroot \"$root\" /bin/sh -c 'echo ready; exec cat >/dev/null 2>&1'\n";
 
 const NAMESPACES: &[&str] = &["--mount", "--pid", "--ipc", "--uts", "--net", "--root", "--wd"];
 
@@ -69,8 +73,9 @@ impl Root {
         let repository = options.repository.unwrap_or_default();
         let sources = Repository::sources_list(Repository::FILES)?;
         let arguments = [&*lower.to_string_lossy(), &*repository.to_string_lossy(), &sources];
-        let script = format!("{}\necho ready; exec chroot \"$root\" /bin/cat >/dev/null 2>&1", include_str!("throwroot.sh"));
+        let script = format!("{}{}", include_str!("throwroot.sh"), STAY_INSIDE);
         let holder = Holder::start(&flags, &script, &arguments).context("cannot make a throw-away root")?;
+        ensure_inside(holder.pid())?;
         Ok(Self { guest: Guest::held("root", holder.pid(), NAMESPACES), holder, _run: run })
     }
 

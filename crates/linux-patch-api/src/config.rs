@@ -1,0 +1,148 @@
+//! The configuration in three stages: a [`Fragment`] is what a file says, [`Inputs`] are its values with the defaults
+//! filled in, [`Settings`] are checked and ready to be used. Reading the file is the only IO.
+//!
+//! A section that this version does not act upon is still read and checked, so that a file that is accepted today is
+//! not refused by the version that does act upon it; [`Settings::inactive`] names it.
+
+mod fragment;
+mod settings;
+
+use std::path::{Path, PathBuf};
+
+pub use fragment::{Fragment, HealthCheck, Inputs, PolicyMode, RollbackRequire};
+pub use settings::{Invalid, LogLevel, Role, Settings, TlsPaths};
+
+/// The configuration file, below the root prefix.
+pub const CONFIG: &str = "etc/linux_patch_api/config.yaml";
+/// The allow list, below the root prefix.
+pub const WHITELIST: &str = "etc/linux_patch_api/whitelist.yaml";
+/// The agent's own state, below the root prefix.
+pub const STATE_DIR: &str = "var/lib/linux_patch_api";
+/// The directory of the audit trail, below the root prefix.
+pub const LOG_DIR: &str = "var/log/linux_patch_api";
+
+/// Why there are no settings. `Display` is one or more lines, each with the place and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}; create it (a commented sample is in /usr/share/doc/linux-patch-api) or correct its permissions")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path} is not valid: {message}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// Its values are not acceptable; all of them are named.
+    #[error("{path} is not valid:\n{}", .problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+    Values {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        problems: Vec<Invalid>,
+    },
+}
+
+/// Reads the configuration below the root prefix. A missing file means the defaults.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn load(root: &Path) -> Result<Settings, ConfigError> {
+    let path = root.join(CONFIG);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => parse(&text, root, &path),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => parse("", root, &path),
+        Err(source) => Err(ConfigError::Read { path, source }),
+    }
+}
+
+/// The settings that a file's text makes.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn parse(text: &str, root: &Path, path: &Path) -> Result<Settings, ConfigError> {
+    let fragment = Fragment::parse(text)
+        .map_err(|message| ConfigError::Parse { path: path.to_owned(), message })?;
+    Settings::try_from_inputs(Inputs::from(fragment), root)
+        .map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Settings, String> {
+        parse(text, Path::new("/"), Path::new("config.yaml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_shipped_sample_equals_the_defaults() {
+        let sample = include_str!("../../../packaging/config/config.yaml");
+        let shipped = check(sample).unwrap();
+        let default = check("").unwrap();
+        assert_eq!(Settings { inactive: Vec::new(), ..shipped }, default);
+    }
+
+    #[test]
+    fn the_shipped_allow_list_is_valid_and_lets_nobody_in() {
+        let sample = include_str!("../../../packaging/config/whitelist.yaml");
+        let list = patch_service::allow::AllowList::parse(sample).unwrap();
+        assert!(list.is_empty());
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_the_place() {
+        for (text, words) in [
+            ("server:\n  prot: 1\n", &["prot", "port", "2"][..]),
+            ("serve: {}\n", &["serve", "server"]),
+            ("server:\n  port: 0\n", &["server.port"]),
+            ("server:\n  port: ten\n", &["2"]),
+            ("server:\n  port: 70000\n", &["2"]),
+            ("server:\n  bind_address: \"::\"\n", &["server.bind_address", "IPv4"]),
+            ("server:\n  timeout: 0\n", &["server.timeout"]),
+            ("server: {}\nserver: {}\n", &["server"]),
+            ("tls:\n  enabled: false\n", &["tls.enabled"]),
+            ("tls:\n  min_version: TLS1.2\n", &["tls.min_version", "TLS1.3"]),
+            ("tls:\n  ca_cert: ca.pem\n", &["tls.ca_cert", "absolute"]),
+            ("logging:\n  level: LOUD\n", &["logging.level"]),
+            ("logging:\n  remote_syslog: http://x:1\n", &["logging.remote_syslog"]),
+            ("security:\n  roles: {alice: root}\n", &["security.roles", "alice", "viewer"]),
+            ("security:\n  max_concurrent_jobs: 0\n", &["security.max_concurrent_jobs"]),
+            ("rollback:\n  require: maybe\n", &["maybe"]),
+            ("policy:\n  mode: on\n", &["2"]),
+            ("health_checks:\n  - {type: tcp, address: nowhere}\n", &["health_checks[0]", "address"]),
+            ("health_checks:\n  - {type: command, command: [true]}\n", &["health_checks[0]"]),
+            ("reboot:\n  window: {rule: \"BYDAY=SU\"}\n", &["reboot.window", "FREQ"]),
+        ] {
+            let error = check(text).expect_err(text);
+            for word in words {
+                assert!(error.contains(word), "{text:?}: {error:?} lacks {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn sections_without_effect_are_named() {
+        let settings = check("rollback: {auto: false}\npolicy: {mode: agent}\n").unwrap();
+        assert_eq!(settings.inactive, ["rollback", "policy"]);
+        assert!(check("").unwrap().inactive.is_empty());
+    }
+
+    #[test]
+    fn roles_map_names_and_fingerprints() {
+        let print = "AB".repeat(32);
+        let text = format!("security:\n  roles:\n    manager: admin\n    \"{print}\": viewer\n");
+        let settings = check(&text).unwrap();
+        assert_eq!(settings.role_of("manager", "00"), Some(Role::Admin));
+        assert_eq!(settings.role_of("other", &print.to_lowercase()), Some(Role::Viewer));
+        assert_eq!(settings.role_of("other", "00"), None);
+        assert_eq!(check("").unwrap().role_of("anyone", "00"), Some(Role::Admin));
+    }
+}

@@ -1,0 +1,284 @@
+//! The first two stages: what the file says, and the same with the defaults filled in. No judgement is passed here
+//! beyond what the types say.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::Deserialize;
+
+/// What a file says. Every key is optional; unknown ones are refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Fragment {
+    pub server: Option<Server>,
+    pub tls: Option<Tls>,
+    pub logging: Option<Logging>,
+    pub security: Option<Security>,
+    pub rollback: Option<Rollback>,
+    pub health_checks: Option<Vec<HealthCheck>>,
+    pub policy: Option<Policy>,
+    pub reboot: Option<Reboot>,
+    pub notifications: Option<Notifications>,
+}
+
+impl Fragment {
+    /// Reads a file's text; an empty one says nothing.
+    ///
+    /// # Errors
+    /// One sentence with the line and, for an unknown key, the nearest known one.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let only_comments = text.lines().all(|l| {
+            let l = l.trim();
+            l.is_empty() || l.starts_with('#') || l == "---"
+        });
+        if only_comments {
+            return Ok(Self::default());
+        }
+        patch_service::config::from_yaml(text).map_err(|e| e.to_string())
+    }
+}
+
+/// The values of all sections, and which of the ones without effect the file has.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Inputs {
+    pub server: Server,
+    pub tls: Tls,
+    pub logging: Logging,
+    pub security: Security,
+    pub rollback: Rollback,
+    pub health_checks: Vec<HealthCheck>,
+    pub policy: Policy,
+    pub reboot: Reboot,
+    pub notifications: Notifications,
+    pub inactive: Vec<&'static str>,
+}
+
+impl From<Fragment> for Inputs {
+    fn from(f: Fragment) -> Self {
+        let syslog = f.logging.as_ref().is_some_and(|l| l.remote_syslog.is_some());
+        let inactive = [
+            ("logging.remote_syslog", syslog),
+            ("rollback", f.rollback.is_some()),
+            ("health_checks", f.health_checks.is_some()),
+            ("policy", f.policy.is_some()),
+            ("reboot", f.reboot.is_some()),
+            ("notifications", f.notifications.is_some()),
+        ];
+        Self {
+            server: f.server.unwrap_or_default(),
+            tls: f.tls.unwrap_or_default(),
+            logging: f.logging.unwrap_or_default(),
+            security: f.security.unwrap_or_default(),
+            rollback: f.rollback.unwrap_or_default(),
+            health_checks: f.health_checks.unwrap_or_default(),
+            policy: f.policy.unwrap_or_default(),
+            reboot: f.reboot.unwrap_or_default(),
+            notifications: f.notifications.unwrap_or_default(),
+            inactive: inactive.into_iter().filter_map(|(name, there)| there.then_some(name)).collect(),
+        }
+    }
+}
+
+/// `server:`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Server {
+    pub port: u16,
+    pub bind_address: String,
+    pub timeout: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { port: 12443, bind_address: "0.0.0.0".into(), timeout: 30 }
+    }
+}
+
+/// `tls:`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Tls {
+    pub enabled: bool,
+    pub min_version: String,
+    pub ca_cert: PathBuf,
+    pub server_cert: PathBuf,
+    pub server_key: PathBuf,
+    pub crl: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            min_version: "TLS1.3".into(),
+            ca_cert: "/etc/linux_patch_api/certs/ca.pem".into(),
+            server_cert: "/etc/linux_patch_api/certs/server.pem".into(),
+            server_key: "/etc/linux_patch_api/certs/server.key.pem".into(),
+            crl: "/etc/linux_patch_api/certs/crl.pem".into(),
+        }
+    }
+}
+
+/// `logging:`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Logging {
+    pub level: String,
+    pub retention_days: u32,
+    pub remote_syslog: Option<String>,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { level: "INFO".into(), retention_days: 30, remote_syslog: None }
+    }
+}
+
+/// `security:`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Security {
+    pub job_timeout_minutes: u64,
+    pub max_concurrent_jobs: usize,
+    pub rate_limit_requests_per_minute: u32,
+    pub roles: BTreeMap<String, String>,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        Self {
+            job_timeout_minutes: 30,
+            max_concurrent_jobs: 5,
+            rate_limit_requests_per_minute: 600,
+            roles: BTreeMap::new(),
+        }
+    }
+}
+
+/// Which way back a job must have before it may start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RollbackRequire {
+    /// Every package's present archive, byte for byte as dpkg recorded it.
+    Exact,
+    /// Some archive of every package, a rebuilt one if need be.
+    #[default]
+    Any,
+    /// None.
+    Off,
+}
+
+/// `rollback:`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Rollback {
+    pub auto: bool,
+    pub require: RollbackRequire,
+    pub keep_days: u32,
+}
+
+impl Default for Rollback {
+    fn default() -> Self {
+        Self { auto: true, require: RollbackRequire::Any, keep_days: 14 }
+    }
+}
+
+/// One of `health_checks:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub enum HealthCheck {
+    Command { command: Vec<String>, timeout_seconds: Option<u32> },
+    Http { url: String, expect_status: Option<u16>, timeout_seconds: Option<u32> },
+    Tcp { address: String, timeout_seconds: Option<u32> },
+    Systemd { unit: String, timeout_seconds: Option<u32> },
+}
+
+/// Who patches without being asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyMode {
+    /// Nobody, or the distribution's own tools.
+    #[default]
+    Off,
+    /// This agent.
+    Agent,
+}
+
+/// `policy:`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Policy {
+    pub mode: PolicyMode,
+}
+
+/// A recurring span of time.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Window {
+    pub rule: String,
+    #[serde(default = "utc")]
+    pub timezone: String,
+    #[serde(default = "an_hour")]
+    pub duration_minutes: u32,
+}
+
+fn utc() -> String {
+    "UTC".into()
+}
+
+fn an_hour() -> u32 {
+    60
+}
+
+/// `reboot:`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Reboot {
+    pub window: Option<Window>,
+    pub drain_command: Option<Vec<String>>,
+}
+
+/// When a report is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum ReportMode {
+    Always,
+    #[default]
+    OnlyOnError,
+    OnChange,
+}
+
+/// `notifications.mail:`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Mail {
+    pub host: String,
+    pub port: Option<u16>,
+    pub from: String,
+    pub to: Vec<String>,
+    pub user: Option<String>,
+    pub password_file: Option<PathBuf>,
+    #[serde(default)]
+    pub report: ReportMode,
+}
+
+/// `notifications:`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
+pub struct Notifications {
+    pub mail: Option<Mail>,
+    pub webhooks: Vec<String>,
+}

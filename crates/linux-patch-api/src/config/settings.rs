@@ -1,0 +1,382 @@
+//! The third stage: checked values, ready to be used.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::fragment::{HealthCheck, Inputs, Notifications, Policy, Reboot, Rollback, Tls};
+
+/// A value that is not acceptable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// The key, with its section.
+    pub key: String,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+/// What an identity may do. Each role may do what the ones before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read.
+    Viewer,
+    /// Change packages and handle jobs.
+    Operator,
+    /// Everything, reboots included.
+    Admin,
+}
+
+impl Role {
+    /// The role as the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|r| r.as_str() == text)
+    }
+}
+
+/// How much the service's own log says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// The level in the words of `tracing`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// Where the certificates are, the root prefix included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsPaths {
+    /// The internal CA.
+    pub ca_cert: PathBuf,
+    /// The server's chain.
+    pub server_cert: PathBuf,
+    /// The server's key.
+    pub server_key: PathBuf,
+    /// The revocation list.
+    pub crl: PathBuf,
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddrV4,
+    /// How long a request may take; also the most that `Prefer: wait` grants.
+    pub timeout: Duration,
+    /// Certificates.
+    pub tls: TlsPaths,
+    /// The log level.
+    pub level: LogLevel,
+    /// How long rotated audit files are kept.
+    pub retention_days: u32,
+    /// Where the audit trail also goes.
+    pub remote_syslog: Option<String>,
+    /// The limit of a job.
+    pub job_timeout: Duration,
+    /// How many jobs may be active.
+    pub max_concurrent_jobs: usize,
+    /// Requests a minute and identity.
+    pub rate_limit: u32,
+    /// Who may do what; empty means that every certificate of the CA is an administrator.
+    pub roles: BTreeMap<String, Role>,
+    /// Checked, not acted upon yet.
+    pub rollback: Rollback,
+    /// Checked, not acted upon yet.
+    pub health_checks: Vec<HealthCheck>,
+    /// Checked, not acted upon yet.
+    pub policy: Policy,
+    /// Checked, not acted upon yet.
+    pub reboot: Reboot,
+    /// Checked, not acted upon yet.
+    pub notifications: Notifications,
+    /// The keys in the file that this version does not act upon.
+    pub inactive: Vec<&'static str>,
+}
+
+impl Settings {
+    /// Checks all values; the paths of the certificates are put below `root`.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn try_from_inputs(inputs: Inputs, root: &Path) -> Result<Self, Vec<Invalid>> {
+        let mut check = Checker(Vec::new());
+        let bind = check.bind_address(&inputs.server.bind_address);
+        check.within("server.port", u64::from(inputs.server.port), 1, 65535);
+        check.within("server.timeout", inputs.server.timeout, 1, 3600);
+        let tls = check.tls(&inputs.tls, root);
+        let level = check.level(&inputs.logging.level);
+        check.within("logging.retention_days", inputs.logging.retention_days.into(), 1, 3650);
+        if let Some(target) = &inputs.logging.remote_syslog {
+            check.syslog(target);
+        }
+        let security = inputs.security;
+        check.within("security.job_timeout_minutes", security.job_timeout_minutes, 1, 1440);
+        let jobs = u64::try_from(security.max_concurrent_jobs).unwrap_or(u64::MAX);
+        check.within("security.max_concurrent_jobs", jobs, 1, 100);
+        let rate = u64::from(security.rate_limit_requests_per_minute);
+        check.within("security.rate_limit_requests_per_minute", rate, 1, 100_000_000);
+        let roles = check.roles(security.roles);
+        check.within("rollback.keep_days", inputs.rollback.keep_days.into(), 1, 3650);
+        check.health_checks(&inputs.health_checks);
+        check.reboot(&inputs.reboot);
+        check.notifications(&inputs.notifications);
+        if !check.0.is_empty() {
+            return Err(check.0);
+        }
+        Ok(Self {
+            listen: SocketAddrV4::new(bind, inputs.server.port),
+            timeout: Duration::from_secs(inputs.server.timeout),
+            tls,
+            level,
+            retention_days: inputs.logging.retention_days,
+            remote_syslog: inputs.logging.remote_syslog,
+            job_timeout: Duration::from_secs(security.job_timeout_minutes * 60),
+            max_concurrent_jobs: security.max_concurrent_jobs,
+            rate_limit: security.rate_limit_requests_per_minute,
+            roles,
+            rollback: inputs.rollback,
+            health_checks: inputs.health_checks,
+            policy: inputs.policy,
+            reboot: inputs.reboot,
+            notifications: inputs.notifications,
+            inactive: inputs.inactive,
+        })
+    }
+
+    /// The role of an identity, given by its common name and the SHA-256 of its certificate in lower-case hexadecimal;
+    /// none if there is a mapping without it. A fingerprint decides before a name.
+    #[must_use]
+    pub fn role_of(&self, name: &str, fingerprint: &str) -> Option<Role> {
+        if self.roles.is_empty() {
+            return Some(Role::Admin);
+        }
+        self.roles.get(fingerprint).or_else(|| self.roles.get(name)).copied()
+    }
+}
+
+/// Collects what is wrong, so that one run of `check-config` names everything.
+struct Checker(Vec<Invalid>);
+
+impl Checker {
+    fn refuse(&mut self, key: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Invalid { key: key.into(), message: message.into() });
+    }
+
+    fn within(&mut self, key: &str, value: u64, least: u64, most: u64) {
+        if !(least..=most).contains(&value) {
+            self.refuse(key, format!("{value} is not between {least} and {most}"));
+        }
+    }
+
+    fn bind_address(&mut self, text: &str) -> Ipv4Addr {
+        text.parse().unwrap_or_else(|_| {
+            self.refuse(
+                "server.bind_address",
+                format!("{text:?} is not an IPv4 address; the agent serves IPv4 only, such as \"0.0.0.0\""),
+            );
+            Ipv4Addr::UNSPECIFIED
+        })
+    }
+
+    fn tls(&mut self, tls: &Tls, root: &Path) -> TlsPaths {
+        if !tls.enabled {
+            self.refuse("tls.enabled", "false is refused: the agent speaks mutual TLS only; remove the key");
+        }
+        if !matches!(tls.min_version.as_str(), "TLS1.3" | "TLSv1.3" | "1.3") {
+            self.refuse("tls.min_version", format!("{:?} is refused; write \"TLS1.3\"", tls.min_version));
+        }
+        TlsPaths {
+            ca_cert: self.below("tls.ca_cert", &tls.ca_cert, root),
+            server_cert: self.below("tls.server_cert", &tls.server_cert, root),
+            server_key: self.below("tls.server_key", &tls.server_key, root),
+            crl: self.below("tls.crl", &tls.crl, root),
+        }
+    }
+
+    fn below(&mut self, key: &str, path: &Path, root: &Path) -> PathBuf {
+        let inside = path.strip_prefix("/").unwrap_or_else(|_| {
+            self.refuse(key, format!("{} is not an absolute path", path.display()));
+            path
+        });
+        if inside.components().any(|c| c == std::path::Component::ParentDir) {
+            self.refuse(key, format!("{} must not contain \"..\"", path.display()));
+        }
+        root.join(inside)
+    }
+
+    fn level(&mut self, text: &str) -> LogLevel {
+        match text.to_ascii_uppercase().as_str() {
+            "ERROR" => LogLevel::Error,
+            "WARN" | "WARNING" => LogLevel::Warn,
+            "INFO" => LogLevel::Info,
+            "DEBUG" => LogLevel::Debug,
+            "TRACE" => LogLevel::Trace,
+            _ => {
+                self.refuse(
+                    "logging.level",
+                    format!("{text:?} is not one of ERROR, WARN, INFO, DEBUG and TRACE"),
+                );
+                LogLevel::Info
+            }
+        }
+    }
+
+    fn syslog(&mut self, target: &str) {
+        let rest = ["udp://", "tcp://", "tls://"].iter().find_map(|s| target.strip_prefix(s)).unwrap_or(target);
+        if !is_host_and_port(rest) {
+            self.refuse(
+                "logging.remote_syslog",
+                format!("{target:?} is not HOST:PORT, optionally after udp://, tcp:// or tls://"),
+            );
+        }
+    }
+
+    fn roles(&mut self, roles: BTreeMap<String, String>) -> BTreeMap<String, Role> {
+        let mut known = BTreeMap::new();
+        for (identity, role) in roles {
+            if identity.is_empty() {
+                self.refuse("security.roles", "an identity must not be empty");
+                continue;
+            }
+            let Some(role) = Role::parse(&role) else {
+                self.refuse(
+                    "security.roles",
+                    format!("{identity} has the role {role:?}, which is not one of viewer, operator and admin"),
+                );
+                continue;
+            };
+            // Tools print fingerprints in either case, with or without colons.
+            let plain = identity.replace(':', "").to_ascii_lowercase();
+            let is_fingerprint = plain.len() == 64 && plain.bytes().all(|b| b.is_ascii_hexdigit());
+            known.insert(if is_fingerprint { plain } else { identity }, role);
+        }
+        known
+    }
+
+    fn health_checks(&mut self, checks: &[HealthCheck]) {
+        for (i, one) in checks.iter().enumerate() {
+            let key = format!("health_checks[{i}]");
+            let timeout = match one {
+                HealthCheck::Command { command, timeout_seconds } => {
+                    self.argv(&key, command);
+                    timeout_seconds
+                }
+                HealthCheck::Http { url, timeout_seconds, .. } => {
+                    self.url(&key, url);
+                    timeout_seconds
+                }
+                HealthCheck::Tcp { address, timeout_seconds } => {
+                    if !is_host_and_port(address) {
+                        self.refuse(&*key, format!("the address {address:?} is not HOST:PORT"));
+                    }
+                    timeout_seconds
+                }
+                HealthCheck::Systemd { unit, timeout_seconds } => {
+                    if !crate::http::system::is_unit_name(unit) {
+                        self.refuse(&*key, format!("{unit:?} is not the name of a unit, such as ssh.service"));
+                    }
+                    timeout_seconds
+                }
+            };
+            if let Some(seconds) = timeout {
+                self.within(&key, u64::from(*seconds), 1, 3600);
+            }
+        }
+    }
+
+    fn argv(&mut self, key: &str, argv: &[String]) {
+        if !argv.first().is_some_and(|program| program.starts_with('/')) {
+            self.refuse(key, "the command is a list that starts with a program's absolute path");
+        }
+    }
+
+    fn url(&mut self, key: &str, url: &str) {
+        let uri = url.parse::<http::Uri>().ok();
+        let known = |s: &str| s == "http" || s == "https";
+        if !uri.is_some_and(|u| u.scheme_str().is_some_and(known) && u.host().is_some()) {
+            self.refuse(key, format!("{url:?} is not an http or https URL"));
+        }
+    }
+
+    fn reboot(&mut self, reboot: &Reboot) {
+        if let Some(window) = &reboot.window {
+            if !window.rule.split(';').any(|part| part.starts_with("FREQ=")) {
+                self.refuse(
+                    "reboot.window.rule",
+                    format!("{:?} is not an RFC 5545 rule: it has no FREQ, such as FREQ=WEEKLY;BYDAY=SU;BYHOUR=4", window.rule),
+                );
+            }
+            if window.timezone != "UTC" && jiff::tz::TimeZone::get(&window.timezone).is_err() {
+                self.refuse(
+                    "reboot.window.timezone",
+                    format!("{:?} is not a time zone that this host knows", window.timezone),
+                );
+            }
+            self.within("reboot.window.duration_minutes", window.duration_minutes.into(), 1, 10080);
+        }
+        if let Some(command) = &reboot.drain_command {
+            self.argv("reboot.drain_command", command);
+        }
+    }
+
+    fn notifications(&mut self, notifications: &Notifications) {
+        for (i, url) in notifications.webhooks.iter().enumerate() {
+            self.url(&format!("notifications.webhooks[{i}]"), url);
+        }
+        if let Some(mail) = &notifications.mail {
+            if mail.host.is_empty() {
+                self.refuse("notifications.mail.host", "the mail server's name must not be empty");
+            }
+            if mail.to.is_empty() {
+                self.refuse("notifications.mail.to", "name at least one recipient");
+            }
+            for address in mail.to.iter().chain([&mail.from]).filter(|a| !a.contains('@')) {
+                self.refuse("notifications.mail", format!("{address:?} is not a mail address"));
+            }
+        }
+    }
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+        !host.is_empty() && host.bytes().all(plain) && port.parse::<u16>().is_ok_and(|p| p > 0)
+    })
+}

@@ -1,0 +1,174 @@
+//! Operations that only ask: queries and plans. Equal ones that run at the same time share one run.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use patch_types::{
+    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Plan, Query,
+    event::{Ended, QueryResult},
+    executor::{Reply, RequestBody},
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use super::{
+    client::{Executor, request},
+    follow::{APPEARANCE, Follow, FollowEnd, Step},
+};
+
+/// How long a query may take. The solver needs seconds on a large host, more when it waits for the lists' lock.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// How many different queries the root side is given at once: each is a process there.
+const PARALLEL: usize = 4;
+
+type Answer = Result<QueryResult, ErrorDetail>;
+
+/// The queries under way. The key holds the state of the host that they were asked in, so that nobody who has seen a
+/// change end is given an answer that was begun before it.
+pub(super) struct Flights {
+    changes: AtomicU64,
+    running: Mutex<HashMap<(u64, String), watch::Receiver<Option<Answer>>>>,
+    slots: Semaphore,
+}
+
+impl Default for Flights {
+    fn default() -> Self {
+        Self {
+            changes: AtomicU64::new(0),
+            running: Mutex::new(HashMap::new()),
+            slots: Semaphore::new(PARALLEL),
+        }
+    }
+}
+
+impl Executor {
+    /// A read that needs root. Equal queries that run at the same time share one run.
+    ///
+    /// # Errors
+    /// When the root side cannot be reached, refuses, fails, or takes too long.
+    pub async fn query(&self, query: Query) -> Result<QueryResult, ErrorDetail> {
+        self.shared(RequestBody::Query { query }).await
+    }
+
+    /// What an operation would do. Equal questions that run at the same time share one run.
+    ///
+    /// # Errors
+    /// When the root side cannot be reached, refuses, fails, or takes too long.
+    pub async fn plan(&self, operation: Operation) -> Result<Plan, ErrorDetail> {
+        match self.shared(RequestBody::Plan { operation }).await? {
+            QueryResult::Plan(plan) => Ok(plan),
+            _ => Err(ErrorDetail::new(
+                ErrorCode::ServiceUnhealthy,
+                "the root side answered another question than it was asked; see \
+                 `journalctl -u 'linux-patch-executor@*'`",
+            )),
+        }
+    }
+
+    /// Tells that the host has changed: who asks from now on does not join a run that was begun before.
+    pub fn host_changed(&self) {
+        self.flights.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    async fn shared(&self, body: RequestBody) -> Answer {
+        let text = serde_json::to_string(&body)
+            .map_err(|e| ErrorDetail::new(ErrorCode::InvalidRequest, format!("cannot be asked: {e}")))?;
+        let mut answer = {
+            let key = (self.flights.changes.load(Ordering::Acquire), text);
+            let mut running = self.flights.running.lock().unwrap_or_else(PoisonError::into_inner);
+            match running.get(&key) {
+                Some(flight) => flight.clone(),
+                None => {
+                    let (sender, receiver) = watch::channel(None);
+                    running.insert(key.clone(), receiver.clone());
+                    let executor = self.clone();
+                    // A task of its own: the caller that began it may go away while others still wait for it.
+                    tokio::spawn(async move {
+                        let landing = Landing { executor: &executor, key };
+                        let answer = executor.answer(body).await;
+                        drop(landing);
+                        sender.send_replace(Some(answer));
+                    });
+                    receiver
+                }
+            }
+        };
+        let answer = answer.wait_for(Option::is_some).await.ok().and_then(|a| a.clone());
+        answer.unwrap_or_else(|| {
+            Err(ErrorDetail::new(ErrorCode::ServiceUnhealthy, "the agent stopped before the answer came"))
+        })
+    }
+
+    async fn answer(&self, body: RequestBody) -> Answer {
+        let work = async {
+            // The semaphore is never closed; without a permit the query would still be correct.
+            let _slot = self.flights.slots.acquire().await;
+            let ended = self.run(body).await?;
+            match (ended.status, ended.answer) {
+                (JobStatus::Completed, Some(answer)) => Ok(answer),
+                _ => Err(ended.error.unwrap_or_else(|| {
+                    ErrorDetail::new(
+                        ErrorCode::ServiceUnhealthy,
+                        "the root side ended without an answer; see `journalctl -u 'linux-patch-executor@*'`",
+                    )
+                })),
+            }
+        };
+        timeout(ANSWER_LIMIT, work).await.unwrap_or_else(|_| {
+            Err(ErrorDetail::new(
+                ErrorCode::ServiceUnhealthy,
+                format!(
+                    "the root side did not answer within {} s; see `journalctl -u 'linux-patch-executor@*'`",
+                    ANSWER_LIMIT.as_secs()
+                ),
+            ))
+        })
+    }
+
+    /// Submits under a new id and follows to the end.
+    async fn run(&self, body: RequestBody) -> Result<Ended, ErrorDetail> {
+        let request = request(body);
+        if let Reply::Refused { code, message } = self.submit(&request).await? {
+            return Err(ErrorDetail::new(code, message));
+        }
+        let mut follow = Follow::open(self.events_of(request.id), 0, APPEARANCE).await?;
+        loop {
+            match follow.next().await? {
+                Step::Events(events) => {
+                    for event in events {
+                        if let EventKind::Ended(ended) = event.kind {
+                            return Ok(*ended);
+                        }
+                    }
+                }
+                Step::End(FollowEnd::Ended | FollowEnd::Abandoned) => {
+                    return Err(ErrorDetail::new(
+                        ErrorCode::ServiceUnhealthy,
+                        "the root side died over the question; see `journalctl -u 'linux-patch-executor@*'`",
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// Takes a query off the list of those under way, however its task ends.
+struct Landing<'a> {
+    executor: &'a Executor,
+    key: (u64, String),
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.executor.flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}

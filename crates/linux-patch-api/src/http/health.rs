@@ -1,0 +1,172 @@
+//! `GET /health`: whether the agent can do its work, part by part.
+
+use std::path::Path;
+
+use axum::{extract::State, http::StatusCode, response::Response};
+use jiff::{SignedDuration, Timestamp};
+use patch_service::StrictQuery;
+use patch_types::api::{AuditHead, CrlStatus, Health, HealthCheck, HealthStatus};
+
+use super::{
+    app::{App, Certificates},
+    caller::Caller,
+    reply::{self, ApiError, Nothing},
+};
+
+/// A certificate that expires within this time asks for attention.
+const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
+
+/// Below this share of free space a file system is too full.
+const LEAST_FREE_PERCENT: u64 = 5;
+
+/// Below this many free bytes a file system is too full, whatever their share.
+const LEAST_FREE_BYTES: u64 = 64 << 20;
+
+/// How grave a failing part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// The agent works without it.
+    Attention,
+    /// It does not.
+    Vital,
+}
+
+struct Part {
+    check: HealthCheck,
+    weight: Weight,
+}
+
+fn part(name: &str, weight: Weight, result: Result<String, String>) -> Part {
+    let healthy = result.is_ok();
+    let (Ok(message) | Err(message)) = result;
+    Part { check: HealthCheck { name: name.to_owned(), healthy, message }, weight }
+}
+
+/// Says whether the agent can do its work.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "getHealth",
+    tag = "observation",
+    responses(
+        (status = 200, description = "It can; `degraded` if something needs attention", body = Health),
+        (status = 503, description = "It cannot; `error.details` holds the same fields (SERVICE_UNHEALTHY)"),
+    )
+)]
+pub(super) async fn get(
+    State(app): State<App>,
+    caller: Caller,
+    _: StrictQuery<Nothing>,
+) -> Result<Response, ApiError> {
+    let health = examine(&app).await;
+    if health.status == HealthStatus::Unhealthy {
+        return Err(reply::unhealthy(&health));
+    }
+    reply::data(&caller, StatusCode::OK, &health)
+}
+
+async fn examine(app: &App) -> Health {
+    let now = Timestamp::now();
+    let certificates = app.certificates();
+    let executor = app.executor().ping().await;
+    let parts = [
+        part(
+            "executor",
+            Weight::Vital,
+            executor.map(|()| "the root side accepts connections".to_owned()).map_err(|e| e.message),
+        ),
+        part("audit", Weight::Vital, audit(app)),
+        part("packages", Weight::Attention, packages(app)),
+        part("jobs", Weight::Attention, jobs(app)),
+        part("state", Weight::Vital, directory(&app.root().join(crate::config::STATE_DIR))),
+        part("log", Weight::Vital, space(&app.root().join(crate::config::LOG_DIR))),
+        part("certificate", Weight::Vital, expiry("the server's certificate", certificates.server_expires, now)),
+        part("ca", Weight::Vital, expiry("the CA's certificate", certificates.ca_expires, now)),
+        part("crl", Weight::Attention, crl(&certificates, now)),
+    ];
+    let soon = [certificates.server_expires, certificates.ca_expires]
+        .into_iter()
+        .flatten()
+        .any(|at| at.duration_since(now) < EXPIRES_SOON);
+    let worst = parts.iter().filter(|p| !p.check.healthy).map(|p| p.weight).max();
+    let status = match worst {
+        Some(Weight::Vital) => HealthStatus::Unhealthy,
+        Some(Weight::Attention) => HealthStatus::Degraded,
+        None if soon => HealthStatus::Degraded,
+        None => HealthStatus::Healthy,
+    };
+    Health {
+        status,
+        uptime_seconds: app.uptime().as_secs(),
+        version: crate::VERSION.to_owned(),
+        checks: parts.into_iter().map(|p| p.check).collect(),
+        crl_status: certificates.crl_status(now),
+        crl_age_seconds: certificates
+            .crl_this_update
+            .map(|at| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0)),
+        crl_next_update: certificates.crl_next_update,
+        certificate_expires: certificates.server_expires,
+        ca_expires: certificates.ca_expires,
+        audit_head: app.audit_head().map(|(seq, hash)| AuditHead { seq, hash }),
+    }
+}
+
+fn audit(app: &App) -> Result<String, String> {
+    match app.audit_failure() {
+        None => Ok("the audit trail is being written".to_owned()),
+        Some(error) => Err(format!("the audit trail cannot be written, so changes are refused: {error}")),
+    }
+}
+
+fn packages(app: &App) -> Result<String, String> {
+    let counts = app.inventory().try_counts().map_err(|e| e.message)?;
+    match counts.broken {
+        0 => Ok(format!("the package database is consistent: {} packages", counts.installed)),
+        broken => Err(format!(
+            "{broken} of {} packages are in no consistent state; GET /packages?status=broken lists them, dpkg --configure -a usually mends them",
+            counts.installed
+        )),
+    }
+}
+
+fn jobs(app: &App) -> Result<String, String> {
+    let problems = app.jobs().problems();
+    if problems.is_empty() { Ok("all job files can be read".to_owned()) } else { Err(problems.join("; ")) }
+}
+
+/// Whether a file can be made in the directory, and there is space.
+fn directory(path: &Path) -> Result<String, String> {
+    use rustix::fs::{Access, AtFlags, CWD};
+    rustix::fs::accessat(CWD, path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|e| format!("{} is not writable: {e}", path.display()))?;
+    space(path)
+}
+
+fn space(path: &Path) -> Result<String, String> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| format!("{} cannot be examined: {e}", path.display()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let total = stat.f_blocks.saturating_mul(stat.f_frsize).max(1);
+    let percent = free.saturating_mul(100) / total;
+    let said = format!("{} has {} MiB ({percent} %) free", path.display(), free >> 20);
+    if free < LEAST_FREE_BYTES || percent < LEAST_FREE_PERCENT { Err(format!("{said}; make room")) } else { Ok(said) }
+}
+
+fn expiry(what: &str, at: Option<Timestamp>, now: Timestamp) -> Result<String, String> {
+    match at {
+        None => Ok(format!("{what} is not known here")),
+        Some(at) if at <= now => Err(format!("{what} expired at {at}; replace it and send SIGHUP")),
+        Some(at) => {
+            let days = at.duration_since(now).as_hours() / 24;
+            Ok(format!("{what} expires at {at}, in {days} days"))
+        }
+    }
+}
+
+fn crl(certificates: &Certificates, now: Timestamp) -> Result<String, String> {
+    match certificates.crl_status(now) {
+        CrlStatus::Valid => Ok("the revocation list is in force".to_owned()),
+        CrlStatus::Missing => Err("there is no revocation list: a stolen client certificate cannot be shut out; put one at tls.crl".to_owned()),
+        CrlStatus::Expired => Err("the revocation list has expired; replace it and send SIGHUP".to_owned()),
+        CrlStatus::Invalid => Err("the revocation list cannot be used; the log says why".to_owned()),
+    }
+}

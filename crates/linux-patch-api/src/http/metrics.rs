@@ -1,0 +1,174 @@
+//! `GET /metrics`: what Prometheus reads, and the counters behind it.
+
+use std::sync::atomic::AtomicU64;
+
+use axum::{
+    extract::State,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use patch_types::JobStatus;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+
+use super::{
+    app::App,
+    reply::{ApiError, internal},
+};
+
+/// The labels of a request. A route is its pattern, never what a client sent, so that the number of series is bounded.
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    method: &'static str,
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RouteLabels {
+    method: &'static str,
+    route: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StatusLabel {
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// Gauges that are read when somebody asks, not kept up to date.
+#[derive(Debug, Default)]
+struct Scraped {
+    door: Family<ReasonLabel, Gauge>,
+    jobs: Family<StatusLabel, Gauge>,
+    audit_records: Gauge,
+    audit_healthy: Gauge,
+    packages: Gauge,
+    upgradable: Gauge,
+    security: Gauge,
+    certificate_expiry: Gauge,
+    ca_expiry: Gauge,
+    uptime: Gauge,
+}
+
+/// All metrics of the agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
+    limited: Counter<u64, AtomicU64>,
+    scraped: Scraped,
+}
+
+fn histogram() -> Histogram {
+    Histogram::new([0.000_5, 0.001, 0.002_5, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("linux_patch_api");
+        let requests = Family::default();
+        let durations = Family::new_with_constructor(histogram as fn() -> Histogram);
+        let limited = Counter::default();
+        let s = Scraped::default();
+        registry.register("requests", "Requests by route, method and status", requests.clone());
+        registry.register("request_duration_seconds", "Time to answer", durations.clone());
+        registry.register("rate_limited", "Requests refused by the rate limit", limited.clone());
+        registry.register(
+            "door_refusals",
+            "Connections refused before any request, by reason, since the start",
+            s.door.clone(),
+        );
+        registry.register("jobs", "Jobs that are kept, by status", s.jobs.clone());
+        registry.register("audit_records", "The audit trail's last number", s.audit_records.clone());
+        registry.register("audit_healthy", "1 if the audit trail can be written", s.audit_healthy.clone());
+        registry.register("packages_installed", "Installed packages", s.packages.clone());
+        registry.register("packages_upgradable", "Packages with an update", s.upgradable.clone());
+        registry.register("packages_security", "Packages with a security update", s.security.clone());
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires",
+            s.certificate_expiry.clone(),
+        );
+        registry.register(
+            "ca_expiry_timestamp_seconds",
+            "When the CA's certificate expires",
+            s.ca_expiry.clone(),
+        );
+        registry.register("uptime_seconds", "Seconds since the start", s.uptime.clone());
+        let build = Info::new(vec![("version", crate::VERSION)]);
+        registry.register("build", "The agent's version", build);
+        Self { registry, requests, durations, limited, scraped: s }
+    }
+}
+
+impl Metrics {
+    /// Counts an answered request.
+    pub fn answered(&self, method: &'static str, route: &'static str, status: u16, seconds: f64) {
+        self.requests.get_or_create(&RequestLabels { method, route, status }).inc();
+        self.durations.get_or_create(&RouteLabels { method, route }).observe(seconds);
+    }
+
+    /// Counts a request that the rate limit refused.
+    pub fn limited(&self) {
+        self.limited.inc();
+    }
+
+    fn scrape(&self, app: &App) -> Result<String, std::fmt::Error> {
+        let s = &self.scraped;
+        for (reason, count) in app.door_counts() {
+            s.door.get_or_create(&ReasonLabel { reason }).set(signed(count));
+        }
+        for status in [
+            JobStatus::Pending,
+            JobStatus::Running,
+            JobStatus::Completed,
+            JobStatus::Failed,
+            JobStatus::Cancelled,
+            JobStatus::Timeout,
+        ] {
+            let count = app.jobs().count(status);
+            s.jobs.get_or_create(&StatusLabel { status: status.as_str() }).set(signed(count as u64));
+        }
+        let head = app.audit().head();
+        s.audit_records.set(head.map_or(0, |h| signed(h.seq)));
+        s.audit_healthy.set(app.audit().failure().is_none().into());
+        let counts = app.inventory().counts();
+        s.packages.set(signed(counts.installed as u64));
+        s.upgradable.set(signed(counts.upgradable as u64));
+        s.security.set(signed(counts.security as u64));
+        let certificates = app.certificates();
+        s.certificate_expiry.set(certificates.server_expires.map_or(0, |t| t.as_second()));
+        s.ca_expiry.set(certificates.ca_expires.map_or(0, |t| t.as_second()));
+        s.uptime.set(signed(app.uptime().as_secs()));
+        let mut out = String::with_capacity(8192);
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// What Prometheus reads, in the OpenMetrics text format.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "getMetrics",
+    tag = "observation",
+    responses((status = 200, description = "Metrics", body = String, content_type = "application/openmetrics-text"))
+)]
+pub(super) async fn get(State(app): State<App>) -> Result<Response, ApiError> {
+    let text = app.metrics().scrape(&app).map_err(|e| internal("the metrics could not be written", e))?;
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}

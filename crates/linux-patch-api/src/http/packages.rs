@@ -1,0 +1,214 @@
+//! `/packages`: what is installed, and changing it.
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use patch_service::strict::{StrictJson, StrictQuery};
+use patch_types::{
+    ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Query,
+    api::{InstallRequest, Job, PackageDetail, PackageList, RemoveRequest, UpdateRequest},
+    event::QueryResult,
+    operation::{Hold, Install, Remove, Update},
+    plan::PlanHash,
+};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{
+    app::App,
+    caller::Caller,
+    changes::{self, Change},
+    path::StrictPath,
+    reply::{self, ApiError},
+};
+use crate::inventory::filter::PackageFilter;
+
+/// Lists the packages of this host.
+///
+/// Without a query all of them come, from a cache with an `ETag`.
+#[utoipa::path(
+    get,
+    path = "/packages",
+    operation_id = "listPackages",
+    tag = "packages",
+    params(PackageFilter, ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses(
+        (status = 200, description = "The packages", body = PackageList),
+        (status = 304, description = "Nothing has changed since the ETag given"),
+    )
+)]
+pub(super) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    StrictQuery(filter): StrictQuery<PackageFilter>,
+) -> Result<Response, ApiError> {
+    if filter.is_everything() {
+        let cached = app.inventory().everything().await?;
+        return Ok(reply::cached(&caller, &headers, &cached));
+    }
+    filter.check().map_err(reply::invalid_field)?;
+    let list = app.inventory().select(&filter).await?;
+    reply::data(&caller, StatusCode::OK, &list)
+}
+
+/// Shows one package: its versions with their origins, relations, files, and why it is not upgraded.
+#[utoipa::path(
+    get,
+    path = "/packages/{name}",
+    operation_id = "getPackage",
+    tag = "packages",
+    params(("name" = PackageName, Path, description = "The package")),
+    responses(
+        (status = 200, description = "The package", body = PackageDetail),
+        (status = 404, description = "It is neither installed nor available (PKG_NOT_FOUND)"),
+    )
+)]
+pub(super) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    StrictPath(name): StrictPath<PackageName>,
+) -> Result<Response, ApiError> {
+    match app.executor().query(Query::Package { name }).await? {
+        QueryResult::Package(detail) => reply::data(&caller, StatusCode::OK, &detail),
+        _ => Err(reply::wrong_answer("package")),
+    }
+}
+
+/// Installs packages, or brings them to the given versions.
+#[utoipa::path(
+    post,
+    path = "/packages",
+    operation_id = "installPackages",
+    tag = "packages",
+    params(changes::ChangeHeaders),
+    request_body = InstallRequest,
+    responses(
+        (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
+        (status = 202, description = "Accepted as a job", body = Job),
+        (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
+    )
+)]
+pub(super) async fn install(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    StrictJson(body): StrictJson<InstallRequest>,
+) -> Result<Response, ApiError> {
+    let request = changes::as_asked(&body);
+    let options = body.options;
+    let operation = Operation::Install(Install {
+        packages: body.packages,
+        no_recommends: options.no_recommends,
+        allow_downgrade: options.allow_downgrade,
+        reinstall: options.reinstall,
+    });
+    let change = Change { operation, dry_run: options.dry_run, if_plan: options.if_plan, request };
+    changes::carry_out(&app, &caller, &headers, change).await
+}
+
+/// Updates one package, or changes its hold.
+#[utoipa::path(
+    put,
+    path = "/packages/{name}",
+    operation_id = "updatePackage",
+    tag = "packages",
+    params(("name" = PackageName, Path, description = "The package"), changes::ChangeHeaders),
+    request_body = UpdateRequest,
+    responses(
+        (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
+        (status = 202, description = "Accepted as a job", body = Job),
+        (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
+    )
+)]
+pub(super) async fn update(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    StrictPath(name): StrictPath<PackageName>,
+    StrictJson(body): StrictJson<UpdateRequest>,
+) -> Result<Response, ApiError> {
+    let request = changes::as_asked(&body);
+    let operation = update_operation(name, body.version, body.hold)?;
+    let change = Change { operation, dry_run: body.dry_run, if_plan: body.if_plan, request };
+    changes::carry_out(&app, &caller, &headers, change).await
+}
+
+fn update_operation(
+    name: PackageName,
+    version: Option<PackageVersion>,
+    hold: Option<bool>,
+) -> Result<Operation, ErrorDetail> {
+    match (version, hold) {
+        (Some(_), Some(_)) => Err(ErrorDetail::new(
+            ErrorCode::InvalidRequest,
+            "version and hold exclude each other; send one request for the update and one for the hold",
+        )
+        .with("field", "hold")),
+        (None, Some(hold)) => Ok(Operation::Hold(Hold { name, hold })),
+        (version, None) => Ok(Operation::Update(Update { name, version })),
+    }
+}
+
+/// The query of `DELETE /packages/{name}`; a JSON body with the same fields may stand in its place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RemoveQuery {
+    /// With its configuration files.
+    purge: Option<bool>,
+    /// With the packages that were installed only for it.
+    autoremove: Option<bool>,
+    /// Answer with the plan; change nothing.
+    dry_run: Option<bool>,
+    /// Only if the plan of that moment has this hash.
+    #[param(value_type = Option<String>)]
+    if_plan: Option<PlanHash>,
+}
+
+/// Removes one package.
+#[utoipa::path(
+    delete,
+    path = "/packages/{name}",
+    operation_id = "removePackage",
+    tag = "packages",
+    params(("name" = PackageName, Path, description = "The package"), RemoveQuery, changes::ChangeHeaders),
+    request_body(content = Option<RemoveRequest>, description = "The options, in place of the query"),
+    responses(
+        (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
+        (status = 202, description = "Accepted as a job", body = Job),
+        (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
+    )
+)]
+pub(super) async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    StrictPath(name): StrictPath<PackageName>,
+    StrictQuery(query): StrictQuery<RemoveQuery>,
+    reply::OptionalJson(body): reply::OptionalJson<RemoveRequest>,
+) -> Result<Response, ApiError> {
+    let options = match body {
+        None => RemoveRequest {
+            purge: query.purge.unwrap_or_default(),
+            autoremove: query.autoremove.unwrap_or_default(),
+            dry_run: query.dry_run.unwrap_or_default(),
+            if_plan: query.if_plan,
+        },
+        Some(body) if query == RemoveQuery::default() => body,
+        Some(_) => {
+            return Err(ErrorDetail::new(
+                ErrorCode::InvalidRequest,
+                "options are given in the query and in the body; give them in one place",
+            )
+            .into());
+        }
+    };
+    let request = changes::as_asked(&options);
+    let operation =
+        Operation::Remove(Remove { name, purge: options.purge, autoremove: options.autoremove });
+    let change = Change { operation, dry_run: options.dry_run, if_plan: options.if_plan, request };
+    changes::carry_out(&app, &caller, &headers, change).await
+}

@@ -1,0 +1,200 @@
+//! `/patches`: available updates, why a package is not updated, and applying them.
+
+use std::collections::BTreeSet;
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use patch_service::strict::{StrictJson, StrictQuery};
+use patch_types::{
+    ErrorCode, ErrorDetail, Operation, PackageName, Query,
+    api::{ApplyRequest, Job, PatchSet, WhyNot},
+    event::QueryResult,
+    name::MAX_NAME_LEN,
+    operation::{ApplyPatches, MAX_PACKAGES},
+};
+
+use super::{
+    app::App,
+    caller::Caller,
+    changes::{self, Change},
+    path::StrictPath,
+    reply::{self, ApiError},
+};
+
+/// Applying fetches the indexes first when they are older than this many seconds.
+const REFRESH_IF_OLDER: u64 = 3600;
+
+/// Lists the available updates, held and kept back ones included.
+#[utoipa::path(
+    get,
+    path = "/patches",
+    operation_id = "listPatches",
+    tag = "patches",
+    params(("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses(
+        (status = 200, description = "The updates", body = PatchSet),
+        (status = 304, description = "Nothing has changed since the ETag given"),
+    )
+)]
+pub(super) async fn list(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    _: StrictQuery<reply::Nothing>,
+) -> Result<Response, ApiError> {
+    let patches = app.inventory().patches().await?;
+    Ok(reply::cached(&caller, &headers, &patches))
+}
+
+/// Says why a package is not being patched, with a next step for each cause.
+#[utoipa::path(
+    get,
+    path = "/patches/{name}/why-not",
+    operation_id = "whyNotPatched",
+    tag = "patches",
+    params(("name" = PackageName, Path, description = "The package")),
+    responses(
+        (status = 200, description = "The causes", body = WhyNot),
+        (status = 404, description = "It is neither installed nor available (PKG_NOT_FOUND)"),
+    )
+)]
+pub(super) async fn why_not(
+    State(app): State<App>,
+    caller: Caller,
+    StrictPath(name): StrictPath<PackageName>,
+) -> Result<Response, ApiError> {
+    match app.executor().query(Query::WhyNot { name }).await? {
+        QueryResult::WhyNot(why) => reply::data(&caller, StatusCode::OK, &why),
+        _ => Err(reply::wrong_answer("why-not")),
+    }
+}
+
+/// Fetches the indexes of all repositories now.
+#[utoipa::path(
+    post,
+    path = "/patches/refresh",
+    operation_id = "refreshPatches",
+    tag = "patches",
+    params(changes::ChangeHeaders),
+    request_body(content = Option<reply::Nothing>, description = "None, or an empty object"),
+    responses(
+        (status = 200, description = "The ended job, with `Prefer: wait`", body = Job),
+        (status = 202, description = "Accepted as a job", body = Job),
+        (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
+    )
+)]
+pub(super) async fn refresh(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    _: reply::OptionalJson<reply::Nothing>,
+) -> Result<Response, ApiError> {
+    let change = Change {
+        operation: Operation::Refresh,
+        dry_run: false,
+        if_plan: None,
+        request: serde_json::json!({}),
+    };
+    changes::carry_out(&app, &caller, &headers, change).await
+}
+
+/// Applies available updates: all of them, or those named.
+#[utoipa::path(
+    post,
+    path = "/patches/apply",
+    operation_id = "applyPatches",
+    tag = "patches",
+    params(changes::ChangeHeaders),
+    request_body(content = Option<ApplyRequest>, description = "What to apply; all updates if absent"),
+    responses(
+        (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
+        (status = 202, description = "Accepted as a job", body = Job),
+        (status = 404, description = "An advisory or update named in `patches` is not known (PATCH_NOT_FOUND)"),
+        (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
+    )
+)]
+pub(super) async fn apply(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    reply::OptionalJson(body): reply::OptionalJson<ApplyRequest>,
+) -> Result<Response, ApiError> {
+    let body = body.unwrap_or_default();
+    check(&body)?;
+    not_yet(&body)?;
+    let mut packages = body.packages.clone();
+    if !body.patches.is_empty() {
+        let known = app.inventory().patch_set().await?;
+        for name in named(&body.patches, &known)? {
+            if !packages.contains(&name) {
+                packages.push(name);
+            }
+        }
+    }
+    let request = changes::as_asked(&body);
+    let operation = Operation::ApplyPatches(ApplyPatches {
+        packages,
+        security_only: body.security_only,
+        exclude: body.exclude,
+        allow_removals: body.allow_removals,
+        refresh_if_older: Some(REFRESH_IF_OLDER),
+    });
+    let change = Change { operation, dry_run: body.dry_run, if_plan: body.if_plan, request };
+    changes::carry_out(&app, &caller, &headers, change).await
+}
+
+fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
+    let refuse = |message: String| {
+        Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "patches"))
+    };
+    if body.patches.len() > MAX_PACKAGES {
+        return refuse(format!("{} patches were named; at most {MAX_PACKAGES} are allowed", body.patches.len()));
+    }
+    for id in &body.patches {
+        let printable = id.bytes().all(|b| b.is_ascii_graphic());
+        if id.is_empty() || id.len() > MAX_NAME_LEN || id.starts_with('-') || !printable {
+            return refuse(format!("{id:?} is neither an advisory's id nor a package name"));
+        }
+    }
+    Ok(())
+}
+
+/// What is understood and checked but not acted upon yet is refused, never silently ignored.
+fn not_yet(body: &ApplyRequest) -> Result<(), ApiError> {
+    let asked = [
+        ("allow_reboot", body.allow_reboot, "leave it out and reboot the host by hand in its window"),
+        ("on_failure", body.on_failure.is_some(), "leave it out"),
+        ("confirm_within", body.confirm_within.is_some(), "leave it out"),
+        ("rehearse", body.rehearse, "use dry_run to see the plan"),
+    ];
+    match asked.into_iter().find(|(_, asked, _)| *asked) {
+        Some((field, _, instead)) => Err(reply::later(field, instead)),
+        None => Ok(()),
+    }
+}
+
+/// The packages that advisory ids and package names stand for.
+fn named(ids: &[String], known: &PatchSet) -> Result<BTreeSet<PackageName>, ErrorDetail> {
+    let mut names = BTreeSet::new();
+    for id in ids {
+        let matching = known.patches.iter().filter(|p| {
+            p.name.as_str() == id || p.advisories.iter().chain(&p.cve_ids).any(|a| a.eq_ignore_ascii_case(id))
+        });
+        let mut found = false;
+        for patch in matching {
+            found = true;
+            names.insert(patch.name.clone());
+        }
+        if !found {
+            return Err(ErrorDetail::new(
+                ErrorCode::PatchNotFound,
+                format!("{id} is neither an available update nor an advisory of one; GET /patches lists them"),
+            )
+            .with("patch", id.as_str()));
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,240 @@
+//! `/system`: the host, its units, its reboots, its revocation list.
+
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::Response,
+};
+use patch_service::strict::{StrictJson, StrictQuery};
+use patch_types::{
+    ErrorCode, ErrorDetail, Query,
+    api::{Job, RebootRequest, RebootState, Service, ServiceList, SystemInfo},
+    event::QueryResult,
+};
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    app::App,
+    caller::Caller,
+    changes,
+    path::StrictPath,
+    reply::{self, ApiError},
+};
+
+/// The longest name of a unit, as systemd has it.
+const MAX_UNIT: usize = 255;
+
+/// The kinds of units.
+const UNIT_KINDS: [&str; 11] = [
+    "service", "socket", "target", "timer", "mount", "automount", "swap", "path", "slice", "scope", "device",
+];
+
+/// Whether a text is the name of a unit (`systemd.unit(5)`): a prefix of letters, digits, `:-_.\` with at most one
+/// `@`, and a known kind.
+#[must_use]
+pub fn is_unit_name(text: &str) -> bool {
+    let Some((prefix, kind)) = text.rsplit_once('.') else { return false };
+    let known = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    text.len() <= MAX_UNIT
+        && UNIT_KINDS.contains(&kind)
+        && !prefix.is_empty()
+        && !prefix.starts_with(['-', '.', '@'])
+        && !prefix.contains("..")
+        && prefix.bytes().all(known)
+        && prefix.bytes().filter(|b| *b == b'@').count() <= 1
+}
+
+/// A unit's name in a path.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct UnitName(String);
+
+impl TryFrom<String> for UnitName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if is_unit_name(&text) {
+            Ok(Self(text))
+        } else {
+            Err(format!("{text:?} is not the name of a unit, such as ssh.service"))
+        }
+    }
+}
+
+impl std::str::FromStr for UnitName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+/// Describes this host.
+#[utoipa::path(
+    get,
+    path = "/system/info",
+    operation_id = "getSystemInfo",
+    tag = "system",
+    responses((status = 200, description = "The host", body = SystemInfo))
+)]
+pub(super) async fn info(
+    State(app): State<App>,
+    caller: Caller,
+    _: StrictQuery<reply::Nothing>,
+) -> Result<Response, ApiError> {
+    let info = crate::inventory::host::info(app.root());
+    reply::data(&caller, StatusCode::OK, &info)
+}
+
+/// The query of `GET /system/services`.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ServiceQuery {
+    /// All units instead of those that failed or still run old code.
+    all: Option<bool>,
+}
+
+/// Lists units that failed or still run code that has been replaced on disk.
+#[utoipa::path(
+    get,
+    path = "/system/services",
+    operation_id = "listServices",
+    tag = "system",
+    params(ServiceQuery),
+    responses((status = 200, description = "The units", body = ServiceList))
+)]
+pub(super) async fn services(
+    State(app): State<App>,
+    caller: Caller,
+    StrictQuery(query): StrictQuery<ServiceQuery>,
+) -> Result<Response, ApiError> {
+    let mut list = units(&app).await?;
+    if !query.all.unwrap_or_default() {
+        list.services.retain(|s| s.active_state == "failed" || s.runs_old_code);
+    }
+    list.total = list.services.len();
+    reply::data(&caller, StatusCode::OK, &list)
+}
+
+/// Shows one unit's state.
+#[utoipa::path(
+    get,
+    path = "/system/services/{name}",
+    operation_id = "getService",
+    tag = "system",
+    params(("name" = String, Path, description = "The unit, such as ssh.service", max_length = 255)),
+    responses(
+        (status = 200, description = "The unit", body = Service),
+        (status = 404, description = "There is no such unit"),
+    )
+)]
+pub(super) async fn service(
+    State(app): State<App>,
+    caller: Caller,
+    StrictPath(UnitName(name)): StrictPath<UnitName>,
+) -> Result<Response, ApiError> {
+    let list = units(&app).await?;
+    match list.services.iter().find(|s| s.name == name) {
+        Some(service) => reply::data(&caller, StatusCode::OK, service),
+        None => Err(ApiError::not_found(format!(
+            "there is no unit {name} on this host; GET /system/services?all=true lists them"
+        ))),
+    }
+}
+
+async fn units(app: &App) -> Result<ServiceList, ApiError> {
+    match app.executor().query(Query::Services).await? {
+        QueryResult::Services(list) => Ok(list),
+        _ => Err(reply::wrong_answer("services")),
+    }
+}
+
+/// Says whether a reboot is due and why.
+#[utoipa::path(
+    get,
+    path = "/system/reboot",
+    operation_id = "getReboot",
+    tag = "system",
+    responses((status = 200, description = "The state", body = RebootState))
+)]
+pub(super) async fn reboot_state(
+    State(app): State<App>,
+    caller: Caller,
+    _: StrictQuery<reply::Nothing>,
+) -> Result<Response, ApiError> {
+    reply::data(&caller, StatusCode::OK, &crate::inventory::host::reboot(app.root()))
+}
+
+/// Schedules a reboot. Not available in this version.
+#[utoipa::path(
+    post,
+    path = "/system/reboot",
+    operation_id = "scheduleReboot",
+    tag = "system",
+    params(changes::ChangeHeaders),
+    request_body(content = Option<RebootRequest>, description = "When and why"),
+    responses((status = 202, description = "Accepted as a job", body = Job))
+)]
+pub(super) async fn reboot(
+    reply::OptionalJson(body): reply::OptionalJson<RebootRequest>,
+) -> Result<Response, ApiError> {
+    let body = body.unwrap_or_default();
+    if body.reason.is_some_and(|r| r.chars().count() > 1000) {
+        return Err(ErrorDetail::new(ErrorCode::InvalidRequest, "reason has more than 1000 characters").into());
+    }
+    Err(reply::later("scheduling a reboot", "reboot the host by hand; GET /system/reboot says whether it is due"))
+}
+
+/// A revocation list to be put in force.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "checked now, acted upon once the root side takes it")]
+pub(super) struct CrlRequest {
+    /// The list in PEM.
+    crl: String,
+}
+
+/// Replaces the revocation list by a newer one. Not available in this version.
+#[utoipa::path(
+    put,
+    path = "/system/crl",
+    operation_id = "putCrl",
+    tag = "system",
+    request_body = CrlRequest,
+    responses((status = 200, description = "In force"))
+)]
+pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, ApiError> {
+    Err(reply::later("replacing the revocation list", "put the file in its place on the host and send SIGHUP"))
+}
+
+/// How well this host keeps the promises about patching. Not available in this version.
+#[utoipa::path(
+    get,
+    path = "/compliance",
+    operation_id = "getCompliance",
+    tag = "system",
+    responses((status = 200, description = "The report"))
+)]
+pub(super) async fn compliance(_: StrictQuery<reply::Nothing>) -> Result<Response, ApiError> {
+    Err(reply::later("the compliance report", "GET /patches lists the security updates that are due"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_names_follow_the_grammar() {
+        for good in ["ssh.service", "getty@tty1.service", "dev-disk-by\\x2did.device", "a.b.timer"] {
+            assert!(is_unit_name(good), "{good}");
+        }
+        for bad in ["", "ssh", "-ssh.service", "../ssh.service", "a..b.service", "ssh.service;x", "a b.service",
+            "ssh.exe", ".service", "a@b@c.service", "ä.service", "a/b.service", "a\0.service"] {
+            assert!(!is_unit_name(bad), "{bad:?}");
+        }
+        assert!(is_unit_name(&format!("{}.service", "a".repeat(247))));
+        assert!(!is_unit_name(&format!("{}.service", "a".repeat(248))));
+    }
+}

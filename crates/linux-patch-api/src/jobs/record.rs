@@ -1,0 +1,147 @@
+//! What a job's file holds, and the two ways to read it: whole, or without what is only shown on demand.
+
+use patch_types::{
+    JobId, Operation, Plan,
+    api::{Job, LogLine},
+    event::{LogStream, PackageResult},
+    executor::Limits,
+};
+use serde::{Deserialize, Serialize};
+
+use super::Idempotency;
+
+/// The version of the file's format.
+const FORMAT: u32 = 1;
+
+/// What is kept in memory of every job, and what of a job's file is read at start.
+///
+/// `job` never holds a plan, results, output or log: those are large, and are fields of their own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Head {
+    format: u32,
+    /// What is to be done.
+    pub(super) operation: Operation,
+    /// With which limits.
+    pub(super) limits: Limits,
+    /// The client's own name for the request.
+    pub(super) idempotency: Option<Idempotency>,
+    /// The packages that it named or changed, one a line. One string, because there may be a thousand of them, for
+    /// each of a thousand jobs.
+    pub(super) packages: Box<str>,
+    /// The job as lists show it.
+    pub(super) job: Job,
+}
+
+/// A job's file, whole.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    #[serde(flatten)]
+    pub(super) head: Head,
+    /// What was planned.
+    pub(super) plan: Option<Plan>,
+    /// What became of it.
+    pub(super) results: Vec<PackageResult>,
+    /// The log, as far as it was kept.
+    pub(super) log: Vec<LogLine>,
+}
+
+/// Why a job's file is not one.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecordError {
+    #[error("the file is empty")]
+    Empty,
+    #[error("not a job: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("of the unknown format {0}")]
+    Format(u32),
+    #[error("the file of another job, {0}")]
+    Foreign(JobId),
+}
+
+impl Head {
+    /// A new job's.
+    pub(super) fn new(
+        operation: Operation,
+        limits: Limits,
+        idempotency: Option<Idempotency>,
+        job: Job,
+    ) -> Self {
+        let packages = named(&operation).collect::<Vec<_>>().join("\n").into();
+        Self { format: FORMAT, operation, limits, idempotency, packages, job }
+    }
+
+    /// Reads a file, passing over what is only shown on demand.
+    pub(super) fn parse(id: JobId, text: &[u8]) -> Result<Self, RecordError> {
+        if text.is_empty() {
+            return Err(RecordError::Empty);
+        }
+        serde_json::from_slice::<Self>(text)?.checked(id)
+    }
+
+    fn checked(self, id: JobId) -> Result<Self, RecordError> {
+        if self.format != FORMAT {
+            return Err(RecordError::Format(self.format));
+        }
+        if self.job.job_id != id {
+            return Err(RecordError::Foreign(self.job.job_id));
+        }
+        Ok(self)
+    }
+
+    /// Whether the job named or changed a package.
+    pub(super) fn concerns(&self, package: &str) -> bool {
+        self.packages.lines().any(|p| p == package)
+    }
+
+    /// Adds the packages that turned out to be concerned.
+    pub(super) fn add_packages(&mut self, results: &[PackageResult]) {
+        let mut names: std::collections::BTreeSet<&str> = self.packages.lines().collect();
+        names.extend(results.iter().map(|r| r.name.as_str()));
+        self.packages = names.into_iter().collect::<Vec<_>>().join("\n").into();
+    }
+}
+
+impl Record {
+    /// Reads a file whole.
+    pub(super) fn parse(id: JobId, text: &[u8]) -> Result<Self, RecordError> {
+        if text.is_empty() {
+            return Err(RecordError::Empty);
+        }
+        let mut record: Self = serde_json::from_slice(text)?;
+        record.head = record.head.checked(id)?;
+        Ok(record)
+    }
+
+    /// The job with everything that is known of it.
+    pub(super) fn into_job(self) -> Job {
+        full(self.head.job, self.plan, self.results, self.log)
+    }
+}
+
+/// The job with what is only shown on demand.
+pub(super) fn full(
+    mut job: Job,
+    plan: Option<Plan>,
+    results: Vec<PackageResult>,
+    log: Vec<LogLine>,
+) -> Job {
+    let lines: Vec<&str> =
+        log.iter().filter(|l| l.stream == LogStream::Output).map(|l| l.line.as_str()).collect();
+    job.output = Some(lines.join("\n"));
+    job.plan = plan;
+    job.results = results;
+    job.log = log;
+    job
+}
+
+fn named(operation: &Operation) -> impl Iterator<Item = &str> {
+    let names: Vec<&str> = match operation {
+        Operation::Refresh => Vec::new(),
+        Operation::Install(install) => install.packages.iter().map(|p| p.name.as_str()).collect(),
+        Operation::Update(update) => vec![update.name.as_str()],
+        Operation::Remove(remove) => vec![remove.name.as_str()],
+        Operation::Hold(hold) => vec![hold.name.as_str()],
+        Operation::ApplyPatches(apply) => apply.packages.iter().map(|p| p.as_str()).collect(),
+    };
+    names.into_iter()
+}

@@ -1,0 +1,340 @@
+//! Command lines for apt and dpkg, made by pure functions.
+//!
+//! What comes from a client is only ever a typed name or version, and always stands behind `--`. Patterns are off
+//! (`APT::Cmd::Pattern-Only`): without that, apt-get reads a name that it does not know as a regular expression and
+//! installs whatever matches.
+
+use std::path::Path;
+
+use patch_types::{
+    Action, PackageName, PackageVersion, Plan,
+    operation::{ApplyPatches, Install, Remove, Update},
+};
+
+/// A tool's absolute path and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Argv {
+    /// The program, absolute.
+    pub program: &'static str,
+    /// Its arguments, the program's name not among them.
+    pub args: Vec<String>,
+}
+
+impl std::fmt::Display for Argv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.program)?;
+        self.args.iter().try_for_each(|arg| write!(f, " {arg}"))
+    }
+}
+
+const APT_GET: &str = "/usr/bin/apt-get";
+const APT_CACHE: &str = "/usr/bin/apt-cache";
+const APT_MARK: &str = "/usr/bin/apt-mark";
+const DPKG: &str = "/usr/bin/dpkg";
+
+/// The environment of every tool: nothing is inherited.
+///
+/// `NEEDRESTART_SUSPEND`: its apt hook may restart services, which is not ours to do outside a window.
+pub const ENVIRONMENT: &[(&str, &str)] = &[
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("HOME", "/root"),
+    ("LC_ALL", "C.UTF-8"),
+    ("TERM", "dumb"),
+    ("DEBIAN_FRONTEND", "noninteractive"),
+    ("DEBIAN_PRIORITY", "critical"),
+    ("APT_LISTCHANGES_FRONTEND", "none"),
+    ("APT_LISTBUGS_FRONTEND", "none"),
+    ("NEEDRESTART_SUSPEND", "1"),
+    ("UCF_FORCE_CONFFOLD", "1"),
+];
+
+/// What the solver is asked to work out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Install or change to versions.
+    Install(Install),
+    /// Update one.
+    Update(Update),
+    /// Remove one.
+    Remove(Remove),
+    /// All updates, by the default policy or with removals.
+    UpgradeAll {
+        /// Allow the solver to remove packages.
+        allow_removals: bool,
+    },
+    /// These updates and nothing else but what they need.
+    UpgradeSome {
+        /// Which, at which version.
+        packages: Vec<(PackageName, Option<PackageVersion>)>,
+        /// Allow the solver to remove packages.
+        allow_removals: bool,
+    },
+}
+
+impl Task {
+    /// The task for an apply request that names its packages, or all of them.
+    #[must_use]
+    pub fn named(apply: &ApplyPatches) -> Self {
+        if apply.packages.is_empty() {
+            Self::UpgradeAll { allow_removals: apply.allow_removals }
+        } else {
+            Self::UpgradeSome {
+                packages: apply.packages.iter().map(|name| (name.clone(), None)).collect(),
+                allow_removals: apply.allow_removals,
+            }
+        }
+    }
+}
+
+fn target(name: &PackageName, version: Option<&PackageVersion>) -> String {
+    version.map_or_else(|| name.to_string(), |version| format!("{name}={version}"))
+}
+
+fn option(args: &mut Vec<String>, option: &str) {
+    args.push("-o".into());
+    args.push(option.into());
+}
+
+/// Options that hold for every run of apt: the root, no patterns, no terminal, the administrator's conffiles kept.
+fn common(root: &Path) -> Vec<String> {
+    let mut args = vec!["-q".to_owned()];
+    option(&mut args, "APT::Cmd::Pattern-Only=true");
+    option(&mut args, "Dpkg::Use-Pty=0");
+    option(&mut args, "Dpkg::Options::=--force-confdef");
+    option(&mut args, "Dpkg::Options::=--force-confold");
+    if root != Path::new("/") {
+        let root = root.display();
+        option(&mut args, &format!("Dir={root}"));
+        option(&mut args, &format!("Dir::State::status={root}/var/lib/dpkg/status"));
+        option(&mut args, &format!("Dpkg::Options::=--root={root}"));
+    }
+    args
+}
+
+fn verb(task: &Task) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut names = Vec::new();
+    match task {
+        Task::Install(install) => {
+            args.push("install".into());
+            if install.no_recommends {
+                args.push("--no-install-recommends".into());
+            }
+            if install.allow_downgrade {
+                args.push("--allow-downgrades".into());
+            }
+            if install.reinstall {
+                args.push("--reinstall".into());
+            }
+            names.extend(install.packages.iter().map(|p| target(&p.name, p.version.as_ref())));
+        }
+        Task::Update(update) => {
+            args.extend(["install", "--only-upgrade", "--no-remove"].map(String::from));
+            names.push(target(&update.name, update.version.as_ref()));
+        }
+        Task::Remove(remove) => {
+            args.push(if remove.purge { "purge" } else { "remove" }.into());
+            args.push(if remove.autoremove { "--auto-remove" } else { "--no-auto-remove" }.into());
+            names.push(remove.name.to_string());
+        }
+        Task::UpgradeAll { allow_removals: true } => args.push("dist-upgrade".into()),
+        Task::UpgradeAll { allow_removals: false } => {
+            args.extend(["upgrade", "--with-new-pkgs", "--no-remove"].map(String::from));
+        }
+        Task::UpgradeSome { packages, allow_removals } => {
+            args.extend(["install", "--only-upgrade"].map(String::from));
+            if !allow_removals {
+                args.push("--no-remove".into());
+            }
+            names.extend(packages.iter().map(|(name, version)| target(name, version.as_ref())));
+        }
+    }
+    if !names.is_empty() {
+        args.push("--".into());
+        args.append(&mut names);
+    }
+    args
+}
+
+/// Simulates a task. Takes no lock, changes nothing, prints versions.
+#[must_use]
+pub fn simulate(root: &Path, task: &Task) -> Argv {
+    let mut args = common(root);
+    args.extend(["-s", "-V"].map(String::from));
+    args.extend(verb(task));
+    Argv { program: APT_GET, args }
+}
+
+/// Fetches exactly the archives of a plan into the current directory, verified by apt. `None` when it needs none.
+#[must_use]
+pub fn download(root: &Path, plan: &Plan, status_fd: i32) -> Option<Argv> {
+    let names: Vec<String> = plan
+        .changes
+        .iter()
+        .filter(|c| !c.action.is_removal() && c.action != Action::Configure)
+        .filter_map(|c| {
+            let version = c.new_version.as_ref()?;
+            Some(format!("{}:{}={version}", c.name.name(), c.architecture))
+        })
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    let mut args = common(root);
+    option(&mut args, &format!("APT::Status-Fd={status_fd}"));
+    option(&mut args, "Acquire::Retries=2");
+    args.push("download".into());
+    args.push("--".into());
+    args.extend(names);
+    Some(Argv { program: APT_GET, args })
+}
+
+/// Carries a task out with the archives that are there. `lock_seconds` is apt's own patience with dpkg's lock.
+#[must_use]
+pub fn apply(root: &Path, task: &Task, status_fd: i32, lock_seconds: u64) -> Argv {
+    let mut args = common(root);
+    args.extend(["-y", "--no-download"].map(String::from));
+    option(&mut args, &format!("APT::Status-Fd={status_fd}"));
+    option(&mut args, &format!("DPkg::Lock::Timeout={lock_seconds}"));
+    args.extend(verb(task));
+    Argv { program: APT_GET, args }
+}
+
+/// Fetches all indexes. Any repository that fails makes the run fail: half a view is not passed off as a whole one.
+#[must_use]
+pub fn refresh(root: &Path, status_fd: i32) -> Argv {
+    let mut args = common(root);
+    option(&mut args, &format!("APT::Status-Fd={status_fd}"));
+    option(&mut args, "APT::Update::Error-Mode=any");
+    option(&mut args, "Acquire::Retries=2");
+    args.push("update".into());
+    Argv { program: APT_GET, args }
+}
+
+/// What the policy says of a package.
+#[must_use]
+pub fn policy(root: &Path, name: &PackageName) -> Argv {
+    let mut args = common(root);
+    args.extend(["policy".to_owned(), "--".to_owned(), name.to_string()]);
+    Argv { program: APT_CACHE, args }
+}
+
+fn apt_mark(root: &Path, verb: &str, names: impl IntoIterator<Item = String>) -> Argv {
+    let mut args = common(root);
+    args.push(verb.into());
+    args.push("--".into());
+    args.extend(names);
+    Argv { program: APT_MARK, args }
+}
+
+/// Puts a package on hold, or takes it off.
+#[must_use]
+pub fn hold(root: &Path, name: &PackageName, hold: bool) -> Argv {
+    apt_mark(root, if hold { "hold" } else { "unhold" }, [name.to_string()])
+}
+
+/// Marks packages as automatically installed: naming one to `apt-get install` makes it manual, which an update must
+/// not do.
+#[must_use]
+pub fn mark_auto(root: &Path, names: &[PackageName]) -> Argv {
+    apt_mark(root, "auto", names.iter().map(ToString::to_string))
+}
+
+/// Configures whatever an interrupted run left unconfigured.
+#[must_use]
+pub fn configure_pending(root: &Path) -> Argv {
+    let mut args = vec!["--force-confdef".to_owned(), "--force-confold".to_owned()];
+    if root != Path::new("/") {
+        args.push(format!("--root={}", root.display()));
+    }
+    args.extend(["--configure", "--pending"].map(String::from));
+    Argv { program: DPKG, args }
+}
+
+/// All units of the type service, as JSON.
+#[must_use]
+pub fn list_services() -> Argv {
+    let args = ["list-units", "--type=service", "--all", "--full", "--no-pager", "--output=json"];
+    Argv { program: "/usr/bin/systemctl", args: args.map(String::from).to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use patch_types::operation::PackageSpec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> PackageName {
+        text.parse().unwrap()
+    }
+
+    fn tail(argv: &Argv) -> String {
+        let at = argv.args.iter().rposition(|a| a == "-o").map_or(0, |i| i + 2);
+        argv.args[at..].join(" ")
+    }
+
+    #[test]
+    fn each_task_has_its_command_line() {
+        let root = Path::new("/");
+        let install = Task::Install(Install {
+            packages: vec![PackageSpec {
+                name: name("libc6:i386"),
+                version: Some("1:2~rc1-3".parse().unwrap()),
+            }],
+            no_recommends: true,
+            allow_downgrade: true,
+            reinstall: true,
+        });
+        let rows = [
+            (
+                install,
+                "install --no-install-recommends --allow-downgrades --reinstall -- libc6:i386=1:2~rc1-3",
+            ),
+            (
+                Task::Update(Update { name: name("aa"), version: None }),
+                "install --only-upgrade --no-remove -- aa",
+            ),
+            (
+                Task::Remove(Remove { name: name("aa"), purge: true, autoremove: false }),
+                "purge --no-auto-remove -- aa",
+            ),
+            (
+                Task::Remove(Remove { name: name("aa"), purge: false, autoremove: true }),
+                "remove --auto-remove -- aa",
+            ),
+            (Task::UpgradeAll { allow_removals: false }, "upgrade --with-new-pkgs --no-remove"),
+            (Task::UpgradeAll { allow_removals: true }, "dist-upgrade"),
+            (
+                Task::UpgradeSome { packages: vec![(name("aa"), None)], allow_removals: false },
+                "install --only-upgrade --no-remove -- aa",
+            ),
+        ];
+        for (task, expected) in rows {
+            assert_eq!(tail(&simulate(root, &task)), format!("-s -V {expected}"));
+            assert_eq!(tail(&apply(root, &task, 9, 7)), expected);
+        }
+    }
+
+    #[test]
+    fn another_root_reaches_apt_and_dpkg() {
+        let text = simulate(Path::new("/srv/x"), &Task::UpgradeAll { allow_removals: false }).to_string();
+        assert!(text.contains("-o Dir=/srv/x ") && text.contains("Dpkg::Options::=--root=/srv/x "));
+        assert!(
+            !simulate(Path::new("/"), &Task::UpgradeAll { allow_removals: false })
+                .to_string()
+                .contains("Dir=")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_named_stands_before_the_separator(names in prop::collection::vec("[a-z0-9][a-z0-9+.]{1,20}", 1..5)) {
+            let packages: Vec<_> = names.iter().filter_map(|n| n.parse().ok()).map(|n| (n, None)).collect();
+            prop_assume!(!packages.is_empty());
+            let argv = simulate(Path::new("/"), &Task::UpgradeSome { packages: packages.clone(), allow_removals: true });
+            let separator = argv.args.iter().position(|a| a == "--").unwrap();
+            prop_assert_eq!(argv.args.len() - separator - 1, packages.len());
+        }
+    }
+}

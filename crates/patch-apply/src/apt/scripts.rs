@@ -1,0 +1,99 @@
+//! Maintainer scripts that hang: ending them lets dpkg unwind by itself, while signalling apt or dpkg would leave
+//! packages half-installed.
+
+use std::collections::HashMap;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// One process, from `/proc/PID/stat` and `/proc/PID/cmdline`.
+#[derive(Debug, Clone)]
+struct Process {
+    parent: u32,
+    command: Vec<String>,
+}
+
+fn processes() -> HashMap<u32, Process> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return HashMap::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // The command's name may hold anything, so the fields are counted from the last parenthesis.
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let command =
+                bytes.split(|b| *b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
+            Some((pid, Process { parent, command }))
+        })
+        .collect()
+}
+
+fn is_maintainer_script(process: &Process) -> bool {
+    process.command.iter().take(2).any(|arg| {
+        let path = std::path::Path::new(arg);
+        let in_database = path.starts_with("/var/lib/dpkg/info") || path.starts_with("/var/lib/dpkg/tmp.ci");
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        in_database
+            && ["preinst", "postinst", "prerm", "postrm"]
+                .iter()
+                .any(|script| name == *script || name.ends_with(&format!(".{script}")))
+    })
+}
+
+fn below(all: &HashMap<u32, Process>, ancestor: u32) -> Vec<u32> {
+    let mut found = vec![ancestor];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(all.iter().filter(|(_, p)| p.parent == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found
+}
+
+/// Ends the maintainer scripts that run below the process `tool`, with everything that they started, and returns their
+/// command lines. With `force` by SIGKILL, else by SIGTERM. Neither apt nor dpkg is signalled.
+#[must_use]
+pub fn end_maintainer_scripts(tool: u32, force: bool) -> Vec<String> {
+    let all = processes();
+    let signal = if force { Signal::KILL } else { Signal::TERM };
+    let mut ended = Vec::new();
+    for pid in below(&all, tool) {
+        let Some(process) = all.get(&pid).filter(|p| is_maintainer_script(p)) else { continue };
+        ended.push(process.command.join(" ").trim().to_owned());
+        for pid in below(&all, pid) {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // It may have ended meanwhile, which is what was wanted.
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_maintainer_scripts_are_taken_for_such() {
+        let process = |command: &[&str]| Process {
+            parent: 1,
+            command: command.iter().map(ToString::to_string).collect(),
+        };
+        for yes in [
+            &["/bin/sh", "/var/lib/dpkg/info/lp-slow.postinst", "configure"][..],
+            &["/var/lib/dpkg/info/libc6:amd64.postinst", "configure"],
+            &["/bin/sh", "/var/lib/dpkg/tmp.ci/preinst", "upgrade", "1.0"],
+        ] {
+            assert!(is_maintainer_script(&process(yes)), "{yes:?}");
+        }
+        for no in [
+            &["/usr/bin/dpkg", "--configure", "-a"][..],
+            &["/usr/bin/apt-get", "install", "/var/lib/dpkg/info/x.postinst"],
+            &["/bin/sh", "/tmp/x.postinst"],
+        ] {
+            assert!(!is_maintainer_script(&process(no)), "{no:?}");
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Running a tool so that nobody's death hurts it.
+//!
+//! The tool gets its own process group, an empty environment, `/dev/null` as standard input, and *files* as output and
+//! progress: a pipe to a reader that dies kills apt in the middle of a transaction. The files are followed by inotify,
+//! so a line is seen within milliseconds and an idle tool costs nothing.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::inotify,
+    io::{FdFlags, fcntl_setfd},
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+};
+
+use crate::apt::argv::{Argv, ENVIRONMENT};
+
+/// The longest line that is passed on, in bytes; the rest of a longer one is dropped.
+pub const MAX_LINE: usize = 16 * 1024;
+
+/// A tool could not be run or followed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The program could not be started.
+    #[error("cannot start {program}: {source}")]
+    Start {
+        /// Its path.
+        program: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the run could not be made or read.
+    #[error("cannot use {path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused what following needs.
+    #[error("cannot follow {program}: {source}")]
+    Follow {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The tool took longer than it may.
+    #[error("{program} did not end within {limit:?}")]
+    Slow {
+        /// The program.
+        program: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+}
+
+/// A line that a running tool wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// To its standard output or error.
+    Output(String),
+    /// To its progress descriptor.
+    Status(String),
+}
+
+/// A running tool.
+#[derive(Debug)]
+pub struct Running {
+    program: &'static str,
+    child: Child,
+    pidfd: OwnedFd,
+    inotify: OwnedFd,
+    output: Tail,
+    status: Tail,
+    ended: Option<ExitStatus>,
+}
+
+/// Starts a tool with its output appended to `output` and its progress to `status`.
+///
+/// `argv` is made from the number of the descriptor on which the tool finds its progress file; it is inherited by
+/// number, which is safe because the root side has one thread.
+///
+/// # Errors
+/// When a file cannot be made or the program not be started.
+pub fn start(
+    argv: impl FnOnce(i32) -> Argv,
+    directory: &Path,
+    output: &Path,
+    status: &Path,
+) -> Result<Running, RunError> {
+    let append = |path: &Path| {
+        File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|source| RunError::File { path: path.to_owned(), source })
+    };
+    let (out, progress) = (append(output)?, append(status)?);
+    let skip =
+        |path: &Path| Tail::at_end(path).map_err(|source| RunError::File { path: path.to_owned(), source });
+    let (output_tail, status_tail) = (skip(output)?, skip(status)?);
+    let argv = argv(progress.as_raw_fd());
+    let program = argv.program;
+    let follow = |source: rustix::io::Errno| RunError::Follow { program, source: source.into() };
+    let inotify =
+        inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(follow)?;
+    for path in [output, status] {
+        inotify::add_watch(&inotify, path, inotify::WatchFlags::MODIFY).map_err(follow)?;
+    }
+    let clone = out.try_clone().map_err(|source| RunError::File { path: output.to_owned(), source })?;
+    fcntl_setfd(&progress, FdFlags::empty()).map_err(follow)?;
+    let child = command(&argv)
+        .current_dir(directory)
+        .stdout(Stdio::from(out))
+        .stderr(Stdio::from(clone))
+        .spawn()
+        .map_err(|source| RunError::Start { program, source })?;
+    drop(progress);
+    let pidfd = pidfd_of(&child).map_err(follow)?;
+    Ok(Running { program, child, pidfd, inotify, output: output_tail, status: status_tail, ended: None })
+}
+
+fn command(argv: &Argv) -> Command {
+    let mut command = Command::new(argv.program);
+    command
+        .args(&argv.args)
+        .env_clear()
+        .envs(ENVIRONMENT.iter().copied())
+        .stdin(Stdio::null())
+        .process_group(0);
+    command
+}
+
+fn pidfd_of(child: &Child) -> Result<OwnedFd, rustix::io::Errno> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
+    pidfd_open(pid, PidfdFlags::empty())
+}
+
+impl Running {
+    /// The tool's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.ended
+    }
+
+    /// Waits until there are new lines, the tool has ended, or `patience` is over, and returns the lines.
+    ///
+    /// # Errors
+    /// When a file cannot be read any more.
+    pub fn wait(&mut self, patience: Duration) -> Result<Vec<Line>, RunError> {
+        let program = self.program;
+        let lost = |source: io::Error| RunError::Follow { program, source };
+        if self.ended.is_none() {
+            let timeout = Timespec {
+                tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(patience.subsec_nanos()),
+            };
+            let mut fds =
+                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(lost(error.into())),
+            }
+            self.drain();
+            // Asked before the files are read, so that nothing written before the end is missed.
+            self.ended = self.child.try_wait().map_err(lost)?;
+        }
+        let mut lines = Vec::new();
+        let finished = self.ended.is_some();
+        self.output.read(finished, |line| lines.push(Line::Output(line))).map_err(lost)?;
+        self.status.read(finished, |line| lines.push(Line::Status(line))).map_err(lost)?;
+        Ok(lines)
+    }
+
+    fn drain(&self) {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+        let mut reader = inotify::Reader::new(self.inotify.as_fd(), &mut buffer);
+        while reader.next().is_ok() {}
+    }
+
+    /// Asks the tool and its children to end. Only for tools that change nothing: downloads and reads.
+    pub fn terminate(&self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // It may have ended meanwhile.
+            let _ = kill_process_group(pid, Signal::TERM);
+        }
+    }
+}
+
+/// Reads what has been appended to a file, line by line.
+#[derive(Debug)]
+struct Tail {
+    file: File,
+    partial: Vec<u8>,
+    overlong: bool,
+}
+
+impl Tail {
+    fn at_end(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
+        Ok(Self { file, partial: Vec::new(), overlong: false })
+    }
+
+    fn read(&mut self, finished: bool, mut line: impl FnMut(String)) -> io::Result<()> {
+        let mut buffer = [0; 8192];
+        loop {
+            let n = self.file.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            for &byte in buffer.get(..n).unwrap_or_default() {
+                match byte {
+                    // Progress bars use a carriage return as a line's end.
+                    b'\n' | b'\r' => self.flush(&mut line),
+                    _ if self.partial.len() >= MAX_LINE => self.overlong = true,
+                    _ => self.partial.push(byte),
+                }
+            }
+        }
+        if finished {
+            self.flush(&mut line);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, line: &mut impl FnMut(String)) {
+        if !self.partial.is_empty() {
+            let mut text = String::from_utf8_lossy(&self.partial).into_owned();
+            if self.overlong {
+                text.push('…');
+            }
+            line(text);
+        }
+        self.partial.clear();
+        self.overlong = false;
+    }
+}
+
+/// What a tool that only reads has said.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// Its exit code; absent when a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Captured {
+    /// Output and error as one text, for classification.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// Runs a tool that only reads and returns what it said. Its death or ours harms nothing, so it gets pipes.
+///
+/// # Errors
+/// When it cannot be started, or does not end within `limit` (it is ended then).
+pub fn capture(argv: &Argv, limit: Duration) -> Result<Captured, RunError> {
+    let program = argv.program;
+    let follow = |source: io::Error| RunError::Follow { program, source };
+    let mut child = command(argv)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| RunError::Start { program, source })?;
+    let pidfd = pidfd_of(&child).map_err(|errno| follow(errno.into()))?;
+    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+    for fd in [out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)].into_iter().flatten() {
+        rustix::io::ioctl_fionbio(fd, true).map_err(|errno| follow(errno.into()))?;
+    }
+    let deadline = Instant::now() + limit;
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while out.is_some() || err.is_some() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process_group(pid, Signal::KILL);
+            }
+            child.wait().map_err(follow)?;
+            return Err(RunError::Slow { program, limit });
+        }
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        {
+            let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(3);
+            if let Some(out) = &out {
+                fds.push(PollFd::new(out, PollFlags::IN));
+            }
+            if let Some(err) = &err {
+                fds.push(PollFd::new(err, PollFlags::IN));
+            }
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(follow(errno.into())),
+            }
+        }
+        if out.as_mut().is_some_and(|pipe| drain_pipe(pipe, &mut stdout)) {
+            out = None;
+        }
+        if err.as_mut().is_some_and(|pipe| drain_pipe(pipe, &mut stderr)) {
+            err = None;
+        }
+    }
+    drop(pidfd);
+    let status = child.wait().map_err(follow)?;
+    let text = |bytes: Vec<u8>| {
+        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    };
+    Ok(Captured { code: status.code(), stdout: text(stdout), stderr: text(stderr) })
+}
+
+/// The most that a captured stream may hold, in bytes; the rest is read and dropped.
+const MAX_CAPTURE: usize = 64 * 1024 * 1024;
+
+/// Whether the pipe has come to its end.
+fn drain_pipe(pipe: &mut impl Read, into: &mut Vec<u8>) -> bool {
+    let mut buffer = [0; 65536];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(n) if into.len() < MAX_CAPTURE => into.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Argv {
+        Argv { program: "/bin/sh", args: vec!["-c".into(), script.into()] }
+    }
+
+    fn follow(argv: impl FnOnce(i32) -> Argv) -> (Vec<Line>, Option<i32>) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut running =
+            start(argv, dir.path(), &dir.path().join("out"), &dir.path().join("status")).unwrap();
+        let mut lines = Vec::new();
+        while running.ended().is_none() {
+            lines.extend(running.wait(Duration::from_secs(5)).unwrap());
+        }
+        lines.extend(running.wait(Duration::ZERO).unwrap());
+        (lines, running.ended().and_then(|s| s.code()))
+    }
+
+    #[test]
+    fn lines_of_both_files_arrive_and_the_exit_code_with_them() {
+        let (lines, code) =
+            follow(|fd| shell(&format!("echo one; echo two >&2; echo dl >&{fd}; printf last; exit 7")));
+        assert_eq!(code, Some(7));
+        for text in ["one", "two", "last"] {
+            assert!(lines.contains(&Line::Output(text.into())), "{lines:?}");
+        }
+        assert!(lines.contains(&Line::Status("dl".into())));
+    }
+
+    #[test]
+    fn nothing_of_our_environment_or_input_reaches_the_tool() {
+        let (lines, _) = follow(|_| shell("cat; env | cut -d= -f1 | sort | tr '\\n' ' '"));
+        let Some(Line::Output(names)) = lines.first() else { panic!("no output") };
+        for name in names.split_whitespace() {
+            let known = ENVIRONMENT.iter().any(|(n, _)| *n == name)
+                || ["PWD", "SHLVL", "_", "OLDPWD"].contains(&name);
+            assert!(known, "{name} was passed on");
+        }
+    }
+
+    #[test]
+    fn an_endless_line_is_bounded() {
+        let (lines, _) = follow(|_| shell("head -c 100000 /dev/zero | tr '\\0' x; echo; echo after"));
+        let Some(Line::Output(long)) = lines.first() else { panic!("no output") };
+        assert!(long.len() < MAX_LINE + 8 && long.ends_with('…'));
+        assert!(lines.contains(&Line::Output("after".into())));
+    }
+
+    #[test]
+    fn captured_tools_are_ended_when_they_are_slow() {
+        let slow = capture(&shell("echo x; exec sleep 600"), Duration::from_millis(50));
+        assert!(matches!(slow, Err(RunError::Slow { .. })));
+        let quick = capture(&shell("echo x; echo y >&2; exit 3"), Duration::from_secs(20)).unwrap();
+        assert_eq!((quick.code, quick.stdout.as_str(), quick.stderr.as_str()), (Some(3), "x\n", "y\n"));
+    }
+}

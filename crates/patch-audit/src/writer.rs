@@ -1,0 +1,244 @@
+//! The writer: one thread that takes records from the queue, writes them in groups and says so.
+//!
+//! A group is what has queued up while the one before was being synced. It is encoded, written once, synced once, then
+//! everybody who waits for it is told. The thread sleeps in the queue; it sets itself a time only while records that
+//! nobody waits for are in memory.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, PoisonError,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+
+use crate::{
+    chain::{Head, MAX_RECORD, encode},
+    event::{AuditEvent, AuditKind, Caller},
+    file::{LogFile, Opened},
+    journald::Journal,
+    log::{AuditError, OnDurable, Shared, describe},
+};
+
+/// How long records that nobody waits for may stay in memory.
+const LATER: Duration = Duration::from_secs(1);
+/// The most records in one group.
+const MAX_GROUP: usize = 1024;
+/// The buffer that is kept from one group to the next.
+const KEPT_BUFFER: usize = 256 << 10;
+
+pub(crate) enum Message {
+    /// Write it; if somebody waits, now.
+    Record { event: Box<AuditEvent>, waiter: Option<OnDurable> },
+    /// Write what is in memory, then say how that went.
+    Flush { done: SyncSender<Result<(), AuditError>> },
+    /// Write what is in the queue and end.
+    Close,
+}
+
+pub(crate) struct Writer {
+    file: LogFile,
+    /// The last record on disk.
+    last: Head,
+    journal: Journal,
+    shared: Arc<Shared>,
+    keep_days: Option<u32>,
+    /// What the log has to say about itself and has not yet written.
+    remarks: Vec<AuditEvent>,
+    /// Records lost since the local file failed; `None` while it works.
+    failing: Option<u64>,
+    group: Vec<(Box<AuditEvent>, Option<OnDurable>)>,
+    /// When the oldest record that nobody waits for has to be written.
+    deadline: Option<Instant>,
+    urgent: bool,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    pub(crate) fn new(opened: Opened, journal: Journal, shared: Arc<Shared>, keep_days: Option<u32>) -> Self {
+        let Opened { file, last, finding } = opened;
+        let remarks = finding.into_iter().map(|kind| AuditEvent::new(kind, &Caller::local())).collect();
+        let mut writer = Self {
+            file,
+            last,
+            journal,
+            shared,
+            keep_days,
+            remarks,
+            failing: None,
+            group: Vec::new(),
+            deadline: None,
+            urgent: false,
+            buffer: Vec::new(),
+        };
+        writer.publish(None);
+        // What opening found is on record before anything else is; if the disk is full, as soon as it is not.
+        let _ = writer.commit();
+        writer
+    }
+
+    /// Works until closed.
+    pub(crate) fn run(mut self, queue: &Receiver<Message>) {
+        let mut open = true;
+        while open {
+            let message = match self.deadline {
+                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => queue.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match message {
+                Ok(message) => open = self.take(message),
+                Err(RecvTimeoutError::Timeout) => self.urgent = true,
+                Err(RecvTimeoutError::Disconnected) => open = false,
+            }
+            while open && self.group.len() < MAX_GROUP {
+                let Ok(message) = queue.try_recv() else { break };
+                open = self.take(message);
+            }
+            let due = self.deadline.is_some_and(|at| at <= Instant::now());
+            if self.urgent || due || self.group.len() >= MAX_GROUP {
+                let _ = self.commit();
+            }
+        }
+        // What came in while closing is written as well.
+        while let Ok(message) = queue.try_recv() {
+            self.take(message);
+        }
+        let _ = self.commit();
+    }
+
+    /// Takes a message on; whether the log stays open.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Record { event, waiter } => {
+                match &waiter {
+                    Some(_) => self.urgent = true,
+                    None => {
+                        self.deadline.get_or_insert_with(|| Instant::now() + LATER);
+                    }
+                }
+                self.group.push((event, waiter));
+            }
+            Message::Flush { done } => {
+                let result = self.commit();
+                // Whoever asked may have gone.
+                let _ = done.send(result);
+            }
+            Message::Close => return false,
+        }
+        true
+    }
+
+    /// Writes the group and tells everybody.
+    fn commit(&mut self) -> Result<(), AuditError> {
+        (self.deadline, self.urgent) = (None, false);
+        let dropped = self.shared.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            self.remark(AuditKind::RecordsDropped { sink: "local".to_owned(), count: dropped });
+        }
+        if self.group.is_empty() && self.remarks.is_empty() {
+            return Ok(());
+        }
+        let group = std::mem::take(&mut self.group);
+        let result = self.write(&group);
+        let places = match &result {
+            Ok(places) => {
+                self.publish(None);
+                places.clone()
+            }
+            Err(error) => {
+                self.fail(error, group.len());
+                vec![Err(error.clone()); group.len()]
+            }
+        };
+        for ((event, waiter), place) in group.into_iter().zip(places) {
+            if let Some(waiter) = waiter {
+                // The trail outlives a caller's mistake.
+                let _ = catch_unwind(AssertUnwindSafe(|| waiter(place.clone())));
+            }
+            match place {
+                Ok(head) => self.journal.send(&event, Ok(head)),
+                Err(error) => self.journal.send(&event, Err(&describe(&error))),
+            }
+        }
+        if self.buffer.capacity() > KEPT_BUFFER {
+            self.buffer = Vec::new();
+        }
+        self.shared.journal_dropped.store(self.journal.dropped_total, Ordering::Relaxed);
+        result.map(|_| ())
+    }
+
+    /// Writes remarks and group with one sync. The place of each record of the group; an error if none was written.
+    fn write(
+        &mut self,
+        group: &[(Box<AuditEvent>, Option<OnDurable>)],
+    ) -> Result<Vec<Result<Head, AuditError>>, AuditError> {
+        self.file.repair()?;
+        let now = Timestamp::now();
+        if let Some(reason) = self.file.damage()? {
+            let remark = self.file.replace(reason)?;
+            self.remark(remark);
+        } else if let Some(keep_days) = self.keep_days
+            && self.file.is_of_another_day(now)
+        {
+            self.file.rotate(now, keep_days)?;
+        }
+        let recovered = self.failing.map(|lost| {
+            let kind = AuditKind::SinkRecovered { sink: "local".to_owned(), lost };
+            AuditEvent::new(kind, &Caller::local())
+        });
+        self.buffer.clear();
+        let mut last = self.last;
+        let mut add = |buffer: &mut Vec<u8>, event: &AuditEvent| {
+            let start = buffer.len();
+            let encoded = encode(buffer, last, event).map_err(|_| AuditError::TooLarge);
+            let head = encoded.and_then(|head| {
+                if buffer.len() - start > MAX_RECORD { Err(AuditError::TooLarge) } else { Ok(head) }
+            });
+            match head {
+                Ok(head) => last = head,
+                Err(_) => buffer.truncate(start),
+            }
+            head
+        };
+        let mut remarked = Vec::new();
+        for event in recovered.iter().chain(&self.remarks) {
+            remarked.push(add(&mut self.buffer, event));
+        }
+        let places = group.iter().map(|(event, _)| add(&mut self.buffer, event)).collect();
+        self.file.append(&self.buffer)?;
+        self.last = last;
+        self.failing = None;
+        let remarks = std::mem::take(&mut self.remarks);
+        for (event, head) in recovered.iter().chain(&remarks).zip(remarked) {
+            self.journal.send(event, head.as_ref().map(|head| *head).map_err(|_| "it is too large"));
+        }
+        Ok(places)
+    }
+
+    fn remark(&mut self, kind: AuditKind) {
+        self.remarks.push(AuditEvent::new(kind, &Caller::local()));
+    }
+
+    /// Notes that a group could not be written.
+    fn fail(&mut self, error: &AuditError, records: usize) {
+        let lost = records as u64;
+        if self.failing.is_none() {
+            let kind = AuditKind::SinkFailed { sink: "local".to_owned(), error: describe(error) };
+            let event = AuditEvent::new(kind, &Caller::local());
+            self.journal.send(&event, Err("it cannot be written"));
+        }
+        self.failing = Some(self.failing.unwrap_or(0).saturating_add(lost));
+        self.publish(Some(describe(error)));
+    }
+
+    fn publish(&self, error: Option<String>) {
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.head = Some(self.last).filter(|head| head.seq > 0);
+        state.error = error;
+        state.lost = self.failing.unwrap_or(0);
+    }
+}

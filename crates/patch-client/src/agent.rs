@@ -1,0 +1,286 @@
+//! The agent's endpoints, one method each.
+
+use std::sync::Arc;
+
+use patch_types::{
+    JobId, PackageName, Plan,
+    api::{
+        ApplyRequest, Health, InstallRequest, Job, JobList, PackageDetail, PackageList, PatchSet,
+        RebootRequest, RebootState, RemoveRequest, Service, ServiceList, SystemInfo, UpdateRequest, WhyNot,
+    },
+};
+use reqwest::Method;
+
+use crate::{
+    address::Address,
+    answer::Answer,
+    config::{ClientConfig, Submit},
+    error::Error,
+    filter::{JobFilter, PackageFilter, removal},
+    transport::{Request, Transport},
+};
+
+/// A client of one agent. Cheap to clone; clones share their connections.
+///
+/// Every method fails with an [`Error`] that says what to do about it. The methods that change something come in two
+/// forms: the plain one makes a job, and `plan_…` answers with what that job would do.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(crate) transport: Arc<Transport>,
+}
+
+impl Client {
+    /// Reads and checks the files that `config` names. Connects when it is first asked something.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::ServerName`] or [`Error::Setup`]: what is wrong with the configuration.
+    pub fn new(config: ClientConfig) -> Result<Self, Error> {
+        Ok(Self { transport: Arc::new(Transport::new(config)?) })
+    }
+
+    /// Where the agent is.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.transport.config.address
+    }
+
+    /// `GET /packages`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn packages(&self, filter: &PackageFilter) -> Result<Answer<PackageList>, Error> {
+        self.transport.send(&Request::get(&["packages"]).query(filter.query())).await
+    }
+
+    /// `GET /packages/{name}`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn package(&self, name: &PackageName) -> Result<Answer<PackageDetail>, Error> {
+        self.transport.send(&Request::get(&["packages", name.as_str()])).await
+    }
+
+    /// `POST /packages`; `dry_run` in the request is overruled.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn install(&self, request: &InstallRequest, submit: &Submit) -> Result<Answer<Job>, Error> {
+        self.transport.send(&install(request, false)?.submit(submit)).await
+    }
+
+    /// What [`Client::install`] would do.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn plan_install(&self, request: &InstallRequest) -> Result<Answer<Plan>, Error> {
+        self.transport.send(&install(request, true)?).await
+    }
+
+    /// `PUT /packages/{name}`: updates or holds; `dry_run` in the request is overruled.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn update(
+        &self,
+        name: &PackageName,
+        request: &UpdateRequest,
+        submit: &Submit,
+    ) -> Result<Answer<Job>, Error> {
+        self.transport.send(&update(name, request, false)?.submit(submit)).await
+    }
+
+    /// What [`Client::update`] would do.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn plan_update(
+        &self,
+        name: &PackageName,
+        request: &UpdateRequest,
+    ) -> Result<Answer<Plan>, Error> {
+        self.transport.send(&update(name, request, true)?).await
+    }
+
+    /// `PUT /packages/{name}` with `hold`: puts a package on hold, or takes it off.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn hold(&self, name: &PackageName, on: bool, submit: &Submit) -> Result<Answer<Job>, Error> {
+        self.update(name, &UpdateRequest { hold: Some(on), ..Default::default() }, submit).await
+    }
+
+    /// `DELETE /packages/{name}`; `dry_run` in the request is overruled.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn remove(
+        &self,
+        name: &PackageName,
+        request: &RemoveRequest,
+        submit: &Submit,
+    ) -> Result<Answer<Job>, Error> {
+        self.transport.send(&remove(name, request, false).submit(submit)).await
+    }
+
+    /// What [`Client::remove`] would do.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn plan_remove(
+        &self,
+        name: &PackageName,
+        request: &RemoveRequest,
+    ) -> Result<Answer<Plan>, Error> {
+        self.transport.send(&remove(name, request, true)).await
+    }
+
+    /// `GET /patches`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn patches(&self) -> Result<Answer<PatchSet>, Error> {
+        self.transport.send(&Request::get(&["patches"])).await
+    }
+
+    /// `GET /patches/{name}/why-not`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn why_not(&self, name: &PackageName) -> Result<Answer<WhyNot>, Error> {
+        self.transport.send(&Request::get(&["patches", name.as_str(), "why-not"])).await
+    }
+
+    /// `POST /patches/refresh`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn refresh(&self, submit: &Submit) -> Result<Answer<Job>, Error> {
+        self.transport.send(&Request::new(Method::POST, &["patches", "refresh"]).submit(submit)).await
+    }
+
+    /// `POST /patches/apply`; `dry_run` in the request is overruled.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn apply(&self, request: &ApplyRequest, submit: &Submit) -> Result<Answer<Job>, Error> {
+        self.transport.send(&apply(request, false)?.submit(submit)).await
+    }
+
+    /// What [`Client::apply`] would do.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn plan_apply(&self, request: &ApplyRequest) -> Result<Answer<Plan>, Error> {
+        self.transport.send(&apply(request, true)?).await
+    }
+
+    /// `GET /system/info`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn info(&self) -> Result<Answer<SystemInfo>, Error> {
+        self.transport.send(&Request::get(&["system", "info"])).await
+    }
+
+    /// `GET /system/services`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn services(&self) -> Result<Answer<ServiceList>, Error> {
+        self.transport.send(&Request::get(&["system", "services"])).await
+    }
+
+    /// `GET /system/services/{name}`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn service(&self, name: &str) -> Result<Answer<Service>, Error> {
+        self.transport.send(&Request::get(&["system", "services", name])).await
+    }
+
+    /// `GET /system/reboot`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn reboot_state(&self) -> Result<Answer<RebootState>, Error> {
+        self.transport.send(&Request::get(&["system", "reboot"])).await
+    }
+
+    /// `POST /system/reboot`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn reboot(&self, request: &RebootRequest, submit: &Submit) -> Result<Answer<Job>, Error> {
+        let call = Request::new(Method::POST, &["system", "reboot"]).json(request)?;
+        self.transport.send(&call.submit(submit)).await
+    }
+
+    /// `GET /jobs`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn jobs(&self, filter: &JobFilter) -> Result<Answer<JobList>, Error> {
+        self.transport.send(&Request::get(&["jobs"]).query(filter.query())).await
+    }
+
+    /// `GET /jobs/{id}`, with its log, plan and results.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn job(&self, id: JobId) -> Result<Answer<Job>, Error> {
+        self.transport.send(&Request::get(&["jobs", &id.to_string()])).await
+    }
+
+    /// `DELETE /jobs/{id}`: cancels a job while that is safe.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn cancel(&self, id: JobId) -> Result<Answer<Job>, Error> {
+        self.transport.send(&Request::new(Method::DELETE, &["jobs", &id.to_string()])).await
+    }
+
+    /// `GET /health`, also of an agent that is not healthy.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn health(&self) -> Result<Answer<Health>, Error> {
+        self.transport.send_any_status(&Request::get(&["health"])).await
+    }
+
+    /// `GET /metrics`, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn metrics(&self) -> Result<String, Error> {
+        self.transport.send_plain(&Request::get(&["metrics"])).await
+    }
+
+    /// `GET /openapi.json`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn openapi(&self) -> Result<String, Error> {
+        self.transport.send_plain(&Request::get(&["openapi.json"])).await
+    }
+}
+
+fn install(request: &InstallRequest, dry_run: bool) -> Result<Request, Error> {
+    let mut body = request.clone();
+    body.options.dry_run = dry_run;
+    Request::new(Method::POST, &["packages"]).json(&body)
+}
+
+fn update(name: &PackageName, request: &UpdateRequest, dry_run: bool) -> Result<Request, Error> {
+    let body = UpdateRequest { dry_run, ..request.clone() };
+    Request::new(Method::PUT, &["packages", name.as_str()]).json(&body)
+}
+
+fn remove(name: &PackageName, request: &RemoveRequest, dry_run: bool) -> Request {
+    let query = removal(&RemoveRequest { dry_run, ..request.clone() });
+    Request::new(Method::DELETE, &["packages", name.as_str()]).query(query)
+}
+
+fn apply(request: &ApplyRequest, dry_run: bool) -> Result<Request, Error> {
+    let body = ApplyRequest { dry_run, ..request.clone() };
+    Request::new(Method::POST, &["patches", "apply"]).json(&body)
+}

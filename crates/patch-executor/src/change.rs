@@ -1,0 +1,603 @@
+//! A change of the host, as one journalled state machine: plan → fetch → apply → verify.
+//!
+//! Each step takes what its state holds, does its work and returns the next state; [`run`] writes that to disk before
+//! the next step begins. A state that is on disk is therefore one whose work may have begun, and what is not on disk has
+//! not begun.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use patch_apply::{
+    apt::{argv, argv::Task, lock::Locks},
+    run::RunError,
+};
+use patch_backends::apt::{Installed, Inventory, OperationKind, classify, last_update_check};
+use patch_types::{
+    Action, ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
+    PlannedChange,
+    api::PackageStatus,
+    event::{Ended, LogStream, PackageResult},
+};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{
+    events::Events,
+    journal::{Journal, State, ToolEnd},
+    paths::Paths,
+    solver::{self, run_failed},
+    tool::{self, Blocked, Care, Progress, Run, RunEnd},
+};
+
+/// How much of the whole's progress each phase spans, in percent.
+const REFRESH: (u8, u8) = (0, 5);
+const DOWNLOAD: (u8, u8) = (5, 30);
+const APPLY: (u8, u8) = (30, 95);
+
+/// The end of a change.
+struct Stop(Box<Ended>);
+
+impl Stop {
+    fn unchanged(status: JobStatus, error: ErrorDetail) -> Self {
+        Self(Box::new(Ended {
+            status,
+            outcome: Some(Outcome::Unchanged),
+            exit_code: None,
+            error: Some(error),
+            results: Vec::new(),
+            answer: None,
+        }))
+    }
+
+    fn cancelled() -> Self {
+        let message = "the job was cancelled before it changed anything";
+        Self::unchanged(JobStatus::Cancelled, ErrorDetail::new(ErrorCode::JobCancelled, message))
+    }
+
+    fn timed_out(limit: u64, what: &str) -> Self {
+        let message = format!("{what} did not end within the job's limit of {limit} s; nothing was changed");
+        Self::unchanged(JobStatus::Timeout, ErrorDetail::new(ErrorCode::JobTimeout, message))
+    }
+}
+
+impl From<ErrorDetail> for Stop {
+    fn from(error: ErrorDetail) -> Self {
+        Self::unchanged(JobStatus::Failed, error)
+    }
+}
+
+impl From<RunError> for Stop {
+    fn from(error: RunError) -> Self {
+        run_failed(&error).into()
+    }
+}
+
+/// Carries a change out, from acceptance to its last event.
+pub(crate) fn run(paths: &Paths, journal: Journal, events: Events) {
+    let mut change = Change {
+        paths,
+        journal,
+        events,
+        progress: Progress::default(),
+        deadline: Instant::now(),
+        task: None,
+    };
+    let ended = change.to_the_end();
+    finish(&mut change.journal, &mut change.events, ended);
+}
+
+/// Journals and announces the end. A full disk delays that, it does not prevent it.
+pub(crate) fn finish(journal: &mut Journal, events: &mut Events, ended: Box<Ended>) {
+    let mut patience = 600;
+    let state = State::Ended { ended: ended.clone() };
+    while let Err(error) = journal.enter(state.clone()) {
+        eprintln!("patch-executor: cannot journal the end of job {}: {error}", journal.record.id);
+        if patience == 0 {
+            break;
+        }
+        patience -= 1;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    events.emit_durably(EventKind::Ended(ended));
+    while !events.is_complete() && patience > 0 {
+        patience -= 1;
+        std::thread::sleep(Duration::from_secs(1));
+        events.flush();
+    }
+}
+
+struct Change<'a> {
+    paths: &'a Paths,
+    journal: Journal,
+    events: Events,
+    progress: Progress,
+    deadline: Instant,
+    /// What apt was asked in this process's planning, so that applying asks the very same.
+    task: Option<Task>,
+}
+
+impl Change<'_> {
+    fn to_the_end(&mut self) -> Box<Ended> {
+        let _turn = match self.take_turn() {
+            Ok(turn) => turn,
+            Err(Stop(ended)) => return ended,
+        };
+        self.deadline = Instant::now() + Duration::from_secs(self.journal.record.limits.timeout_seconds);
+        let mut state = State::Refreshing;
+        if !self.refresh_is_due() {
+            state = State::Planning;
+        }
+        loop {
+            if let State::Ended { ended } = state {
+                return ended;
+            }
+            if let Err(Stop(ended)) = self.enter(&state) {
+                return ended;
+            }
+            state = match self.step(state) {
+                Ok(next) => next,
+                Err(Stop(ended)) => State::Ended { ended },
+            };
+        }
+    }
+
+    fn step(&mut self, state: State) -> Result<State, Stop> {
+        match state {
+            State::Accepted => Ok(State::Planning),
+            State::Refreshing => self.refresh(),
+            State::Planning => self.plan(),
+            State::Downloading { plan, auto } => self.download(plan, auto),
+            State::Applying { plan, auto } => self.apply(plan, &auto),
+            State::Verifying { plan, tool } => Ok(State::Ended { ended: self.verify(&plan, &tool) }),
+            State::Ended { ended } => Ok(State::Ended { ended }),
+        }
+    }
+
+    /// Changes are serial. The lock is the kernel's: it is let go with the process.
+    fn take_turn(&mut self) -> Result<File, Stop> {
+        let path = self.paths.turn();
+        let unusable = |error: io::Error| {
+            let message = format!("cannot use {}: {error}", path.display());
+            Stop::from(ErrorDetail::new(ErrorCode::PkgManagerError, message))
+        };
+        let turn = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
+        loop {
+            match flock(&turn, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(unusable(error.into())),
+            }
+            if self.journal.cancel_requested() {
+                return Err(Stop::cancelled());
+            }
+            tool::pause();
+        }
+        if self.journal.cancel_requested() {
+            return Err(Stop::cancelled());
+        }
+        Ok(turn)
+    }
+
+    /// Journals a state, then announces its phase.
+    fn enter(&mut self, state: &State) -> Result<(), Stop> {
+        let before = self.journal.record.state.phase();
+        if let Err(error) = self.journal.enter(state.clone()) {
+            // Before the first change that is a reason not to begin. Afterwards the work must go on: the database says
+            // what was done.
+            if matches!(state, State::Verifying { .. }) {
+                eprintln!("patch-executor: cannot journal: {error}; going on");
+            } else {
+                let code = match error.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::DiskSpace,
+                    _ => ErrorCode::PkgManagerError,
+                };
+                let message = format!(
+                    "the journal cannot be written ({error}), so nothing was begun; make room below /var/lib"
+                );
+                return Err(ErrorDetail::new(code, message).into());
+            }
+        }
+        if let Some(phase) = state.phase().filter(|phase| before != Some(*phase)) {
+            self.events.emit_durably(EventKind::Phase { phase });
+        }
+        Ok(())
+    }
+
+    fn remark(&mut self, line: impl Into<String>) {
+        self.events.emit(EventKind::Log { stream: LogStream::Executor, line: line.into() });
+    }
+
+    fn lock_patience(&self) -> Duration {
+        Duration::from_secs(self.journal.record.limits.lock_wait_seconds)
+            .min(self.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn wait_for_locks(&mut self, locks: Locks) -> Result<(), Stop> {
+        let patience = self.lock_patience();
+        match tool::wait_for_locks(self.paths.root(), locks, &self.journal, &mut self.events, patience) {
+            Ok(()) => Ok(()),
+            Err(Blocked::Cancelled) => Err(Stop::cancelled()),
+            Err(Blocked::Held(holder)) => {
+                let who = match (&holder.pid, &holder.command) {
+                    (Some(pid), Some(command)) => format!("process {pid} ({command})"),
+                    (Some(pid), None) => format!("process {pid}"),
+                    (None, _) => "another process".to_owned(),
+                };
+                let message = format!(
+                    "{} was held by {who} for {} s; nothing was changed. Try again when it has ended",
+                    holder.lock,
+                    patience.as_secs()
+                );
+                let error = ErrorDetail::new(ErrorCode::LockTimeout, message).with("pid", holder.pid);
+                Err(error.with("lock", holder.lock).into())
+            }
+        }
+    }
+
+    fn refresh_is_due(&self) -> bool {
+        let limit = match &self.journal.record.operation {
+            Operation::Refresh => return true,
+            Operation::ApplyPatches(apply) => apply.refresh_if_older,
+            _ => None,
+        };
+        limit.is_some_and(|limit| {
+            last_update_check(self.paths.root()).is_none_or(|at| {
+                // A clock that was set back makes the check look as if it were to come: that is old, too.
+                let age = Timestamp::now().as_second() - at.as_second();
+                u64::try_from(age).map_or(true, |age| age > limit)
+            })
+        })
+    }
+
+    fn refresh(&mut self) -> Result<State, Stop> {
+        let asked_for = self.journal.record.operation == Operation::Refresh;
+        self.wait_for_locks(Locks::Indexes)?;
+        let root = self.paths.root();
+        let run = Run {
+            root,
+            directory: root,
+            journal: &self.journal,
+            events: &mut self.events,
+            progress: &mut self.progress,
+            span: if asked_for { (0, 100) } else { REFRESH },
+            deadline: self.deadline,
+            care: Care::Interruptible,
+        };
+        let end = match run.execute(|fd| argv::refresh(root, fd))? {
+            RunEnd::Exited(end) => end,
+            RunEnd::Cancelled => return Err(Stop::cancelled()),
+            RunEnd::TimedOut => {
+                return Err(Stop::timed_out(
+                    self.journal.record.limits.timeout_seconds,
+                    "fetching the indexes",
+                ));
+            }
+        };
+        if end.code == Some(0) {
+            if !asked_for {
+                return Ok(State::Planning);
+            }
+            return Ok(State::Ended {
+                ended: Box::new(Ended {
+                    status: JobStatus::Completed,
+                    outcome: Some(Outcome::Applied),
+                    exit_code: end.code,
+                    error: None,
+                    results: Vec::new(),
+                    answer: None,
+                }),
+            });
+        }
+        let error = classify(end.code, &end.output, OperationKind::Refresh);
+        if asked_for {
+            let mut stop = Stop::unchanged(JobStatus::Failed, error);
+            stop.0.exit_code = end.code;
+            return Err(stop);
+        }
+        // One repository that is down must not keep all the others' fixes away.
+        self.remark(format!(
+            "not all indexes could be fetched, going on with those that are there: {}",
+            error.message
+        ));
+        Ok(State::Planning)
+    }
+
+    fn plan(&mut self) -> Result<State, Stop> {
+        self.wait_for_locks(Locks::Packages)?;
+        let root = self.paths.root();
+        let broken = pending_repairs(root)?;
+        if !broken.is_empty() {
+            self.remark(format!(
+                "an earlier run left {} unfinished; finishing that first",
+                broken.join(", ")
+            ));
+            self.configure_pending()?;
+        }
+        let operation = self.journal.record.operation.clone();
+        let planned = solver::plan(root, &operation)?;
+        self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
+        if planned.plan.is_empty() {
+            return Ok(State::Ended {
+                ended: Box::new(Ended {
+                    status: JobStatus::Completed,
+                    outcome: Some(Outcome::Unchanged),
+                    exit_code: None,
+                    error: None,
+                    results: Vec::new(),
+                    answer: None,
+                }),
+            });
+        }
+        if self.journal.cancel_requested() {
+            return Err(Stop::cancelled());
+        }
+        self.task = planned.task;
+        Ok(State::Downloading { plan: planned.plan, auto: planned.auto })
+    }
+
+    /// Finishes what an earlier run left unpacked or half-configured. What cannot be finished is apt's to judge.
+    fn configure_pending(&mut self) -> Result<ToolEnd, Stop> {
+        let root = self.paths.root();
+        let run = Run {
+            root,
+            directory: root,
+            journal: &self.journal,
+            events: &mut self.events,
+            progress: &mut self.progress,
+            span: (0, 0),
+            deadline: self.deadline,
+            care: Care::Transaction,
+        };
+        match run.execute(|_| argv::configure_pending(root))? {
+            RunEnd::Exited(end) => Ok(end),
+            RunEnd::Cancelled | RunEnd::TimedOut => Ok(ToolEnd::default()),
+        }
+    }
+
+    fn download(&mut self, plan: Plan, auto: Vec<PackageName>) -> Result<State, Stop> {
+        let root = self.paths.root().to_owned();
+        let partial = self.paths.partial_archives();
+        if argv::download(&root, &plan, 0).is_none() {
+            return Ok(State::Applying { plan, auto });
+        }
+        let directory = if partial.is_dir() { &partial } else { &root };
+        let run = Run {
+            root: &root,
+            directory,
+            journal: &self.journal,
+            events: &mut self.events,
+            progress: &mut self.progress,
+            span: DOWNLOAD,
+            deadline: self.deadline,
+            care: Care::Interruptible,
+        };
+        // `download` returned something for this plan a moment ago, and depends on nothing else.
+        let end = run.execute(|fd| {
+            argv::download(&root, &plan, fd)
+                .unwrap_or_else(|| argv::simulate(&root, &Task::UpgradeAll { allow_removals: false }))
+        })?;
+        match end {
+            RunEnd::Exited(end) if end.code == Some(0) => {
+                keep_archives(&partial).map_err(|error| {
+                    let message =
+                        format!("the fetched archives in {} cannot be moved: {error}", partial.display());
+                    ErrorDetail::new(ErrorCode::PkgManagerError, message)
+                })?;
+                Ok(State::Applying { plan, auto })
+            }
+            RunEnd::Exited(end) => {
+                let error = classify(end.code, &end.output, solver::kind_of(&self.journal.record.operation));
+                let mut stop = Stop::unchanged(JobStatus::Failed, error);
+                stop.0.exit_code = end.code;
+                Err(stop)
+            }
+            RunEnd::Cancelled => Err(Stop::cancelled()),
+            RunEnd::TimedOut => {
+                Err(Stop::timed_out(self.journal.record.limits.timeout_seconds, "the download"))
+            }
+        }
+    }
+
+    fn apply(&mut self, plan: Plan, auto: &[PackageName]) -> Result<State, Stop> {
+        if self.journal.cancel_requested() {
+            return Err(Stop::cancelled());
+        }
+        self.wait_for_locks(Locks::Packages)?;
+        let root = self.paths.root().to_owned();
+        let patience = self.lock_patience().as_secs();
+        let argv = match (&self.journal.record.operation, self.task.take()) {
+            (Operation::Hold(hold), _) => {
+                let hold = hold.clone();
+                Box::new(|_| argv::hold(&root, &hold.name, hold.hold)) as Box<dyn FnOnce(i32) -> argv::Argv>
+            }
+            (_, Some(task)) => Box::new(|fd| argv::apply(&root, &task, fd, patience)),
+            (_, None) => {
+                let message = "there is a plan, but not what apt is to be told; nothing was changed";
+                return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message).into());
+            }
+        };
+        let execute = |change: &mut Self, argv: Box<dyn FnOnce(i32) -> argv::Argv + '_>| {
+            let run = Run {
+                root: &root,
+                directory: &root,
+                journal: &change.journal,
+                events: &mut change.events,
+                progress: &mut change.progress,
+                span: APPLY,
+                deadline: change.deadline,
+                care: Care::Transaction,
+            };
+            run.execute(argv)
+        };
+        let tool = match execute(self, argv) {
+            Ok(RunEnd::Exited(end)) => end,
+            Ok(RunEnd::Cancelled | RunEnd::TimedOut) => ToolEnd::default(),
+            Err(error @ RunError::Start { .. }) => return Err(error.into()),
+            // It runs or ran, only following it failed: the database says what became of it.
+            Err(error) => ToolEnd { output: error.to_string(), ..ToolEnd::default() },
+        };
+        if tool.code != Some(0) && !pending_repairs(&root).unwrap_or_default().is_empty() {
+            self.remark("the run failed and left packages unfinished; trying once to finish them");
+            // Its result is in the database, which is looked at next.
+            let _ = self.configure_pending();
+        }
+        self.restore_marks(auto);
+        Ok(State::Verifying { plan, tool })
+    }
+
+    fn restore_marks(&mut self, auto: &[PackageName]) {
+        let still: Vec<PackageName> = match Inventory::read(self.paths.root()) {
+            Ok(now) => auto
+                .iter()
+                .filter(|name| now.database.get(name).is_some_and(|p| p.is_present() && !now.is_auto(p)))
+                .cloned()
+                .collect(),
+            Err(_) => auto.to_vec(),
+        };
+        if still.is_empty() {
+            return;
+        }
+        match solver::capture(&argv::mark_auto(self.paths.root(), &still)) {
+            Ok(said) if said.code == Some(0) => {}
+            Ok(said) => {
+                self.remark(format!("the automatic marks could not be restored: {}", said.text().trim()))
+            }
+            Err(error) => {
+                self.remark(format!("the automatic marks could not be restored: {}", error.message))
+            }
+        }
+    }
+
+    fn verify(&mut self, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
+        judge(self.paths.root(), &self.journal.record.operation, plan, tool)
+    }
+}
+
+/// Packages that an earlier run left unpacked or half-configured.
+pub(crate) fn pending_repairs(root: &Path) -> Result<Vec<String>, ErrorDetail> {
+    let inventory = solver::inventory(root)?;
+    Ok(inventory.database.audit().into_iter().map(|finding| finding.package.to_string()).collect())
+}
+
+/// Moves what was fetched to where apt looks for it. Only whole, verified archives are there: apt ended with 0.
+fn keep_archives(partial: &Path) -> io::Result<()> {
+    let Some(archives) = partial.parent() else { return Ok(()) };
+    for entry in fs::read_dir(partial)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb")
+            && let Some(name) = path.file_name()
+        {
+            fs::rename(&path, archives.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The verdict: the database decides, not the exit code.
+pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
+    let kind = solver::kind_of(operation);
+    let inventory = match solver::inventory(root) {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            return Box::new(Ended {
+                status: JobStatus::Failed,
+                outcome: Some(Outcome::Partial),
+                exit_code: tool.code,
+                error: Some(error),
+                results: Vec::new(),
+                answer: None,
+            });
+        }
+    };
+    let results: Vec<PackageResult> = plan.changes.iter().map(|change| result(change, &inventory)).collect();
+    let done = results.iter().filter(|result| result.done).count();
+    if done == results.len() {
+        return Box::new(Ended {
+            status: JobStatus::Completed,
+            outcome: Some(Outcome::Applied),
+            exit_code: tool.code,
+            error: None,
+            results,
+            answer: None,
+        });
+    }
+    let untouched = plan.changes.iter().all(|change| is_as_before(change, &inventory));
+    let mut error = classify(tool.code, &tool.output, kind);
+    if tool.timed_out {
+        error.code = ErrorCode::JobTimeout;
+        error.message =
+            format!("a maintainer script hung beyond the job's limit and was ended. {}", error.message);
+    }
+    Box::new(Ended {
+        status: if tool.timed_out { JobStatus::Timeout } else { JobStatus::Failed },
+        outcome: Some(if untouched { Outcome::Unchanged } else { Outcome::Partial }),
+        exit_code: tool.code,
+        error: Some(error),
+        results,
+        answer: None,
+    })
+}
+
+fn result(change: &PlannedChange, inventory: &Inventory) -> PackageResult {
+    let name = change.name.with_architecture(&change.architecture);
+    let found = inventory.database.get(&name);
+    let state = match found {
+        None => "not installed".to_owned(),
+        Some(package) => match package.problem() {
+            Some(problem) => {
+                format!("{} at version {}: {problem}", state_word(package), package.version_text())
+            }
+            None => format!("{} at version {}", state_word(package), package.version_text()),
+        },
+    };
+    let done = match change.action {
+        Action::Remove => found.is_none_or(|package| !package.is_present()),
+        Action::Purge => found.is_none(),
+        Action::Hold => found.is_some_and(|package| package.is_held()),
+        Action::Unhold => found.is_some_and(|package| !package.is_held()),
+        Action::Install | Action::Upgrade | Action::Downgrade | Action::Reinstall | Action::Configure => {
+            found.is_some_and(|package| {
+                in_order(package)
+                    && change.new_version.as_ref().is_none_or(|v| v.as_str() == package.version_text())
+            })
+        }
+    };
+    PackageResult {
+        name: change.name.clone(),
+        architecture: change.architecture.clone(),
+        action: change.action,
+        old_version: change.old_version.clone(),
+        new_version: change.new_version.clone(),
+        done,
+        reason: (!done).then(|| format!("the package database says: {state}")),
+    }
+}
+
+fn is_as_before(change: &PlannedChange, inventory: &Inventory) -> bool {
+    let found = inventory.database.get(&change.name.with_architecture(&change.architecture));
+    match &change.old_version {
+        None => found.is_none_or(|package| !package.is_present()),
+        Some(old) => found.is_some_and(|package| in_order(package) && package.version_text() == old.as_str()),
+    }
+}
+
+fn in_order(package: Installed<'_>) -> bool {
+    package.status() == PackageStatus::Installed && !package.reinstall_required()
+}
+
+fn state_word(package: Installed<'_>) -> &'static str {
+    match package.status() {
+        PackageStatus::NotInstalled => "not installed",
+        PackageStatus::ConfigFiles => "removed",
+        PackageStatus::HalfInstalled => "half-installed",
+        PackageStatus::Unpacked => "unpacked",
+        PackageStatus::HalfConfigured => "half-configured",
+        PackageStatus::TriggersAwaited => "waiting for a trigger",
+        PackageStatus::TriggersPending => "with a trigger due",
+        PackageStatus::Installed => "installed",
+    }
+}

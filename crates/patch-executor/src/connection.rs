@@ -1,0 +1,190 @@
+//! One connection: who asks, what is asked, accept or refuse. Then the socket is closed and the work begins.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use nix::{
+    sys::signal::{SigSet, Signal},
+    unistd::Uid,
+};
+use patch_types::{
+    ErrorCode, EventKind, JobId,
+    executor::{PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
+};
+
+use crate::{
+    change,
+    events::{Events, EventsError},
+    journal::{Journal, State},
+    paths::{self, Paths},
+    query, settle,
+};
+
+/// How long a peer may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest limits that a request may set for itself, in seconds.
+const MAX_LIMIT_SECONDS: u64 = 24 * 3600;
+
+/// What is begun once the reply is out.
+enum Work {
+    Change(Journal, Events),
+    Query(query::Asked, Events),
+    Settle(Journal),
+    Nothing,
+}
+
+/// Serves the connection that is standard input.
+pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
+    // A stop of the unit must not end a transaction: it waits until this process is through. Tools do not inherit
+    // this: a child starts with an empty mask.
+    let mut deferred = SigSet::empty();
+    deferred.add(Signal::SIGTERM);
+    deferred.add(Signal::SIGHUP);
+    deferred.add(Signal::SIGINT);
+    deferred.thread_block().context("cannot defer signals")?;
+    // Of a session of its own, apart from whoever started it; under systemd it leads one already.
+    let _ = rustix::process::setsid();
+    // Maintainer scripts rely on it.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+
+    let mut socket = take_socket()?;
+    socket.set_read_timeout(Some(PATIENCE)).context("cannot bound the wait for the request")?;
+    socket.set_write_timeout(Some(PATIENCE)).context("cannot bound the wait for the reply")?;
+    let peer = rustix::net::sockopt::socket_peercred(&socket).context("cannot tell who asks")?;
+    let (reply, work) = if paths::may_ask(Uid::from_raw(peer.uid.as_raw())) {
+        match read_request(&mut socket).and_then(|request| accept(paths, request)) {
+            Ok(accepted) => accepted,
+            Err(refusal) => {
+                eprintln!("patch-executor: refused a request of uid {}: {refusal:#}", peer.uid.as_raw());
+                (refused(&refusal), Work::Nothing)
+            }
+        }
+    } else {
+        eprintln!(
+            "patch-executor: refused uid {}: only root and the daemon's user may ask",
+            peer.uid.as_raw()
+        );
+        let message = "only root and the daemon's user may ask".to_owned();
+        (Reply::Refused { code: ErrorCode::AuthzForbidden, message }, Work::Nothing)
+    };
+    // The work goes on whether or not the reply arrives: it is journalled, and whoever asked can follow it later.
+    if let Err(error) = encode(&reply).map_err(anyhow::Error::from).and_then(|f| Ok(socket.write_all(&f)?)) {
+        eprintln!("patch-executor: the reply could not be sent: {error:#}");
+    }
+    drop(socket);
+
+    match work {
+        Work::Change(journal, events) => change::run(paths, journal, events),
+        Work::Query(asked, events) => query::run(paths, &asked, events),
+        Work::Settle(journal) => settle::run(paths, journal)?,
+        Work::Nothing => {}
+    }
+    Ok(())
+}
+
+/// Standard input as a socket; afterwards descriptor 0 is `/dev/null`.
+fn take_socket() -> anyhow::Result<UnixStream> {
+    let socket =
+        rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).context("cannot use standard input")?;
+    let null = File::open("/dev/null").context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context("cannot close standard input")?;
+    Ok(UnixStream::from(socket))
+}
+
+fn read_request(socket: &mut UnixStream) -> anyhow::Result<Request> {
+    let mut prefix = [0; 4];
+    socket.read_exact(&mut prefix).context("the request did not arrive")?;
+    let mut body = vec![0; body_length(prefix)?];
+    socket.read_exact(&mut body).context("the request did not arrive whole")?;
+    let request: Request = decode(&body)?;
+    if request.protocol != PROTOCOL {
+        bail!(
+            "the request speaks protocol {}, this executor {PROTOCOL}: daemon and executor are of different versions; \
+             restart linux-patch-api.service",
+            request.protocol
+        );
+    }
+    Ok(request)
+}
+
+fn refused(error: &anyhow::Error) -> Reply {
+    let code = match error.downcast_ref::<EventsError>() {
+        Some(_) => ErrorCode::JobConflict,
+        None => ErrorCode::InvalidRequest,
+    };
+    let mut message = format!("{error:#}");
+    message.truncate(message.floor_char_boundary(2000));
+    Reply::Refused { code, message }
+}
+
+/// Checks a request afresh, since the daemon is not trusted, and journals it.
+fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
+    paths.prepare()?;
+    let Request { id, body, .. } = request;
+    match body {
+        RequestBody::Change { operation, limits } => {
+            operation.check()?;
+            if limits.timeout_seconds > MAX_LIMIT_SECONDS || limits.lock_wait_seconds > MAX_LIMIT_SECONDS {
+                bail!("limits of more than {MAX_LIMIT_SECONDS} seconds are not accepted");
+            }
+            let journal = match Journal::create(&paths.journal(id), id, operation, limits) {
+                Ok(journal) => journal,
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    return Ok((Reply::Known, Work::Nothing));
+                }
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("cannot journal {}", paths.journal(id).display()));
+                }
+            };
+            let mut events = Events::create(&paths.event_file(id))?;
+            events.emit_durably(EventKind::Accepted);
+            Ok((Reply::Accepted, Work::Change(journal, events)))
+        }
+        RequestBody::Plan { operation } => {
+            operation.check()?;
+            ask(paths, id, query::Asked::Plan(operation))
+        }
+        RequestBody::Query { query } => ask(paths, id, query::Asked::Query(query)),
+        RequestBody::Cancel { job } => {
+            let journal = known(paths, job)?;
+            if !journal.record.state.phase().is_none_or(patch_types::Phase::is_cancellable)
+                || matches!(journal.record.state, State::Ended { .. })
+            {
+                bail!("job {job} cannot be cancelled any more: it is {}", state_name(&journal.record.state));
+            }
+            journal.request_cancel().with_context(|| format!("cannot ask job {job} to stop"))?;
+            Ok((Reply::Accepted, Work::Nothing))
+        }
+        RequestBody::Settle { job } => Ok((Reply::Accepted, Work::Settle(known(paths, job)?))),
+    }
+}
+
+fn ask(paths: &Paths, id: JobId, asked: query::Asked) -> anyhow::Result<(Reply, Work)> {
+    query::prune(paths);
+    match Events::create(&paths.event_file(id)) {
+        Ok(mut events) => {
+            events.emit(EventKind::Accepted);
+            Ok((Reply::Accepted, Work::Query(asked, events)))
+        }
+        Err(EventsError::Exists { .. }) => Ok((Reply::Known, Work::Nothing)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn known(paths: &Paths, job: JobId) -> anyhow::Result<Journal> {
+    Journal::open(&paths.journal(job)).with_context(|| format!("there is no readable journal of job {job}"))
+}
+
+fn state_name(state: &State) -> &'static str {
+    match state {
+        State::Ended { .. } => "over",
+        other => other.phase().map_or("accepted", patch_types::Phase::as_str),
+    }
+}

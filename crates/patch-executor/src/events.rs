@@ -1,0 +1,162 @@
+//! The numbered event file of one operation.
+//!
+//! The file's exclusive lock (`flock`) is what tells that the operation's process lives. The descriptor is not
+//! inherited by any tool, so the lock ends with this process and with nothing else.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{OpenOptionsExt, fchown},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use patch_types::{Event, EventKind};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::paths;
+
+/// Appends events. A full disk does not stop the operation: events wait in memory and are written as soon as there is
+/// room again, in order and without a gap.
+#[derive(Debug)]
+pub(crate) struct Events {
+    path: PathBuf,
+    file: File,
+    next: u64,
+    /// Length of the file up to the last whole line.
+    good: u64,
+    waiting: Vec<u8>,
+}
+
+/// Why an event file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EventsError {
+    #[error("the event file {path} exists already")]
+    Exists { path: PathBuf },
+    #[error("another process works on {path}")]
+    Alive { path: PathBuf },
+    #[error("cannot use the event file {path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+}
+
+impl Events {
+    /// Makes the file, which must not exist, and locks it.
+    pub(crate) fn create(path: &Path) -> Result<Self, EventsError> {
+        let error = |source: io::Error| match source.kind() {
+            io::ErrorKind::AlreadyExists => EventsError::Exists { path: path.to_owned() },
+            _ => EventsError::File { path: path.to_owned(), source },
+        };
+        let file =
+            File::options().create_new(true).append(true).read(true).mode(0o640).open(path).map_err(error)?;
+        if let Some(group) = paths::daemon_group() {
+            fchown(&file, None, Some(group.as_raw())).map_err(error)?;
+        }
+        Self::locked(path, file, 1, 0)
+    }
+
+    /// Goes on with a file whose writer is dead: locks it, cuts a torn last line off, and returns its events.
+    pub(crate) fn resume(path: &Path) -> Result<(Self, Vec<Event>), EventsError> {
+        let error = |source: io::Error| EventsError::File { path: path.to_owned(), source };
+        let mut file = File::options().append(true).read(true).open(path).map_err(error)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| EventsError::Alive { path: path.to_owned() })?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(error)?;
+        let mut events: Vec<Event> = Vec::new();
+        let mut good = 0;
+        for line in text.split_inclusive(|b| *b == b'\n') {
+            let parsed = line
+                .strip_suffix(b"\n")
+                .and_then(|line| std::str::from_utf8(line).ok())
+                .and_then(|line| Event::parse(line).ok())
+                .filter(|event| event.seq == events.last().map_or(1, |last| last.seq + 1));
+            let Some(event) = parsed else { break };
+            good += line.len() as u64;
+            events.push(event);
+        }
+        file.set_len(good).map_err(error)?;
+        file.seek(io::SeekFrom::End(0)).map_err(error)?;
+        let next = events.last().map_or(1, |last| last.seq + 1);
+        Ok((Self { path: path.to_owned(), file, next, good, waiting: Vec::new() }, events))
+    }
+
+    fn locked(path: &Path, file: File, next: u64, good: u64) -> Result<Self, EventsError> {
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| EventsError::Alive { path: path.to_owned() })?;
+        Ok(Self { path: path.to_owned(), file, next, good, waiting: Vec::new() })
+    }
+
+    /// Appends an event.
+    pub(crate) fn emit(&mut self, kind: EventKind) {
+        let event = Event { seq: self.next, at: Timestamp::now(), kind };
+        match serde_json::to_vec(&event) {
+            Ok(mut line) => {
+                line.push(b'\n');
+                self.next += 1;
+                self.waiting.append(&mut line);
+                self.flush();
+            }
+            Err(error) => eprintln!("patch-executor: an event cannot be written as JSON: {error}"),
+        }
+    }
+
+    /// Appends an event and waits until the disk has it, as far as the disk takes it.
+    pub(crate) fn emit_durably(&mut self, kind: EventKind) {
+        self.emit(kind);
+        if let Err(error) = self.file.sync_data() {
+            eprintln!("patch-executor: cannot sync {}: {error}", self.path.display());
+        }
+    }
+
+    /// Whether everything emitted is in the file.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Writes what waits.
+    pub(crate) fn flush(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        match self.file.write_all(&self.waiting) {
+            Ok(()) => {
+                self.good += self.waiting.len() as u64;
+                self.waiting.clear();
+            }
+            Err(error) => {
+                eprintln!(
+                    "patch-executor: cannot append to {}: {error}; will try again",
+                    self.path.display()
+                );
+                // What was written in part must not stand before what follows.
+                if let Err(error) = self.file.set_len(self.good) {
+                    eprintln!("patch-executor: cannot cut {} back: {error}", self.path.display());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_goes_on_after_its_writer_died_in_mid_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        let mut events = Events::create(&path).unwrap();
+        events.emit(EventKind::Accepted);
+        events.emit_durably(EventKind::Waiting { holder: None });
+        assert!(matches!(Events::create(&path), Err(EventsError::Exists { .. })));
+        assert!(matches!(Events::resume(&path), Err(EventsError::Alive { .. })));
+        drop(events);
+        File::options().append(true).open(&path).unwrap().write_all(b"{\"seq\":3,\"at\":\"20").unwrap();
+        let (mut events, seen) = Events::resume(&path).unwrap();
+        assert_eq!(seen.len(), 2);
+        events.emit(EventKind::Waiting { holder: None });
+        drop(events);
+        let (_, seen) = Events::resume(&path).unwrap();
+        assert_eq!(seen.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+}

@@ -1,0 +1,35 @@
+//! What the executor never removes, whoever asks.
+
+use patch_backends::apt::Inventory;
+use patch_types::{ErrorCode, ErrorDetail, Plan};
+
+/// Packages without which a host cannot be reached or managed any more.
+const PROTECTED: &[&str] =
+    &["linux-patch-api", "openssh-server", "dropbear", "systemd-sysv", "sysvinit-core", "dpkg", "apt"];
+
+/// Refuses a plan that would remove an essential package, the running kernel, the SSH server or the agent.
+pub(crate) fn check(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    for change in plan.changes.iter().filter(|change| change.action.is_removal()) {
+        let name = change.name.name();
+        let found = inventory.database.get(&change.name.with_architecture(&change.architecture));
+        let reason = if found.is_some_and(|package| package.essential() || package.protected()) {
+            "it is essential or protected"
+        } else if name == format!("linux-image-{kernel}") {
+            "it is the running kernel"
+        } else if PROTECTED.contains(&name) {
+            "the host could not be managed without it"
+        } else {
+            continue;
+        };
+        return Err(ErrorDetail::new(
+            ErrorCode::AuthzForbidden,
+            format!(
+                "the plan would remove {name}, which is never done through this agent: {reason}. Nothing was changed; \
+                 remove it on the host itself if it really has to go"
+            ),
+        )
+        .with("package", name));
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Reads that need root: the answer is the last event. They change nothing and leave nothing but the event file, which
+//! is pruned soon.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
+
+use patch_apply::apt::argv::{self, Task};
+use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
+use patch_types::{
+    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
+    event::{Ended, QueryResult},
+    operation::{Install, PackageSpec},
+};
+
+use crate::{events::Events, paths::Paths, services, solver};
+
+/// How long a query's event file is kept for its reader.
+const KEPT: Duration = Duration::from_secs(600);
+
+/// What is asked.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// A typed query.
+    Query(Query),
+    /// A dry run.
+    Plan(Operation),
+}
+
+/// Answers, as the last event.
+pub(crate) fn run(paths: &Paths, asked: &Asked, mut events: Events) {
+    let answer = match asked {
+        Asked::Query(query) => answer(paths, query),
+        Asked::Plan(operation) => {
+            solver::plan(paths.root(), operation).map(|planned| QueryResult::Plan(planned.plan))
+        }
+    };
+    let ended = match answer {
+        Ok(answer) => Ended {
+            status: JobStatus::Completed,
+            outcome: None,
+            exit_code: None,
+            error: None,
+            results: Vec::new(),
+            answer: Some(answer),
+        },
+        Err(error) => Ended {
+            status: JobStatus::Failed,
+            outcome: None,
+            exit_code: None,
+            error: Some(error),
+            results: Vec::new(),
+            answer: None,
+        },
+    };
+    events.emit(EventKind::Ended(Box::new(ended)));
+}
+
+fn answer(paths: &Paths, query: &Query) -> Result<QueryResult, ErrorDetail> {
+    let root = paths.root();
+    match query {
+        Query::Patches => {
+            let inventory = solver::inventory(root)?;
+            Ok(QueryResult::Patches(solver::patches(root, &inventory)?))
+        }
+        Query::Package { name } => {
+            let inventory = solver::inventory(root)?;
+            let policy = policy(paths, name)?;
+            let indexes = indexes(&inventory, name)?;
+            apt::detail(name, &inventory, &policy, &indexes)
+                .map(|detail| QueryResult::Package(Box::new(detail)))
+                .ok_or_else(|| unknown(name))
+        }
+        Query::WhyNot { name } => why_not(paths, name).map(QueryResult::WhyNot),
+        Query::Services => services::list().map(QueryResult::Services),
+    }
+}
+
+fn unknown(name: &PackageName) -> ErrorDetail {
+    let message = format!(
+        "package {name} is neither installed nor in any index; check the spelling, or refresh the indexes if it is new"
+    );
+    ErrorDetail::new(ErrorCode::PkgNotFound, message).with("package", name.as_str())
+}
+
+fn policy(paths: &Paths, name: &PackageName) -> Result<Policy, ErrorDetail> {
+    let said = solver::capture(&argv::policy(paths.root(), name))?;
+    Ok(apt::policy::parse(&said.stdout))
+}
+
+fn indexes(inventory: &Inventory, name: &PackageName) -> Result<Indexes, ErrorDetail> {
+    Indexes::for_package(inventory, name).map_err(|error| solver::unreadable(&error))
+}
+
+fn why_not(paths: &Paths, name: &PackageName) -> Result<patch_types::api::WhyNot, ErrorDetail> {
+    let root = paths.root();
+    let inventory = solver::inventory(root)?;
+    let policy = policy(paths, name)?;
+    let indexes = indexes(&inventory, name)?;
+    let default =
+        solver::simulation(root, &Task::UpgradeAll { allow_removals: false }, OperationKind::ApplyPatches)?;
+    // What apt would do if the package were insisted upon names the removal or the dependency that is in the way.
+    let insisted = Task::Install(Install {
+        packages: vec![PackageSpec { name: name.clone(), version: None }],
+        no_recommends: true,
+        allow_downgrade: false,
+        reinstall: false,
+    });
+    let insisted = solver::capture(&argv::simulate(root, &insisted))?;
+    let insisted = apt::simulate::parse(&insisted.text());
+    let evidence = Evidence {
+        policy: &policy,
+        patching: &default,
+        insisted: Some(&insisted),
+        last_update_check: apt::last_update_check(root),
+        now: jiff::Timestamp::now(),
+    };
+    apt::why_not(name, &inventory, &indexes, &evidence).ok_or_else(|| unknown(name))
+}
+
+/// Removes event files of queries that nobody can be reading any more. A change's event file has a journal beside it
+/// and stays.
+pub(crate) fn prune(paths: &Paths) {
+    let Ok(entries) = std::fs::read_dir(paths.events()) else { return };
+    let now = SystemTime::now();
+    let old: HashMap<_, _> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let id = entry.file_name().to_str()?.strip_suffix(".jsonl")?.parse().ok()?;
+            let age = now.duration_since(entry.metadata().ok()?.modified().ok()?).ok()?;
+            (age > KEPT).then(|| (entry.path(), id))
+        })
+        .collect();
+    for (path, id) in old {
+        if !paths.journal(id).exists()
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            eprintln!("patch-executor: cannot remove {}: {error}", path.display());
+        }
+    }
+}

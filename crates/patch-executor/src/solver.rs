@@ -1,0 +1,274 @@
+//! From an operation to a plan: the package manager's own solver decides, this module asks and translates.
+
+use std::{path::Path, time::Duration};
+
+use patch_apply::{
+    apt::argv::{self, Task},
+    run::{self, Captured, RunError},
+};
+use patch_backends::{
+    ReadError,
+    apt::{self, Indexes, Inventory, OperationKind, Simulation, classify, simulate},
+};
+use patch_types::{
+    Action, ErrorCode, ErrorDetail, Operation, PackageName, Plan, PlannedChange,
+    api::{PatchSet, PatchState},
+    operation::{ApplyPatches, Hold},
+};
+
+use crate::protect;
+
+/// How long the solver may take.
+pub(crate) const SOLVER_LIMIT: Duration = Duration::from_secs(300);
+
+/// What is to be done, decided.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// The changes.
+    pub(crate) plan: Plan,
+    /// What apt is told to carry them out; `None` when apt has nothing to do with it (holds).
+    pub(crate) task: Option<Task>,
+    /// Named packages whose automatic mark apt is going to drop, and that get it back.
+    pub(crate) auto: Vec<PackageName>,
+}
+
+/// Reads what is installed.
+pub(crate) fn inventory(root: &Path) -> Result<Inventory, ErrorDetail> {
+    Inventory::read(root).map_err(|error| unreadable(&error))
+}
+
+pub(crate) fn unreadable(error: &ReadError) -> ErrorDetail {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    ErrorDetail::new(
+        ErrorCode::PkgManagerError,
+        format!("{error}{cause}; the package database must be readable"),
+    )
+}
+
+pub(crate) fn run_failed(error: &RunError) -> ErrorDetail {
+    let code = match error {
+        RunError::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            ErrorCode::DiskSpace
+        }
+        _ => ErrorCode::PkgManagerError,
+    };
+    ErrorDetail::new(code, format!("{error}"))
+}
+
+/// Lets the solver work a task out.
+pub(crate) fn simulation(root: &Path, task: &Task, kind: OperationKind) -> Result<Simulation, ErrorDetail> {
+    let said = capture(&argv::simulate(root, task))?;
+    if said.code == Some(0) {
+        Ok(simulate::parse(&said.stdout))
+    } else {
+        Err(classify(said.code, &said.text(), kind))
+    }
+}
+
+pub(crate) fn capture(argv: &argv::Argv) -> Result<Captured, ErrorDetail> {
+    run::capture(argv, SOLVER_LIMIT).map_err(|error| run_failed(&error))
+}
+
+/// The updates that are available by the default policy.
+pub(crate) fn patches(root: &Path, inventory: &Inventory) -> Result<PatchSet, ErrorDetail> {
+    let simulation =
+        simulation(root, &Task::UpgradeAll { allow_removals: false }, OperationKind::ApplyPatches)?;
+    let indexes = Indexes::for_simulations(inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
+    Ok(apt::patch_set(&simulation, inventory, &indexes))
+}
+
+/// Which of the classifier's words fit an operation.
+pub(crate) fn kind_of(operation: &Operation) -> OperationKind {
+    match operation {
+        Operation::Refresh => OperationKind::Refresh,
+        Operation::Install(_) => OperationKind::Install,
+        Operation::Update(_) => OperationKind::Update,
+        Operation::Remove(_) => OperationKind::Remove,
+        Operation::Hold(_) => OperationKind::Hold,
+        Operation::ApplyPatches(_) => OperationKind::ApplyPatches,
+    }
+}
+
+/// Works an operation's plan out. Nothing is changed.
+pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorDetail> {
+    let inventory = inventory(root)?;
+    let task = match operation {
+        Operation::Refresh => {
+            return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() });
+        }
+        Operation::Hold(hold) => return plan_hold(hold, &inventory),
+        Operation::Install(install) => {
+            install.packages.iter().try_for_each(|spec| exists(&inventory, &spec.name))?;
+            Task::Install(install.clone())
+        }
+        Operation::Update(update) => {
+            must_be_installed(&inventory, &update.name)?;
+            must_not_be_held(&inventory, &update.name)?;
+            Task::Update(update.clone())
+        }
+        Operation::Remove(remove) => {
+            exists(&inventory, &remove.name)?;
+            Task::Remove(remove.clone())
+        }
+        Operation::ApplyPatches(apply) => match choose_patches(root, apply, &inventory)? {
+            Some(task) => task,
+            None => return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() }),
+        },
+    };
+    let simulation = simulation(root, &task, kind_of(operation))?;
+    let indexes = Indexes::for_simulations(&inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
+    let plan = apt::plan(&simulation, &inventory, &indexes);
+    if let Operation::ApplyPatches(apply) = operation {
+        exclusions_hold(apply, &plan)?;
+    }
+    protect::check(&plan, &inventory)?;
+    let auto = named(&task)
+        .into_iter()
+        .filter(|name| inventory.database.get(name).is_some_and(|package| inventory.is_auto(package)))
+        .collect();
+    Ok(Planned { plan, task: Some(task), auto })
+}
+
+/// The names that an update hands to `apt-get install`, which marks them as wanted by a person.
+fn named(task: &Task) -> Vec<PackageName> {
+    match task {
+        Task::Update(update) => vec![update.name.clone()],
+        Task::UpgradeSome { packages, .. } => packages.iter().map(|(name, _)| name.clone()).collect(),
+        // An installation is a person's wish: apt's marking it so is right.
+        Task::Install(_) | Task::Remove(_) | Task::UpgradeAll { .. } => Vec::new(),
+    }
+}
+
+/// apt reads a trailing `+` of a name that it does not know as "install": `foo+` would become `foo`. Real names such as
+/// `g++` end so too, hence the look at what there is.
+fn exists(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> {
+    if !name.name().ends_with('+') || inventory.database.get(name).is_some() {
+        return Ok(());
+    }
+    let indexes = Indexes::for_package(inventory, name).map_err(|error| unreadable(&error))?;
+    if !indexes.versions(name.name()).is_empty() {
+        return Ok(());
+    }
+    Err(ErrorDetail::new(
+        ErrorCode::PkgNotFound,
+        format!(
+            "there is no package {name}, neither installed nor in any index; refresh the indexes if it is new"
+        ),
+    )
+    .with("package", name.as_str()))
+}
+
+fn must_be_installed(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> {
+    if inventory.database.get(name).is_some_and(|package| package.is_present()) {
+        return Ok(());
+    }
+    Err(ErrorDetail::new(
+        ErrorCode::PkgNotFound,
+        format!(
+            "package {name} is not installed, so there is nothing to update; install it with POST /packages"
+        ),
+    )
+    .with("package", name.as_str()))
+}
+
+fn must_not_be_held(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> {
+    if !inventory.database.get(name).is_some_and(|package| package.is_held()) {
+        return Ok(());
+    }
+    Err(ErrorDetail::new(
+        ErrorCode::PkgHeld,
+        format!("package {name} is held and was left as it is; take it off hold first: PUT /packages/{name} with {{\"hold\": false}}"),
+    )
+    .with("package", name.as_str()))
+}
+
+fn plan_hold(hold: &Hold, inventory: &Inventory) -> Result<Planned, ErrorDetail> {
+    must_be_installed(inventory, &hold.name)?;
+    let changes =
+        inventory.database.get(&hold.name).filter(|package| package.is_held() != hold.hold).and_then(
+            |package| {
+                let version = package.version();
+                Some(PlannedChange {
+                    action: if hold.hold { Action::Hold } else { Action::Unhold },
+                    name: package.name().parse().ok()?,
+                    architecture: package.architecture().parse().ok()?,
+                    old_version: version.clone(),
+                    new_version: version,
+                    archive_sha256: None,
+                    origin: None,
+                    security: false,
+                    archive_bytes: 0,
+                    disk_delta_bytes: 0,
+                })
+            },
+        );
+    Ok(Planned { plan: Plan::of(changes.into_iter().collect()), task: None, auto: Vec::new() })
+}
+
+/// What `apply` comes to. `None`: nothing to do.
+fn choose_patches(
+    root: &Path,
+    apply: &ApplyPatches,
+    inventory: &Inventory,
+) -> Result<Option<Task>, ErrorDetail> {
+    for name in &apply.packages {
+        must_be_installed(inventory, name)?;
+        must_not_be_held(inventory, name)?;
+    }
+    if !apply.security_only && apply.exclude.is_empty() {
+        return Ok(Some(Task::named(apply)));
+    }
+    // What is wanted is a part of what there is, so the solver says first what there is.
+    let set = patches(root, inventory)?;
+    let matches = |name: &PackageName, patch: &patch_types::api::Patch| {
+        name.name() == patch.name.name()
+            && name.architecture().is_none_or(|a| a == patch.architecture.as_str())
+    };
+    let chosen: Vec<_> = set
+        .patches
+        .iter()
+        .filter(|patch| patch.current_version.is_some())
+        .filter(|patch| !apply.security_only || patch.security)
+        .filter(|patch| !apply.exclude.iter().any(|name| matches(name, patch)))
+        .filter(|patch| {
+            if apply.packages.is_empty() {
+                patch.state == PatchState::Ready
+                    || (apply.allow_removals && patch.state == PatchState::KeptBack)
+            } else {
+                apply.packages.iter().any(|name| matches(name, patch))
+            }
+        })
+        .map(|patch| {
+            let name = match patch.architecture.as_str() {
+                "all" => patch.name.clone(),
+                _ => patch.name.with_architecture(&patch.architecture),
+            };
+            (name, Some(patch.available_version.clone()))
+        })
+        .collect();
+    if chosen.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Task::UpgradeSome { packages: chosen, allow_removals: apply.allow_removals }))
+}
+
+/// An excluded package may still be what a chosen one depends on: then nothing is done rather than the wrong thing.
+fn exclusions_hold(apply: &ApplyPatches, plan: &Plan) -> Result<(), ErrorDetail> {
+    let broken = plan.changes.iter().find(|change| {
+        apply.exclude.iter().any(|name| {
+            name.name() == change.name.name()
+                && name.architecture().is_none_or(|a| a == change.architecture.as_str())
+        })
+    });
+    match broken {
+        None => Ok(()),
+        Some(change) => Err(ErrorDetail::new(
+            ErrorCode::PkgDependencyError,
+            format!(
+                "{} is excluded, but other updates of this request depend on it; exclude those too, or do not exclude it",
+                change.name
+            ),
+        )
+        .with("package", change.name.as_str())),
+    }
+}

@@ -1,0 +1,399 @@
+//! Which addresses may connect: a file with `allowed_ips:`, read again whenever it changes.
+//!
+//! Everyone who is not on it is denied; so is everyone when there is no file. A file that cannot be understood changes
+//! nothing, and is reported. Reading the list takes no lock.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+use tokio::sync::watch;
+
+use crate::{
+    config::{ConfigError, parse_yaml},
+    event::{DoorEvent, DoorObserver},
+    watch::{FileState, FileWatcher, Nudge},
+};
+
+/// An allow list that cannot be used.
+pub type AllowListError = ConfigError;
+
+/// How often names are resolved again.
+const RESOLVE_EVERY: Duration = Duration::from_secs(60);
+/// How long one resolution may take; a change must be in effect within 5 seconds.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entry {
+    Network(Ipv4Net),
+    Name { name: String, addresses: BTreeSet<Ipv4Addr> },
+}
+
+/// Who may connect.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AllowList {
+    entries: Vec<Entry>,
+    // First and last address of each range, ascending and disjoint.
+    ranges: Vec<(u32, u32)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    allowed_ips: Option<Vec<Spanned<String>>>,
+}
+
+impl AllowList {
+    /// The list that denies everyone.
+    #[must_use]
+    pub fn deny_all() -> Self {
+        Self::default()
+    }
+
+    /// Reads a list; `file` is its name in messages. Names have no addresses until they are resolved.
+    ///
+    /// # Errors
+    /// With line and reason, when anything in it cannot be understood.
+    pub fn parse(text: &str, file: &str) -> Result<Self, AllowListError> {
+        let parsed: File = parse_yaml(text, file)?;
+        let entries = parsed.allowed_ips.ok_or_else(|| ConfigError {
+            file: file.to_owned(),
+            line: None,
+            column: None,
+            message: "`allowed_ips` has no value; write `allowed_ips: []` to deny everyone".to_owned(),
+        })?;
+        let entries: Result<Vec<_>, _> = entries
+            .iter()
+            .map(|entry| {
+                parse_entry(entry.value.trim()).map_err(|message| ConfigError {
+                    file: file.to_owned(),
+                    line: Some(entry.referenced.line()),
+                    column: Some(entry.referenced.column()),
+                    message,
+                })
+            })
+            .collect();
+        Ok(Self::from_entries(entries?))
+    }
+
+    fn from_entries(entries: Vec<Entry>) -> Self {
+        let networks: Vec<Ipv4Net> = entries
+            .iter()
+            .flat_map(|entry| match entry {
+                Entry::Network(network) => vec![*network],
+                Entry::Name { addresses, .. } => addresses.iter().map(|a| Ipv4Net::from(*a)).collect(),
+            })
+            .collect();
+        let mut ranges: Vec<(u32, u32)> = Ipv4Net::aggregate(&networks)
+            .iter()
+            .map(|network| (network.network().to_bits(), network.broadcast().to_bits()))
+            .collect();
+        ranges.sort_unstable();
+        Self { entries, ranges }
+    }
+
+    /// Whether a peer may connect. An IPv4-mapped IPv6 address counts as IPv4; IPv6 is refused.
+    #[must_use]
+    pub fn permits(&self, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address.to_canonical() else { return false };
+        let bits = address.to_bits();
+        let after = self.ranges.partition_point(|(first, _)| *first <= bits);
+        after.checked_sub(1).and_then(|i| self.ranges.get(i)).is_some_and(|(_, last)| bits <= *last)
+    }
+
+    /// The entries as they are reported: a single address, a network, a name with each of its addresses.
+    #[must_use]
+    pub fn entries(&self) -> BTreeSet<String> {
+        self.entries
+            .iter()
+            .flat_map(|entry| match entry {
+                Entry::Network(network) if network.prefix_len() == 32 => vec![network.addr().to_string()],
+                Entry::Network(network) => vec![network.to_string()],
+                Entry::Name { name, addresses } if addresses.is_empty() => vec![format!("{name} (unresolved)")],
+                Entry::Name { name, addresses } => addresses.iter().map(|a| format!("{name} ({a})")).collect(),
+            })
+            .collect()
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        self.entries
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Name { name, .. } => Some(name.clone()),
+                Entry::Network(_) => None,
+            })
+            .collect()
+    }
+
+    /// The same list with the addresses that `resolve` knows; names that it does not know keep theirs.
+    fn with_addresses(&self, resolve: impl Fn(&str) -> Option<BTreeSet<Ipv4Addr>>) -> Self {
+        let entries = self.entries.iter().map(|entry| match entry {
+            Entry::Name { name, addresses } => {
+                Entry::Name { name: name.clone(), addresses: resolve(name).unwrap_or_else(|| addresses.clone()) }
+            }
+            Entry::Network(network) => Entry::Network(*network),
+        });
+        Self::from_entries(entries.collect())
+    }
+
+    fn addresses_of(&self, wanted: &str) -> Option<BTreeSet<Ipv4Addr>> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Name { name, addresses } if name == wanted => Some(addresses.clone()),
+            _ => None,
+        })
+    }
+}
+
+fn parse_entry(text: &str) -> Result<Entry, String> {
+    if text.is_empty() {
+        return Err("an empty entry".to_owned());
+    }
+    if text.contains(':') {
+        return Err(format!("`{text}` is not an IPv4 address: IPv6 peers are always refused, so it would have no effect"));
+    }
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        return Ok(Entry::Network(Ipv4Net::from(address)));
+    }
+    if text.contains('/') {
+        let network: Ipv4Net =
+            text.parse().map_err(|_| format!("`{text}` is not an IPv4 network; write it like 10.20.0.0/16"))?;
+        if network.trunc() != network {
+            return Err(format!(
+                "`{text}` names a host and a network at once; write {} for the network or {} for the host",
+                network.trunc(),
+                network.addr()
+            ));
+        }
+        return Ok(Entry::Network(network));
+    }
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let label_is_good = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let numeric_end = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    if name.len() > 253 || numeric_end || !name.split('.').all(label_is_good) {
+        return Err(format!("`{text}` is neither an IPv4 address (10.20.30.40), a network (10.20.0.0/16) nor a host name"));
+    }
+    Ok(Entry::Name { name, addresses: BTreeSet::new() })
+}
+
+/// The list in effect, shared by those who ask it and the one who changes it.
+#[derive(Debug, Clone)]
+pub struct SharedAllowList {
+    list: Arc<ArcSwap<AllowList>>,
+    changes: watch::Sender<u64>,
+}
+
+impl SharedAllowList {
+    /// Shares a list.
+    #[must_use]
+    pub fn new(list: AllowList) -> Self {
+        Self { list: Arc::new(ArcSwap::from_pointee(list)), changes: watch::Sender::new(0) }
+    }
+
+    /// The list of this moment.
+    #[must_use]
+    pub fn load(&self) -> Arc<AllowList> {
+        self.list.load_full()
+    }
+
+    /// Puts another list into effect.
+    pub fn store(&self, list: AllowList) {
+        self.list.store(Arc::new(list));
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    /// To be woken when another list is in effect.
+    #[must_use]
+    pub fn subscribe(&self) -> ListChanges {
+        ListChanges(self.changes.subscribe())
+    }
+}
+
+/// Wakes when the list has changed.
+#[derive(Debug)]
+pub struct ListChanges(watch::Receiver<u64>);
+
+impl ListChanges {
+    /// Waits for a change since the last call. Safe to cancel.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            // Nobody is left who could change it.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Keeps a [`SharedAllowList`] as its file says. Ends when dropped; the list then stays as it is.
+#[derive(Debug)]
+pub struct AllowListWatcher {
+    list: SharedAllowList,
+    nudge: Nudge,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl AllowListWatcher {
+    /// Reads the file, resolves its names, and goes on watching it. What is wrong is reported, not returned: a
+    /// server without a list denies everyone until there is one.
+    pub async fn start(path: &Path, observer: Arc<dyn DoorObserver>) -> Self {
+        let list = SharedAllowList::new(AllowList::deny_all());
+        let (watcher, now) = FileWatcher::start(path);
+        let nudge = watcher.nudge();
+        let mut keeper = Keeper {
+            list: list.clone(),
+            observer,
+            file: path.display().to_string(),
+            failing: BTreeSet::new(),
+            reported: None,
+        };
+        keeper.take(now);
+        keeper.resolve().await;
+        let task = tokio::spawn(keeper.keep(watcher));
+        Self { list, nudge, task }
+    }
+
+    /// The list in effect.
+    #[must_use]
+    pub fn list(&self) -> SharedAllowList {
+        self.list.clone()
+    }
+
+    /// Reads the file and resolves its names again, soon.
+    pub fn reload(&self) {
+        self.nudge.nudge();
+    }
+}
+
+impl Drop for AllowListWatcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Keeper {
+    list: SharedAllowList,
+    observer: Arc<dyn DoorObserver>,
+    file: String,
+    failing: BTreeSet<String>,
+    reported: Option<String>,
+}
+
+impl Keeper {
+    async fn keep(mut self, mut watcher: FileWatcher) {
+        let mut timer = tokio::time::interval(RESOLVE_EVERY);
+        timer.tick().await;
+        loop {
+            let has_names = !self.list.load().names().is_empty();
+            tokio::select! {
+                state = watcher.changed() => {
+                    // A question repeated is a question answered: after a nudge the same fault is reported again.
+                    self.reported = None;
+                    self.take(state);
+                }
+                _ = timer.tick(), if has_names => {}
+            }
+            self.resolve().await;
+        }
+    }
+
+    fn take(&mut self, state: FileState) {
+        let parsed = match state {
+            FileState::Missing => {
+                self.refuse("there is no such file, so everyone is denied", true);
+                self.apply(AllowList::deny_all());
+                return;
+            }
+            FileState::Unreadable(error) => {
+                return self.refuse(&format!("cannot be read: {error}; the last good list holds"), false);
+            }
+            FileState::Present(bytes) => match std::str::from_utf8(&bytes) {
+                Ok(text) => AllowList::parse(text, &self.file),
+                Err(_) => return self.refuse("is not UTF-8 text; the last good list holds", false),
+            },
+        };
+        match parsed {
+            Ok(list) => {
+                self.reported = None;
+                let before = self.list.load();
+                self.apply(list.with_addresses(|name| before.addresses_of(name)));
+            }
+            Err(error) => self.report(format!("{error}; the last good list holds"), false),
+        }
+    }
+
+    fn refuse(&mut self, message: &str, denies_all: bool) {
+        self.report(format!("{}: {message}", self.file), denies_all);
+    }
+
+    fn report(&mut self, error: String, denies_all: bool) {
+        if self.reported.as_ref() != Some(&error) {
+            self.reported = Some(error.clone());
+            self.observer.observe(DoorEvent::AllowListRefused { error, denies_all });
+        }
+    }
+
+    async fn resolve(&mut self) {
+        let list = self.list.load();
+        let lookups = list.names().into_iter().map(|name| async move {
+            let found = lookup(&name).await;
+            (name, found)
+        });
+        let results = futures_util::future::join_all(lookups).await;
+        let mut failing = BTreeSet::new();
+        for (name, found) in &results {
+            if let Err(error) = found {
+                failing.insert(name.clone());
+                if !self.failing.contains(name) {
+                    let (name, error) = (name.clone(), error.clone());
+                    self.observer.observe(DoorEvent::NameUnresolved { name, error });
+                }
+            }
+        }
+        self.failing = failing;
+        self.apply(list.with_addresses(|wanted| {
+            results.iter().find(|(name, _)| name == wanted).and_then(|(_, found)| found.clone().ok())
+        }));
+    }
+
+    fn apply(&self, list: AllowList) {
+        let before = self.list.load();
+        if *before == list {
+            return;
+        }
+        let (old, new) = (before.entries(), list.entries());
+        self.list.store(list);
+        let added: Vec<_> = new.difference(&old).cloned().collect();
+        let removed: Vec<_> = old.difference(&new).cloned().collect();
+        if !(added.is_empty() && removed.is_empty()) {
+            self.observer.observe(DoorEvent::AllowListChanged { added, removed });
+        }
+    }
+}
+
+async fn lookup(name: &str) -> Result<BTreeSet<Ipv4Addr>, String> {
+    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host((name, 0))).await;
+    let found = found.map_err(|_| format!("no answer within {} seconds", RESOLVE_WITHIN.as_secs()))?;
+    let addresses: BTreeSet<_> = found
+        .map_err(|e| e.to_string())?
+        .filter_map(|address| match address.ip().to_canonical() {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        })
+        .collect();
+    if addresses.is_empty() { Err("it has no IPv4 address".to_owned()) } else { Ok(addresses) }
+}
+
+#[cfg(test)]
+#[path = "allowlist_tests.rs"]
+mod tests;

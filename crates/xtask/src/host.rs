@@ -1,0 +1,186 @@
+//! `cargo xtask host`: throw-away hosts by hand, the same that the system tests use.
+//!
+//! A host lives as long as the process that owns it. `shell` without a name is that process itself; `up` starts one
+//! in the background, the keeper, which `down` ends.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use system_tests::{Guest, Host, HostOptions, Network, Repository, RunRecord, runs, sweep};
+
+/// What to do with hosts.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Boot hosts on one network and leave them up until `down`. They have the test repository as apt's source.
+    Up(Hosts),
+    /// A shell on a host that is up; without a name, on a new host that is removed afterwards.
+    Shell {
+        /// The host.
+        name: Option<String>,
+    },
+    /// Run a command on a host that is up.
+    Exec {
+        /// The host.
+        name: String,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        argv: Vec<String>,
+    },
+    /// List the hosts of this machine, those of running tests among them.
+    List,
+    /// Remove a host and those that came up with it.
+    Down {
+        /// The host.
+        name: String,
+    },
+    /// Remove whatever is left of tests that were killed; with --all, hosts that `up` has left up as well.
+    Clean {
+        /// Also hosts that are up, those of running tests too.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Own hosts until killed; `up` starts this.
+    #[command(hide = true)]
+    Keep(Hosts),
+}
+
+/// Hosts to boot.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Hosts {
+    /// Their names.
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// The size of each one's disk.
+    #[arg(long, default_value = "1g")]
+    disk: String,
+}
+
+pub(crate) fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(hosts) => up(&hosts),
+        Command::Keep(hosts) => keep(&hosts),
+        Command::Shell { name: Some(name) } => interact(&Guest::find(&name)?, &["/bin/bash", "-l"]),
+        Command::Shell { name: None } => shell(),
+        Command::Exec { name, argv } => {
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            interact(&Guest::find(&name)?, &argv)
+        }
+        Command::List => list(),
+        Command::Down { name } => find_run(&name)?.end().map(|()| ExitCode::SUCCESS),
+        Command::Clean { all } => clean(all),
+    }
+}
+
+/// A host with the test repository, and what it lives on.
+struct Furnished {
+    repository: Repository,
+    hosts: Vec<Host>,
+}
+
+fn furnish(hosts: &Hosts) -> Result<Furnished> {
+    let network = Network::new()?;
+    let repository = Repository::new()?;
+    let boot = |name: &String| {
+        let options = HostOptions::named(name).disk(&hosts.disk).repository(&repository);
+        let host = Host::boot(&network, options)?;
+        repository.configure(&host, Repository::FILES)?;
+        anyhow::Ok(host)
+    };
+    let hosts = hosts.names.iter().map(boot).collect::<Result<_>>()?;
+    Ok(Furnished { repository, hosts })
+}
+
+fn up(hosts: &Hosts) -> Result<ExitCode> {
+    for name in &hosts.names {
+        ensure!(
+            find_run(name).is_err(),
+            "a host named {name} is up: `cargo xtask host down {name}` removes it"
+        );
+    }
+    // A session of its own, so that the keeper outlives the terminal.
+    let mut keeper = std::process::Command::new("setsid");
+    keeper.arg(std::env::current_exe()?).args(["host", "keep", "--disk", &hosts.disk]).args(&hosts.names);
+    keeper.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut keeper = keeper.spawn().context("cannot start the keeper")?;
+    let output = BufReader::new(keeper.stdout.take().context("the keeper has no output")?);
+    for line in output.lines() {
+        let line = line?;
+        if line == READY {
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{line}");
+    }
+    let mut said = String::new();
+    keeper.stderr.take().context("the keeper has no output")?.read_to_string(&mut said)?;
+    bail!("the keeper has ended: {}", said.trim_end())
+}
+
+/// The keeper's last word; whoever started it may be gone afterwards.
+const READY: &str = "ready";
+
+fn keep(hosts: &Hosts) -> Result<ExitCode> {
+    let furnished = furnish(hosts)?;
+    for host in &furnished.hosts {
+        println!("{} {}", host.name(), host.ip());
+    }
+    println!("{}\n{READY}", repository_note(&furnished.repository));
+    loop {
+        std::thread::park();
+    }
+}
+
+fn shell() -> Result<ExitCode> {
+    let hosts = Hosts { names: vec!["host".to_owned()], disk: "1g".to_owned() };
+    let furnished = furnish(&hosts)?;
+    let host = furnished.hosts.first().context("no host was booted")?;
+    eprintln!("{}", repository_note(&furnished.repository));
+    interact(host, &["/bin/bash", "-l"])
+}
+
+fn repository_note(repository: &Repository) -> String {
+    format!(
+        "apt's source is day 0 of the test repository; for day 1: ln -sfn day1 {}/current",
+        repository.path().display()
+    )
+}
+
+fn interact(guest: &Guest, argv: &[&str]) -> Result<ExitCode> {
+    let status = guest.interactive(argv)?.status().context("cannot enter the host")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn list() -> Result<ExitCode> {
+    for run in runs()? {
+        let owner = if run.alive { format!("process {}", run.owner) } else { "dead".to_owned() };
+        for host in &run.hosts {
+            let state = if host.leader.is_some() { "on" } else { "off" };
+            let boots = format!("boot {}", host.boots);
+            println!(
+                "{:<20} {:<14} {state:<4} {boots:<8} owner: {owner}, run {}",
+                host.name, host.address, run.id
+            );
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find_run(name: &str) -> Result<RunRecord> {
+    let has_host = |run: &RunRecord| run.alive && run.hosts.iter().any(|host| host.name == name);
+    let found = runs()?.into_iter().find(has_host);
+    found.with_context(|| format!("no host is named {name}: `cargo xtask host list` shows those that are up"))
+}
+
+fn clean(all: bool) -> Result<ExitCode> {
+    for id in sweep()? {
+        println!("removed what was left of run {id}");
+    }
+    if all {
+        for run in runs()? {
+            run.end()?;
+            println!("removed run {}", run.id);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
