@@ -25,7 +25,7 @@ pub const LOG_DIR: &str = "var/log/linux_patch_api";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}; create it (a commented sample is in /usr/share/doc/linux-patch-api) or correct its permissions")]
+    #[error("cannot read {}: {source}; create it (a commented sample is in /usr/share/doc/linux-patch-api) or correct its permissions", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -33,15 +33,10 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not what it should be.
-    #[error("{path} is not valid: {message}")]
-    Parse {
-        /// Which file.
-        path: PathBuf,
-        /// Where and what.
-        message: String,
-    },
+    #[error(transparent)]
+    Parse(#[from] patch_service::ConfigError),
     /// Its values are not acceptable; all of them are named.
-    #[error("{path} is not valid:\n{}", .problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+    #[error("{} is not valid:\n{}", path.display(), .problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
     Values {
         /// Which file.
         path: PathBuf,
@@ -68,8 +63,7 @@ pub fn load(root: &Path) -> Result<Settings, ConfigError> {
 /// # Errors
 /// See [`ConfigError`].
 pub fn parse(text: &str, root: &Path, path: &Path) -> Result<Settings, ConfigError> {
-    let fragment = Fragment::parse(text)
-        .map_err(|message| ConfigError::Parse { path: path.to_owned(), message })?;
+    let fragment = Fragment::parse(text, &path.display().to_string())?;
     Settings::try_from_inputs(Inputs::from(fragment), root)
         .map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
 }
@@ -93,8 +87,8 @@ mod tests {
     #[test]
     fn the_shipped_allow_list_is_valid_and_lets_nobody_in() {
         let sample = include_str!("../../../packaging/config/whitelist.yaml");
-        let list = patch_service::allow::AllowList::parse(sample).unwrap();
-        assert!(list.is_empty());
+        let list = patch_service::AllowList::parse(sample, "whitelist.yaml").unwrap();
+        assert!(list.entries().is_empty());
     }
 
     #[test]

@@ -47,7 +47,7 @@ const RECHECK: Duration = Duration::from_secs(2);
 pub struct Cached {
     /// The JSON.
     pub body: Bytes,
-    /// The tag, quotes included.
+    /// The tag, without quotes.
     pub etag: String,
 }
 
@@ -191,16 +191,18 @@ impl Inventory {
     }
 
     /// What is known at this moment, without asking anybody but dpkg's files.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        let listed = self.listed().ok();
+    ///
+    /// # Errors
+    /// When the package database cannot be read.
+    pub fn counts(&self) -> Result<Counts, ErrorDetail> {
+        let listed = self.listed()?;
         let known = self.known();
-        Counts {
-            installed: listed.as_ref().map_or(0, |l| l.installed),
-            broken: listed.as_ref().map_or(0, |l| l.broken),
+        Ok(Counts {
+            installed: listed.installed,
+            broken: listed.broken,
             upgradable: known.as_ref().map_or(0, |k| k.candidates.len()),
             security: known.as_ref().map_or(0, |k| k.security),
-        }
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -311,10 +313,11 @@ fn cached<T: serde::Serialize>(data: &T) -> Result<Cached, ErrorDetail> {
     use sha2::Digest as _;
     let digest = hex::encode(&sha2::Sha256::digest(&body)[..16]);
     // The vector's spare capacity would be kept as long as the cache.
-    Ok(Cached { body: Bytes::from(body.into_boxed_slice()), etag: format!("\"{digest}\"") })
+    Ok(Cached { body: Bytes::from(body.into_boxed_slice()), etag: digest })
 }
 
-fn unreadable(error: patch_backends::ReadError) -> ErrorDetail {
+/// What a client is told when the package database cannot be read.
+pub(crate) fn unreadable(error: patch_backends::ReadError) -> ErrorDetail {
     let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
     ErrorDetail::new(
         ErrorCode::ServiceUnhealthy,

@@ -6,6 +6,7 @@
 //! | [`cli`] | the command line |
 //! | [`run`] | the daemon's life: start, reload, stop |
 //! | [`config`] | the configuration file |
+//! | [`door`] | the record of what happens at the door |
 //! | [`http`] | the API: routes, roles, answers |
 //! | [`inventory`] | what is installed and what could be updated |
 //! | [`jobs`] | changes, from acceptance to their end |
@@ -15,6 +16,7 @@
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod door;
 pub mod executor;
 pub mod http;
 pub mod inventory;

@@ -333,9 +333,8 @@ impl AuditEvent {
     /// An answered request.
     #[must_use]
     pub fn request(caller: &Caller, method: &str, path: &str, status: u16, took: Duration) -> Self {
-        // Whole microseconds first: three decimals are what the clock of a shared host is worth.
-        let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
-        let duration_ms = f64::from(micros) / 1000.0;
+        // Microseconds are what the clock of a shared host is worth.
+        let duration_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
         Self::new(
             AuditKind::Request { method: method.to_owned(), path: path.to_owned(), status, duration_ms },
             caller,

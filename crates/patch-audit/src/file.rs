@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -132,9 +132,11 @@ impl LogFile {
     /// Begins a new file; the present one gets the day of its last record as suffix. Removes files of days longer ago
     /// than `keep_days`.
     pub(crate) fn rotate(&mut self, now: Timestamp, keep_days: u32) -> Result<(), AuditError> {
-        self.move_to(&day_name(self.day))?;
-        self.begin()?;
-        prune(&self.path, now, keep_days);
+        // A directory that allows no renaming is no reason to refuse records: the file grows on.
+        if self.move_to(&day_name(self.day)).is_ok() {
+            self.begin()?;
+            prune(&self.path, now, keep_days);
+        }
         Ok(())
     }
 

@@ -175,7 +175,3 @@ fn shorten(value: &str) -> Cow<'_, str> {
     let kept = &value[..value.floor_char_boundary(MAX_VALUE)];
     Cow::Owned(format!("{kept} … (shortened from {} bytes)", value.len()))
 }
-
-#[cfg(test)]
-#[path = "journald_tests.rs"]
-mod tests;

@@ -109,6 +109,8 @@ pub struct Status {
     pub error: Option<String>,
     /// Records that could not be written since it fails; those that somebody waited for were refused to them.
     pub lost: u64,
+    /// Groups written since the log was opened: one sync each.
+    pub groups: u64,
     /// Records that the journal did not take, ever.
     pub journal_dropped: u64,
 }
@@ -134,6 +136,7 @@ pub(crate) struct State {
     pub(crate) head: Option<Head>,
     pub(crate) error: Option<String>,
     pub(crate) lost: u64,
+    pub(crate) groups: u64,
 }
 
 /// The durable local trail and the sinks behind it. Share it in an `Arc`; dropping the last one closes it.
@@ -222,7 +225,13 @@ impl AuditLog {
     pub fn status(&self) -> Status {
         let journal_dropped = self.shared.journal_dropped.load(Ordering::Relaxed);
         let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Status { head: state.head, error: state.error.clone(), lost: state.lost, journal_dropped }
+        Status {
+            head: state.head,
+            error: state.error.clone(),
+            lost: state.lost,
+            groups: state.groups,
+            journal_dropped,
+        }
     }
 
     /// Waits until everything that was handed over before is on disk.

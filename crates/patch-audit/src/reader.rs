@@ -91,7 +91,7 @@ impl<R: BufRead> Reader<R> {
     ///
     /// # Errors
     /// When the trail cannot be read.
-    pub fn last(&mut self, count: usize, filter: &Filter) -> io::Result<Vec<Record>> {
+    pub fn tail(&mut self, count: usize, filter: &Filter) -> io::Result<Vec<Record>> {
         let mut kept = VecDeque::new();
         for record in self.by_ref() {
             let record = record?;

@@ -222,3 +222,127 @@ fn noun(role: CertificateRole) -> &'static str {
         CertificateRole::Crl => "certificate revocation list",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, time::Duration};
+
+    use patch_types::{ErrorCode, ErrorDetail, JobId, Outcome};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::event::AuditEvent;
+
+    fn caller() -> Caller {
+        Caller { identity: Some("manager-1".to_owned()), ..Caller::at([10, 0, 0, 5].into()) }
+    }
+
+    /// One of each kind, with its priority and the words that are searched for.
+    fn all() -> Vec<(AuditKind, Priority, &'static str)> {
+        let job_id = JobId(Uuid::nil());
+        let text = || "x".to_owned();
+        let error = Some(ErrorDetail::new(ErrorCode::LockTimeout, "dpkg is busy"));
+        let (method, path) = ("GET".to_owned(), "/api/v1/packages".to_owned());
+        let role = CertificateRole::Server;
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let package = AuditKind::PackageChanged {
+            job_id,
+            name: "openssl".parse().unwrap(),
+            architecture: "amd64".parse().unwrap(),
+            action: patch_types::Action::Install,
+            old_version: None,
+            new_version: Some("3.0".parse().unwrap()),
+            result: "done".to_owned(),
+        };
+        let ended = |status, outcome, error| AuditKind::JobEnded { job_id, status, outcome, error };
+        use AuditKind as K;
+        use Priority::{High, Info, Low, Medium};
+        vec![
+            (
+                K::Request { method: method.clone(), path: path.clone(), status: 403, duration_ms: 0.25 },
+                Info,
+                "403",
+            ),
+            (K::AuthSuccess, Info, "auth client cert"),
+            (
+                K::AuthFailure { code: ErrorCode::AuthCertExpired, reason: text(), count: 1 },
+                High,
+                "auth certificate AUTH_CERT_EXPIRED failed",
+            ),
+            (K::AllowListDenied { count: 7 }, Medium, "whitelist denied 7"),
+            (K::AllowListChanged { added: vec![text()], removed: vec![] }, Medium, "whitelist nothing"),
+            (K::AllowListRefused { error: text() }, Medium, "whitelist"),
+            (K::ConnectionRevoked { reason: text() }, Medium, "auth"),
+            (K::Forbidden { method, path, role: "viewer".to_owned() }, Medium, "auth 403 viewer"),
+            (K::RateLimited { count: 2 }, Low, "429"),
+            (K::PayloadRefused { limit: 5 }, Low, "payload"),
+            (K::JobAccepted { job_id, kind: "install".to_owned(), request: 1.into() }, Info, "job install"),
+            (ended(JobStatus::Completed, Some(Outcome::Applied), None), Info, "job completed applied"),
+            (ended(JobStatus::Failed, None, error), Low, "failed LOCK_TIMEOUT dpkg"),
+            (ended(JobStatus::Timeout, None, None), Low, "timeout"),
+            (package, Info, "openssl:amd64 none 3.0"),
+            (K::SystemChanged { what: text() }, Medium, "system"),
+            (K::ConfigChanged { diff: text() }, Medium, "config reload"),
+            (K::ConfigRefused { error: text() }, Medium, "config reload refused"),
+            (K::CertificateChanged { role, sha256: text(), expires: Some(at) }, Medium, "certificate"),
+            (K::CertificateRefused { role: CertificateRole::Crl, error: text() }, High, "certificate"),
+            (K::CertificateExpiring { role: CertificateRole::Ca, expires: at }, Medium, "certificate 1970"),
+            (K::ServiceStarted { version: text() }, Medium, "started"),
+            (K::ServiceStopped { reason: text() }, Info, "stopped"),
+            (K::SinkFailed { sink: text(), error: text() }, High, "failed"),
+            (K::SinkRecovered { sink: text(), lost: 3 }, Medium, "3"),
+            (K::RecordsDropped { sink: text(), count: 3 }, Medium, "3"),
+            (K::TornTailCut { bytes: 3, sha256: text() }, High, "3 bytes"),
+            (K::TrailSetAside { kept_as: Some("aside".to_owned()), reason: text() }, High, "aside"),
+            (K::TrailSetAside { kept_as: None, reason: text() }, High, "new file"),
+        ]
+    }
+
+    #[test]
+    fn sentences_keep_the_words_and_kinds_their_priorities() {
+        for (kind, priority, words) in all() {
+            let event = AuditEvent::new(kind, &caller());
+            assert_eq!(event.priority, priority, "{}", event.message);
+            for word in words.split(' ') {
+                assert!(event.message.contains(word), "{word:?} in {:?}", event.message);
+            }
+            assert!(event.message.ends_with(", by manager-1, from 10.0.0.5"), "{}", event.message);
+        }
+    }
+
+    #[test]
+    fn every_kind_survives_json_and_has_an_id_of_its_own() {
+        let mut ids = HashSet::new();
+        let mut names = HashSet::new();
+        for (kind, ..) in all() {
+            let event = AuditEvent::new(kind, &caller());
+            let json = serde_json::to_value(&event).unwrap();
+            assert_eq!(json["event"], event.kind.name());
+            assert_eq!(serde_json::from_value::<AuditEvent>(json).unwrap(), event);
+            names.insert(event.kind.name());
+            ids.insert(event.kind.message_id());
+            assert_eq!(event.kind.message_id().len(), 32);
+        }
+        assert_eq!((ids.len(), names.len()), (26, 26));
+        let newer =
+            r#"{"at":"1970-01-01T00:00:00Z","priority":"low","event":"brand_new","x":1,"message":"m"}"#;
+        assert_eq!(serde_json::from_str::<AuditEvent>(newer).unwrap().kind, AuditKind::Unknown);
+        assert!(AuditKind::Unknown.sentence(&Caller::local()).contains("does not know"));
+    }
+
+    #[test]
+    fn what_a_peer_chooses_cannot_forge_a_line() {
+        let caller = Caller { identity: Some("a\nJan 1 root: ok\u{1b}[2J".to_owned()), ..Caller::local() };
+        let event = AuditEvent::request(&caller, "GET", "/\r\n", 404, Duration::from_micros(1234));
+        assert!(!event.message.chars().any(char::is_control), "{:?}", event.message);
+        assert!(event.message.contains("404 in 1.234 ms"));
+    }
+
+    #[test]
+    fn levels_fall_with_priority() {
+        let levels = [Priority::High, Priority::Medium, Priority::Low, Priority::Info];
+        assert_eq!(levels.map(Priority::syslog_level), [3, 4, 5, 6]);
+        assert_eq!(levels.map(Priority::as_str), ["high", "medium", "low", "info"]);
+        assert!(Priority::High > Priority::Info);
+    }
+}

@@ -56,6 +56,8 @@ pub(crate) struct Writer {
     deadline: Option<Instant>,
     urgent: bool,
     buffer: Vec<u8>,
+    /// Groups written.
+    groups: u64,
 }
 
 impl Writer {
@@ -74,6 +76,7 @@ impl Writer {
             deadline: None,
             urgent: false,
             buffer: Vec::new(),
+            groups: 0,
         };
         writer.publish(None);
         // What opening found is on record before anything else is; if the disk is full, as soon as it is not.
@@ -211,6 +214,7 @@ impl Writer {
         let places = group.iter().map(|(event, _)| add(&mut self.buffer, event)).collect();
         self.file.append(&self.buffer)?;
         self.last = last;
+        self.groups += 1;
         self.failing = None;
         let remarks = std::mem::take(&mut self.remarks);
         for (event, head) in recovered.iter().chain(&remarks).zip(remarked) {
@@ -239,6 +243,7 @@ impl Writer {
         let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.head = Some(self.last).filter(|head| head.seq > 0);
         state.error = error;
+        state.groups = self.groups;
         state.lost = self.failing.unwrap_or(0);
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn run(paths: &Paths, journal: Journal, events: Events) {
         deadline: Instant::now(),
         task: None,
     };
-    let ended = change.to_the_end();
+    let ended = change.run_to_end();
     finish(&mut change.journal, &mut change.events, ended);
 }
 
@@ -121,7 +121,7 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    fn to_the_end(&mut self) -> Box<Ended> {
+    fn run_to_end(&mut self) -> Box<Ended> {
         let _turn = match self.take_turn() {
             Ok(turn) => turn,
             Err(Stop(ended)) => return ended,
@@ -361,7 +361,8 @@ impl Change<'_> {
     fn download(&mut self, plan: Plan, auto: Vec<PackageName>) -> Result<State, Stop> {
         let root = self.paths.root().to_owned();
         let partial = self.paths.partial_archives();
-        if argv::download(&root, &plan, 0).is_none() {
+        let archives = argv::archives(&plan);
+        if archives.is_empty() {
             return Ok(State::Applying { plan, auto });
         }
         let directory = if partial.is_dir() { &partial } else { &root };
@@ -375,11 +376,7 @@ impl Change<'_> {
             deadline: self.deadline,
             care: Care::Interruptible,
         };
-        // `download` returned something for this plan a moment ago, and depends on nothing else.
-        let end = run.execute(|fd| {
-            argv::download(&root, &plan, fd)
-                .unwrap_or_else(|| argv::simulate(&root, &Task::UpgradeAll { allow_removals: false }))
-        })?;
+        let end = run.execute(|fd| argv::download(&root, &archives, fd))?;
         match end {
             RunEnd::Exited(end) if end.code == Some(0) => {
                 keep_archives(&partial).map_err(|error| {
@@ -409,31 +406,32 @@ impl Change<'_> {
         self.wait_for_locks(Locks::Packages)?;
         let root = self.paths.root().to_owned();
         let patience = self.lock_patience().as_secs();
-        let argv = match (&self.journal.record.operation, self.task.take()) {
-            (Operation::Hold(hold), _) => {
-                let hold = hold.clone();
-                Box::new(|_| argv::hold(&root, &hold.name, hold.hold)) as Box<dyn FnOnce(i32) -> argv::Argv>
-            }
-            (_, Some(task)) => Box::new(|fd| argv::apply(&root, &task, fd, patience)),
-            (_, None) => {
-                let message = "there is a plan, but not what apt is to be told; nothing was changed";
-                return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message).into());
-            }
-        };
-        let execute = |change: &mut Self, argv: Box<dyn FnOnce(i32) -> argv::Argv + '_>| {
-            let run = Run {
-                root: &root,
-                directory: &root,
-                journal: &change.journal,
-                events: &mut change.events,
-                progress: &mut change.progress,
-                span: APPLY,
-                deadline: change.deadline,
-                care: Care::Transaction,
+        let argv: Box<dyn FnOnce(i32) -> argv::Argv> =
+            match (&self.journal.record.operation, self.task.take()) {
+                (Operation::Hold(hold), _) => {
+                    let argv = argv::hold(&root, &hold.name, hold.hold);
+                    Box::new(move |_| argv)
+                }
+                (_, Some(task)) => {
+                    let root = root.clone();
+                    Box::new(move |fd| argv::apply(&root, &task, fd, patience))
+                }
+                (_, None) => {
+                    let message = "there is a plan, but not what apt is to be told; nothing was changed";
+                    return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message).into());
+                }
             };
-            run.execute(argv)
+        let run = Run {
+            root: &root,
+            directory: &root,
+            journal: &self.journal,
+            events: &mut self.events,
+            progress: &mut self.progress,
+            span: APPLY,
+            deadline: self.deadline,
+            care: Care::Transaction,
         };
-        let tool = match execute(self, argv) {
+        let tool = match run.execute(argv) {
             Ok(RunEnd::Exited(end)) => end,
             Ok(RunEnd::Cancelled | RunEnd::TimedOut) => ToolEnd::default(),
             Err(error @ RunError::Start { .. }) => return Err(error.into()),
@@ -464,10 +462,10 @@ impl Change<'_> {
         match solver::capture(&argv::mark_auto(self.paths.root(), &still)) {
             Ok(said) if said.code == Some(0) => {}
             Ok(said) => {
-                self.remark(format!("the automatic marks could not be restored: {}", said.text().trim()))
+                self.remark(format!("the automatic marks could not be restored: {}", said.text().trim()));
             }
             Err(error) => {
-                self.remark(format!("the automatic marks could not be restored: {}", error.message))
+                self.remark(format!("the automatic marks could not be restored: {}", error.message));
             }
         }
     }
@@ -514,8 +512,9 @@ pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &Tool
         }
     };
     let results: Vec<PackageResult> = plan.changes.iter().map(|change| result(change, &inventory)).collect();
-    let done = results.iter().filter(|result| result.done).count();
-    if done == results.len() {
+    // What an earlier run left half-configured is tried again by every run of apt. That it fails again is shown, but it
+    // is not this job's failure.
+    if results.iter().all(|result| result.done || result.action == Action::Configure) {
         return Box::new(Ended {
             status: JobStatus::Completed,
             outcome: Some(Outcome::Applied),
@@ -525,7 +524,10 @@ pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &Tool
             answer: None,
         });
     }
-    let untouched = plan.changes.iter().all(|change| is_as_before(change, &inventory));
+    let untouched = plan
+        .changes
+        .iter()
+        .all(|change| change.action == Action::Configure || is_as_before(change, &inventory));
     let mut error = classify(tool.code, &tool.output, kind);
     if tool.timed_out {
         error.code = ErrorCode::JobTimeout;
@@ -557,7 +559,7 @@ fn result(change: &PlannedChange, inventory: &Inventory) -> PackageResult {
     let done = match change.action {
         Action::Remove => found.is_none_or(|package| !package.is_present()),
         Action::Purge => found.is_none(),
-        Action::Hold => found.is_some_and(|package| package.is_held()),
+        Action::Hold => found.is_some_and(Installed::is_held),
         Action::Unhold => found.is_some_and(|package| !package.is_held()),
         Action::Install | Action::Upgrade | Action::Downgrade | Action::Reinstall | Action::Configure => {
             found.is_some_and(|package| {

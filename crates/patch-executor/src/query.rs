@@ -10,6 +10,7 @@ use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
+    api::WhyNot,
     event::{Ended, QueryResult},
     operation::{Install, PackageSpec},
 };
@@ -65,14 +66,20 @@ fn answer(paths: &Paths, query: &Query) -> Result<QueryResult, ErrorDetail> {
             Ok(QueryResult::Patches(solver::patches(root, &inventory)?))
         }
         Query::Package { name } => {
-            let inventory = solver::inventory(root)?;
-            let policy = policy(paths, name)?;
-            let indexes = indexes(&inventory, name)?;
-            apt::detail(name, &inventory, &policy, &indexes)
+            let facts = Facts::gather(paths, name)?;
+            // Why it is not upgraded takes two runs of the solver, so it is asked only where there is something to ask.
+            let causes = if facts.is_behind(name) { facts.why_not(paths, name)?.causes } else { Vec::new() };
+            apt::detail(name, &facts.inventory, facts.policy(name), &facts.indexes, causes)
                 .map(|detail| QueryResult::Package(Box::new(detail)))
                 .ok_or_else(|| unknown(name))
         }
-        Query::WhyNot { name } => why_not(paths, name).map(QueryResult::WhyNot),
+        Query::WhyNot { name } => {
+            let facts = Facts::gather(paths, name)?;
+            if !facts.is_known(name) {
+                return Err(unknown(name));
+            }
+            facts.why_not(paths, name).map(QueryResult::WhyNot)
+        }
         Query::Services => services::list().map(QueryResult::Services),
     }
 }
@@ -84,39 +91,66 @@ fn unknown(name: &PackageName) -> ErrorDetail {
     ErrorDetail::new(ErrorCode::PkgNotFound, message).with("package", name.as_str())
 }
 
-fn policy(paths: &Paths, name: &PackageName) -> Result<Policy, ErrorDetail> {
-    let said = solver::capture(&argv::policy(paths.root(), name))?;
-    Ok(apt::policy::parse(&said.stdout))
+/// What is known of one package without the solver.
+struct Facts {
+    inventory: Inventory,
+    policies: Vec<Policy>,
+    indexes: Indexes,
 }
 
-fn indexes(inventory: &Inventory, name: &PackageName) -> Result<Indexes, ErrorDetail> {
-    Indexes::for_package(inventory, name).map_err(|error| solver::unreadable(&error))
-}
+impl Facts {
+    fn gather(paths: &Paths, name: &PackageName) -> Result<Self, ErrorDetail> {
+        let inventory = solver::inventory(paths.root())?;
+        let said = solver::capture(&argv::policy(paths.root(), name))?;
+        let indexes = Indexes::for_package(&inventory, name).map_err(|error| solver::unreadable(&error))?;
+        Ok(Self { inventory, policies: apt::policy::parse(&said.stdout), indexes })
+    }
 
-fn why_not(paths: &Paths, name: &PackageName) -> Result<patch_types::api::WhyNot, ErrorDetail> {
-    let root = paths.root();
-    let inventory = solver::inventory(root)?;
-    let policy = policy(paths, name)?;
-    let indexes = indexes(&inventory, name)?;
-    let default =
-        solver::simulation(root, &Task::UpgradeAll { allow_removals: false }, OperationKind::ApplyPatches)?;
-    // What apt would do if the package were insisted upon names the removal or the dependency that is in the way.
-    let insisted = Task::Install(Install {
-        packages: vec![PackageSpec { name: name.clone(), version: None }],
-        no_recommends: true,
-        allow_downgrade: false,
-        reinstall: false,
-    });
-    let insisted = solver::capture(&argv::simulate(root, &insisted))?;
-    let insisted = apt::simulate::parse(&insisted.text());
-    let evidence = Evidence {
-        policy: &policy,
-        patching: &default,
-        insisted: Some(&insisted),
-        last_update_check: apt::last_update_check(root),
-        now: jiff::Timestamp::now(),
-    };
-    apt::why_not(name, &inventory, &indexes, &evidence).ok_or_else(|| unknown(name))
+    /// apt answers in its own spelling (`libc6` for `libc6:amd64` on amd64); only one package was asked about.
+    fn policy(&self, name: &PackageName) -> Option<&Policy> {
+        self.policies.iter().find(|policy| policy.name == name.as_str()).or_else(|| self.policies.first())
+    }
+
+    fn is_known(&self, name: &PackageName) -> bool {
+        self.inventory.database.get(name).is_some() || !self.indexes.versions(name.name()).is_empty()
+    }
+
+    /// Whether it is installed, and some archive offers something newer.
+    fn is_behind(&self, name: &PackageName) -> bool {
+        let Some(installed) = self.inventory.database.get(name).filter(|package| package.is_present()) else {
+            return false;
+        };
+        self.indexes.newest(name.name(), installed.architecture()).is_some_and(|newest| {
+            apt::versions::compare(newest.version.as_str(), installed.version_text()).is_gt()
+        })
+    }
+
+    fn why_not(&self, paths: &Paths, name: &PackageName) -> Result<WhyNot, ErrorDetail> {
+        let root = paths.root();
+        let patching = solver::simulation(
+            root,
+            &Task::UpgradeAll { allow_removals: false },
+            OperationKind::ApplyPatches,
+        )?;
+        // What apt would do if the package were insisted upon names the removal or the dependency that is in the way.
+        let insisted = Task::Install(Install {
+            packages: vec![PackageSpec { name: name.clone(), version: None }],
+            no_recommends: true,
+            allow_downgrade: false,
+            reinstall: false,
+        });
+        let alone = apt::simulate::parse(&solver::capture(&argv::simulate(root, &insisted))?.text());
+        let evidence = Evidence {
+            inventory: &self.inventory,
+            policy: self.policy(name),
+            indexes: &self.indexes,
+            patching: &patching,
+            alone: Some(&alone),
+            last_update_check: apt::last_update_check(root),
+            now: jiff::Timestamp::now(),
+        };
+        Ok(apt::why_not(name, &evidence))
+    }
 }
 
 /// Removes event files of queries that nobody can be reading any more. A change's event file has a journal beside it

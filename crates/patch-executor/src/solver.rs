@@ -8,7 +8,7 @@ use patch_apply::{
 };
 use patch_backends::{
     ReadError,
-    apt::{self, Indexes, Inventory, OperationKind, Simulation, classify, simulate},
+    apt::{self, Indexes, Installed, Inventory, OperationKind, Simulation, classify, simulate},
 };
 use patch_types::{
     Action, ErrorCode, ErrorDetail, Operation, PackageName, Plan, PlannedChange,
@@ -159,7 +159,7 @@ fn exists(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> 
 }
 
 fn must_be_installed(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> {
-    if inventory.database.get(name).is_some_and(|package| package.is_present()) {
+    if inventory.database.get(name).is_some_and(Installed::is_present) {
         return Ok(());
     }
     Err(ErrorDetail::new(
@@ -172,7 +172,7 @@ fn must_be_installed(inventory: &Inventory, name: &PackageName) -> Result<(), Er
 }
 
 fn must_not_be_held(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> {
-    if !inventory.database.get(name).is_some_and(|package| package.is_held()) {
+    if !inventory.database.get(name).is_some_and(Installed::is_held) {
         return Ok(());
     }
     Err(ErrorDetail::new(

@@ -119,12 +119,11 @@ impl Run<'_> {
                         events.emit(EventKind::Log { stream: LogStream::Output, line });
                     }
                     Line::Status(line) => match status_fd::parse(&line) {
+                        // apt repeats itself several times a second.
+                        Some(Status::Download { percent, .. }) if percent <= last_percent => {}
                         Some(Status::Download { percent, message }) => {
-                            // apt repeats itself several times a second.
-                            if percent > last_percent {
-                                last_percent = percent;
-                                progress.report(events, span, percent, None, message);
-                            }
+                            last_percent = percent;
+                            progress.report(events, span, percent, None, message);
                         }
                         Some(Status::Package { package, percent, message }) => {
                             working = true;

@@ -117,8 +117,12 @@ impl AllowList {
             .flat_map(|entry| match entry {
                 Entry::Network(network) if network.prefix_len() == 32 => vec![network.addr().to_string()],
                 Entry::Network(network) => vec![network.to_string()],
-                Entry::Name { name, addresses } if addresses.is_empty() => vec![format!("{name} (unresolved)")],
-                Entry::Name { name, addresses } => addresses.iter().map(|a| format!("{name} ({a})")).collect(),
+                Entry::Name { name, addresses } if addresses.is_empty() => {
+                    vec![format!("{name} (unresolved)")]
+                }
+                Entry::Name { name, addresses } => {
+                    addresses.iter().map(|a| format!("{name} ({a})")).collect()
+                }
             })
             .collect()
     }
@@ -136,9 +140,10 @@ impl AllowList {
     /// The same list with the addresses that `resolve` knows; names that it does not know keep theirs.
     fn with_addresses(&self, resolve: impl Fn(&str) -> Option<BTreeSet<Ipv4Addr>>) -> Self {
         let entries = self.entries.iter().map(|entry| match entry {
-            Entry::Name { name, addresses } => {
-                Entry::Name { name: name.clone(), addresses: resolve(name).unwrap_or_else(|| addresses.clone()) }
-            }
+            Entry::Name { name, addresses } => Entry::Name {
+                name: name.clone(),
+                addresses: resolve(name).unwrap_or_else(|| addresses.clone()),
+            },
             Entry::Network(network) => Entry::Network(*network),
         });
         Self::from_entries(entries.collect())
@@ -157,14 +162,17 @@ fn parse_entry(text: &str) -> Result<Entry, String> {
         return Err("an empty entry".to_owned());
     }
     if text.contains(':') {
-        return Err(format!("`{text}` is not an IPv4 address: IPv6 peers are always refused, so it would have no effect"));
+        return Err(format!(
+            "`{text}` is not an IPv4 address: IPv6 peers are always refused, so it would have no effect"
+        ));
     }
     if let Ok(address) = text.parse::<Ipv4Addr>() {
         return Ok(Entry::Network(Ipv4Net::from(address)));
     }
     if text.contains('/') {
-        let network: Ipv4Net =
-            text.parse().map_err(|_| format!("`{text}` is not an IPv4 network; write it like 10.20.0.0/16"))?;
+        let network: Ipv4Net = text
+            .parse()
+            .map_err(|_| format!("`{text}` is not an IPv4 network; write it like 10.20.0.0/16"))?;
         if network.trunc() != network {
             return Err(format!(
                 "`{text}` names a host and a network at once; write {} for the network or {} for the host",
@@ -183,7 +191,9 @@ fn parse_entry(text: &str) -> Result<Entry, String> {
     };
     let numeric_end = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
     if name.len() > 253 || numeric_end || !name.split('.').all(label_is_good) {
-        return Err(format!("`{text}` is neither an IPv4 address (10.20.30.40), a network (10.20.0.0/16) nor a host name"));
+        return Err(format!(
+            "`{text}` is neither an IPv4 address (10.20.30.40), a network (10.20.0.0/16) nor a host name"
+        ));
     }
     Ok(Entry::Name { name, addresses: BTreeSet::new() })
 }

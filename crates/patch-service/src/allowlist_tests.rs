@@ -1,0 +1,153 @@
+use std::fs;
+
+use super::*;
+use crate::testing::Memory;
+
+fn list(text: &str) -> AllowList {
+    AllowList::parse(&format!("allowed_ips: [{text}]"), "f").unwrap()
+}
+
+#[test]
+fn who_is_listed_may_connect() {
+    let mixed = list("10.1.2.3, 192.168.0.0/24, 192.168.1.0/24, 0.0.0.0/32");
+    let rows = [
+        ("10.1.2.3", true),
+        ("10.1.2.4", false),
+        ("10.1.2.2", false),
+        ("192.168.0.0", true),
+        ("192.168.1.255", true),
+        ("192.168.2.0", false),
+        ("0.0.0.0", true),
+        ("255.255.255.255", false),
+        ("::ffff:10.1.2.3", true),
+        ("::ffff:10.1.2.4", false),
+        ("::1", false),
+        ("::10.1.2.3", false),
+    ];
+    for (address, wanted) in rows {
+        assert_eq!(mixed.permits(address.parse().unwrap()), wanted, "{address}");
+    }
+    assert!(list("0.0.0.0/0").permits("203.0.113.9".parse().unwrap()));
+    assert!(!list("0.0.0.0/0").permits("2001:db8::1".parse().unwrap()));
+    assert!(!AllowList::deny_all().permits("127.0.0.1".parse().unwrap()));
+}
+
+#[test]
+fn what_cannot_be_understood_is_refused_with_line_and_reason() {
+    let rows = [
+        ("allowed_ips:\n  - 10.0.0.1\n  - ::1\n", "f:3:5: `::1` is not an IPv4 address: IPv6"),
+        ("allowed_ips:\n  - \"2001:db8::/32\"\n", "f:2:5: "),
+        ("allowed_ips:\n  - 10.0.0.5/24\n", "write 10.0.0.0/24 for the network or 10.0.0.5 for the host"),
+        ("allowed_ips:\n  - 10.0.0.0/33\n", "is not an IPv4 network"),
+        ("allowed_ips:\n  - 10.0.0\n", "is neither"),
+        ("allowed_ips:\n  - 10.0.0.256\n", "is neither"),
+        ("allowed_ips:\n  - bad name\n", "is neither"),
+        ("allowed_ips:\n  - -x.example\n", "is neither"),
+        ("allowed_ips:\n  - ''\n", "an empty entry"),
+        ("allowed_ips:\n", "has no value"),
+        ("allowed_ip: []\n", "did you mean `allowed_ips`"),
+        ("allowed_ips: []\nallowed_ips: []\n", "a second time"),
+        ("allowed_ips: 10.0.0.1\n", "f:1"),
+        ("", "f"),
+        ("[", "f"),
+    ];
+    for (text, wanted) in rows {
+        let error = AllowList::parse(text, "f").unwrap_err().to_string();
+        assert!(error.contains(wanted), "{text:?}: {error}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn ranges_agree_with_each_network(
+        networks in proptest::collection::vec((proptest::num::u32::ANY, 0_u8..=32), 0..12),
+        address in proptest::num::u32::ANY,
+        near in 0_usize..12,
+    ) {
+        let networks: Vec<Ipv4Net> =
+            networks.iter().map(|(bits, length)| Ipv4Net::new((*bits).into(), *length).unwrap().trunc()).collect();
+        let list = AllowList::from_entries(networks.iter().copied().map(Entry::Network).collect());
+        let mut probes = vec![Ipv4Addr::from(address)];
+        if let Some(network) = networks.get(near) {
+            probes.extend([network.network(), network.broadcast()]);
+            probes.push(network.broadcast().to_bits().wrapping_add(1).into());
+            probes.push(network.network().to_bits().wrapping_sub(1).into());
+        }
+        for probe in probes {
+            let wanted = networks.iter().any(|network| network.contains(&probe));
+            proptest::prop_assert_eq!(list.permits(probe.into()), wanted);
+        }
+    }
+}
+
+async fn changed(memory: &Memory) -> (Vec<String>, Vec<String>) {
+    let wait = memory.wait("AllowListChanged", |event| match event {
+        DoorEvent::AllowListChanged { added, removed } => Some((added.clone(), removed.clone())),
+        _ => None,
+    });
+    tokio::time::timeout(Duration::from_secs(5), wait).await.expect("within five seconds")
+}
+
+async fn refused(memory: &Memory) -> (String, bool) {
+    memory
+        .wait("AllowListRefused", |event| match event {
+            DoorEvent::AllowListRefused { error, denies_all } => Some((error.clone(), *denies_all)),
+            _ => None,
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_change_takes_effect_and_a_fault_keeps_the_last_good_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    let memory = Memory::new();
+    let watcher = AllowListWatcher::start(&file, Arc::clone(&memory) as Arc<dyn DoorObserver>).await;
+    assert!(refused(&memory).await.1, "no file denies everyone");
+    let listed = |address: &str| watcher.list().load().permits(address.parse().unwrap());
+
+    fs::write(&file, "allowed_ips: [10.0.0.1, 10.0.0.2]").unwrap();
+    assert_eq!(changed(&memory).await, (vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()], vec![]));
+    assert!(listed("10.0.0.1"));
+
+    fs::write(dir.path().join("new"), "allowed_ips: [10.0.0.2, 10.3.0.0/16]").unwrap();
+    fs::rename(dir.path().join("new"), &file).unwrap();
+    assert_eq!(changed(&memory).await, (vec!["10.3.0.0/16".to_owned()], vec!["10.0.0.1".to_owned()]));
+    assert!(!listed("10.0.0.1") && listed("10.3.4.5"));
+
+    fs::write(&file, "allowed_ips: [nonsense").unwrap();
+    let (error, denies_all) = refused(&memory).await;
+    assert!(
+        error.contains("whitelist.yaml:1") && error.contains("last good list holds") && !denies_all,
+        "{error}"
+    );
+    assert!(listed("10.3.4.5"));
+    watcher.reload();
+    assert!(!refused(&memory).await.1, "a reload reports the fault again");
+
+    fs::remove_file(&file).unwrap();
+    assert!(refused(&memory).await.1);
+    assert_eq!(changed(&memory).await.1.len(), 2);
+    assert!(!listed("10.3.4.5"));
+}
+
+#[tokio::test]
+async fn names_are_resolved_and_failing_ones_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    fs::write(&file, "allowed_ips: [localhost, no-such-host.invalid]").unwrap();
+    let memory = Memory::new();
+    let watcher = AllowListWatcher::start(&file, Arc::clone(&memory) as Arc<dyn DoorObserver>).await;
+    assert!(watcher.list().load().permits("127.0.0.1".parse().unwrap()));
+    let name = |event: &DoorEvent| match event {
+        DoorEvent::NameUnresolved { name, .. } => Some(name.clone()),
+        _ => None,
+    };
+    assert_eq!(memory.wait("NameUnresolved", name).await, "no-such-host.invalid");
+    assert!(watcher.list().load().entries().contains("no-such-host.invalid (unresolved)"));
+    // A list read anew keeps what was resolved until there is a new answer.
+    let before = watcher.list().load();
+    let again = AllowList::parse("allowed_ips: [localhost]", "f").unwrap();
+    assert!(!again.permits("127.0.0.1".parse().unwrap()));
+    assert!(again.with_addresses(|name| before.addresses_of(name)).permits("127.0.0.1".parse().unwrap()));
+}

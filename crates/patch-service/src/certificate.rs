@@ -44,13 +44,17 @@ pub enum TlsError {
         error: String,
     },
     /// The key is protected by a passphrase.
-    #[error("{file}: the private key is encrypted, and nobody is there to type its passphrase; decrypt it with `openssl pkey -in {file} -out {file}.plain` and protect the result by its file mode (0600)")]
+    #[error(
+        "{file}: the private key is encrypted, and nobody is there to type its passphrase; decrypt it with `openssl pkey -in {file} -out {file}.plain` and protect the result by its file mode (0600)"
+    )]
     EncryptedKey {
         /// Which file.
         file: String,
     },
     /// The key is of a kind that is not supported.
-    #[error("{file}: the private key is of a kind that is not supported: {error}; use ECDSA P-256 (`openssl ecparam -name prime256v1 -genkey -noout`), P-384, Ed25519 or RSA of 2048 to 8192 bits")]
+    #[error(
+        "{file}: the private key is of a kind that is not supported: {error}; use ECDSA P-256 (`openssl ecparam -name prime256v1 -genkey -noout`), P-384, Ed25519 or RSA of 2048 to 8192 bits"
+    )]
     UnsupportedKey {
         /// Which file.
         file: String,
@@ -58,7 +62,9 @@ pub enum TlsError {
         error: String,
     },
     /// Key and certificate do not belong together.
-    #[error("{key_file}: the private key does not belong to the certificate in {chain_file} (CN={subject}); the chain file must begin with the certificate that was made for this key")]
+    #[error(
+        "{key_file}: the private key does not belong to the certificate in {chain_file} (CN={subject}); the chain file must begin with the certificate that was made for this key"
+    )]
     KeyMismatch {
         /// The key's file.
         key_file: String,
@@ -68,7 +74,9 @@ pub enum TlsError {
         subject: String,
     },
     /// X.509 version 1 has no extensions, hence no names and no usages.
-    #[error("{file}: the certificate CN={subject} is X.509 version 1, which TLS libraries refuse; plain `openssl x509 -req` makes those: sign it again with `-extfile ext.cnf`, where ext.cnf holds `{extensions}`")]
+    #[error(
+        "{file}: the certificate CN={subject} is X.509 version 1, which TLS libraries refuse; plain `openssl x509 -req` makes those: sign it again with `-extfile ext.cnf`, where ext.cnf holds `{extensions}`"
+    )]
     Version1 {
         /// Which file.
         file: String,
@@ -78,7 +86,9 @@ pub enum TlsError {
         extensions: &'static str,
     },
     /// The server's certificate names no host.
-    #[error("{file}: the server certificate CN={subject} has no subjectAltName, and clients no longer look at the CN; sign it again with `-extfile <(printf 'subjectAltName=DNS:HOST,IP:ADDRESS\\nextendedKeyUsage=serverAuth')`")]
+    #[error(
+        "{file}: the server certificate CN={subject} has no subjectAltName, and clients no longer look at the CN; sign it again with `-extfile <(printf 'subjectAltName=DNS:HOST,IP:ADDRESS\\nextendedKeyUsage=serverAuth')`"
+    )]
     NoSubjectAltName {
         /// Which file.
         file: String,
@@ -98,7 +108,9 @@ pub enum TlsError {
         remedy: &'static str,
     },
     /// It is no longer valid.
-    #[error("{file}: the certificate CN={subject} expired at {at}; have a new one signed, or check this host's clock")]
+    #[error(
+        "{file}: the certificate CN={subject} expired at {at}; have a new one signed, or check this host's clock"
+    )]
     Expired {
         /// Which file.
         file: String,
@@ -118,7 +130,9 @@ pub enum TlsError {
         at: Timestamp,
     },
     /// The revocation list is not one of the CA's.
-    #[error("{file}: the revocation list is issued by `{issuer}`, which is not in the CA bundle {ca_file}; fetch the list of that CA")]
+    #[error(
+        "{file}: the revocation list is issued by `{issuer}`, which is not in the CA bundle {ca_file}; fetch the list of that CA"
+    )]
     CrlForeign {
         /// Which file.
         file: String,
@@ -128,7 +142,9 @@ pub enum TlsError {
         ca_file: String,
     },
     /// The revocation list's signature does not verify.
-    #[error("{file}: the revocation list's signature does not verify with the CA's key in {ca_file}; the list was altered or the CA replaced: fetch it again")]
+    #[error(
+        "{file}: the revocation list's signature does not verify with the CA's key in {ca_file}; the list was altered or the CA replaced: fetch it again"
+    )]
     CrlSignature {
         /// Which file.
         file: String,
@@ -198,7 +214,10 @@ impl PemInput {
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
         let found = found.map_err(|e| self.malformed("a certificate", &e))?;
         if found.is_empty() {
-            return Err(self.no_block("CERTIFICATE", "a DER file is converted with `openssl x509 -inform DER -in FILE -out FILE.pem`"));
+            return Err(self.no_block(
+                "CERTIFICATE",
+                "a DER file is converted with `openssl x509 -inform DER -in FILE -out FILE.pem`",
+            ));
         }
         Ok(found)
     }
@@ -214,7 +233,9 @@ impl PemInput {
         }
         match PrivateKeyDer::pem_slice_iter(&self.bytes).next() {
             Some(key) => key.map_err(|e| self.malformed("the private key", &e)),
-            None => Err(self.no_block("PRIVATE KEY", "name the file that holds the key made for the certificate")),
+            None => {
+                Err(self.no_block("PRIVATE KEY", "name the file that holds the key made for the certificate"))
+            }
         }
     }
 
@@ -226,7 +247,10 @@ impl PemInput {
         let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&self.bytes).collect();
         let found = found.map_err(|e| self.malformed("a revocation list", &e))?;
         if found.is_empty() {
-            return Err(self.no_block("X509 CRL", "a DER file is converted with `openssl crl -inform DER -in FILE -out FILE.pem`"));
+            return Err(self.no_block(
+                "X509 CRL",
+                "a DER file is converted with `openssl crl -inform DER -in FILE -out FILE.pem`",
+            ));
         }
         Ok(found)
     }

@@ -46,7 +46,9 @@ pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let file = path.display().to_string();
     match std::fs::read_to_string(path) {
         Ok(text) => parse_yaml(&text, &file),
-        Err(error) => Err(ConfigError { file, line: None, column: None, message: format!("cannot be read: {error}") }),
+        Err(error) => {
+            Err(ConfigError { file, line: None, column: None, message: format!("cannot be read: {error}") })
+        }
     }
 }
 
@@ -80,14 +82,22 @@ fn explain(error: &serde_saphyr::Error, file: &str) -> ConfigError {
         Yaml::SerdeUnknownVariant { variant, expected, .. } => {
             let known = expected.join(", ");
             match nearest(variant, expected) {
-                Some(guess) => format!("unknown value `{variant}`; did you mean `{guess}`? Possible: {known}"),
+                Some(guess) => {
+                    format!("unknown value `{variant}`; did you mean `{guess}`? Possible: {known}")
+                }
                 None => format!("unknown value `{variant}`; possible: {known}"),
             }
         }
         Yaml::SerdeMissingField { field, .. } => format!("the key `{field}` is missing"),
-        Yaml::DuplicateMappingKey { key: Some(key), .. } => format!("the key `{key}` stands here a second time"),
-        Yaml::SerdeInvalidType { unexpected, expected, .. } => format!("{unexpected} where {expected} is expected"),
-        Yaml::SerdeInvalidValue { unexpected, expected, .. } => format!("{unexpected} where {expected} is expected"),
+        Yaml::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key `{key}` stands here a second time")
+        }
+        Yaml::SerdeInvalidType { unexpected, expected, .. } => {
+            format!("{unexpected} where {expected} is expected")
+        }
+        Yaml::SerdeInvalidValue { unexpected, expected, .. } => {
+            format!("{unexpected} where {expected} is expected")
+        }
         other => {
             let text = other.to_string();
             let first = text.lines().next().unwrap_or_default();
@@ -123,7 +133,8 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i + 1];
         for (j, y) in b.iter().enumerate() {
             let at = |row: &[usize], index: usize| row.get(index).copied().unwrap_or(usize::MAX / 2);
-            let mut best = (at(&above, j) + usize::from(x != y)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
+            let mut best =
+                (at(&above, j) + usize::from(x != y)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
             let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
             if swapped {
                 best = best.min(at(&before, j - 1) + 1);
@@ -160,15 +171,21 @@ mod tests {
     #[test]
     fn errors_name_the_place_and_the_remedy() {
         let rows = [
-            ("server:\n  prot: 1\n", "f.yaml:2:3: unknown key `prot`; did you mean `port`? Known here: port, bind_address, enabled"),
-            ("server:\n  port: 1\n  colour: red\n", "f.yaml:3:3: unknown key `colour`; known here: port, bind_address, enabled"),
+            (
+                "server:\n  prot: 1\n",
+                "f.yaml:2:3: unknown key `prot`; did you mean `port`? Known here: port, bind_address, enabled",
+            ),
+            (
+                "server:\n  port: 1\n  colour: red\n",
+                "f.yaml:3:3: unknown key `colour`; known here: port, bind_address, enabled",
+            ),
             ("server:\n  port: 1\n  port: 2\n", "f.yaml:3:3: the key `port` stands here a second time"),
             ("server: {}\n", "the key `port` is missing"),
             ("server:\n  port: many\n", "f.yaml:2:9: "),
             ("server:\n  port: 70000\n", "f.yaml:2:9: "),
             ("server:\n  port: 1\n  enabled: yes\n", "f.yaml:3:12: "),
             ("server: [\n", "f.yaml:"),
-            ("", "server"),
+            ("", "f.yaml:1:1: unexpected end of input"),
         ];
         for (text, wanted) in rows {
             let error = parse_yaml::<Whole>(text, "f.yaml").unwrap_err().to_string();
@@ -186,7 +203,13 @@ mod tests {
 
     #[test]
     fn distance_counts_slips() {
-        for (a, b, steps) in [("", "", 0), ("port", "prot", 1), ("port", "ports", 1), ("a", "xyz", 3), ("kitten", "sitting", 3)] {
+        for (a, b, steps) in [
+            ("", "", 0),
+            ("port", "prot", 1),
+            ("port", "ports", 1),
+            ("a", "xyz", 3),
+            ("kitten", "sitting", 3),
+        ] {
             assert_eq!(distance(a, b), steps, "{a} {b}");
         }
         assert_eq!(nearest("x", &["bind_address"]), None);

@@ -50,7 +50,9 @@ impl AuthFailure {
             Self::NotYetValid => "the client certificate is not valid yet",
             Self::Revoked => "the client certificate has been revoked",
             Self::RevocationUnknown => "the revocation list does not cover the client certificate's issuer",
-            Self::RevocationListExpired => "the revocation list has expired, so no client certificate can be checked",
+            Self::RevocationListExpired => {
+                "the revocation list has expired, so no client certificate can be checked"
+            }
             Self::WrongUsage => "the client certificate lacks the extended key usage clientAuth",
             Self::NotAllowed => "the client certificate is valid, but its identity has no role here",
             Self::BadCertificate => "the client certificate cannot be read or its signature does not verify",

@@ -49,7 +49,8 @@ impl Handshakes {
             return None;
         }
         if table.pending.len() >= self.max {
-            let (_, oldest) = held.values().max_by_key(|(count, oldest)| (*count, std::cmp::Reverse(*oldest)))?;
+            let (_, oldest) =
+                held.values().max_by_key(|(count, oldest)| (*count, std::cmp::Reverse(*oldest)))?;
             if let Some((_, token)) = table.pending.remove(oldest) {
                 token.cancel();
             }

@@ -52,6 +52,8 @@ mod registry;
 mod reports;
 pub mod silence;
 pub mod strict;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 mod watch;
 
@@ -59,9 +61,9 @@ pub use crate::{
     allowlist::{AllowList, AllowListError, AllowListWatcher, SharedAllowList},
     certificate::{CertificateFacts, CrlFacts, PemInput, TlsError},
     config::{ConfigError, FileWatcher},
-    //envelope::{RawData, Refusal, Reply, RequestId},
+    envelope::{RawData, Refusal, Reply, RequestId},
     event::{AuthFailure, DoorEvent, DoorObserver},
     listener::{Door, DoorSettings, PeerIdentity},
-    //strict::{StrictJson, StrictQuery},
+    strict::{StrictJson, StrictQuery},
     tls::{Allowed, ExpiredCrl, LoadedTls, TlsOptions, TlsSource},
 };

@@ -180,7 +180,11 @@ impl Door {
     /// ends them.
     pub async fn serve<S>(&self, listener: TcpListener, service: S, stop: CancellationToken)
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send,
     {
         let mut changes = self.0.allow.subscribe();
@@ -277,7 +281,11 @@ impl Door {
 
     fn admit<S>(&self, stream: TcpStream, address: SocketAddr, service: &S)
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send,
     {
         let ip = address.ip().to_canonical();
@@ -306,7 +314,11 @@ impl Door {
 
     async fn attend<S>(&self, socket: Socket, place: Place, address: SocketAddr, service: S)
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send,
     {
         let tls = self.0.tls.load_full();
@@ -340,7 +352,11 @@ impl Door {
 
     async fn converse<S>(&self, stream: TlsStream<Gate<Socket>>, peer: PeerIdentity, service: S)
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send,
     {
         let handler = service_fn(move |request: Request<Incoming>| {
@@ -381,11 +397,12 @@ async fn shake_hands(
             (shaken, PRESENTED.with(std::cell::RefCell::take))
         })
         .await;
-    let mut stream = shaken.map_err(|(error, gate)| (classify(&error, gate.has_greeted()), presented.clone()))?;
+    let mut stream =
+        shaken.map_err(|(error, gate)| (classify(&error, gate.has_greeted()), presented.clone()))?;
     let chain: Vec<_> = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
     let chain = chain.into_iter().map(CertificateDer::into_owned).collect();
-    let peer = PeerIdentity::new(chain, address)
-        .ok_or((Refused::Auth(AuthFailure::BadCertificate), presented))?;
+    let peer =
+        PeerIdentity::new(chain, address).ok_or((Refused::Auth(AuthFailure::BadCertificate), presented))?;
     stream.get_mut().0.open();
     Ok((stream, peer))
 }
@@ -401,14 +418,17 @@ fn classify(error: &io::Error, greeted: bool) -> Refused {
         Tls::PeerIncompatible(_) | Tls::NoApplicationProtocol => AuthFailure::Incompatible,
         Tls::InvalidCertificate(certificate) => match certificate {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => AuthFailure::Expired,
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => AuthFailure::NotYetValid,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                AuthFailure::NotYetValid
+            }
             CertificateError::Revoked => AuthFailure::Revoked,
             CertificateError::UnknownRevocationStatus => AuthFailure::RevocationUnknown,
-            CertificateError::ExpiredRevocationList | CertificateError::ExpiredRevocationListContext { .. } => {
-                AuthFailure::RevocationListExpired
-            }
+            CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. } => AuthFailure::RevocationListExpired,
             CertificateError::UnknownIssuer => AuthFailure::UnknownIssuer,
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => AuthFailure::WrongUsage,
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                AuthFailure::WrongUsage
+            }
             CertificateError::ApplicationVerificationFailure => AuthFailure::NotAllowed,
             _ => AuthFailure::BadCertificate,
         },
@@ -430,3 +450,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
     )
 }
+
+#[cfg(test)]
+#[path = "listener_tests.rs"]
+mod tests;

@@ -1,1 +1,330 @@
-//! x
+//! A small certificate authority for development, tests and first steps: P-256, the CA for ten years, the rest for one.
+//!
+//! Its key lies in a file beside the others; a fleet's real CA belongs elsewhere.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::IpAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    RevocationReason, RevokedCertParams, SanType, SerialNumber,
+};
+
+use crate::certificate::{CertificateFacts, CrlFacts, PemInput, TlsError};
+
+const DAY: u64 = 24 * 60 * 60;
+const CA_DAYS: u64 = 3650;
+const LEAF_DAYS: u64 = 365;
+/// Clocks differ; a certificate that is used the moment it is made must not be from the future.
+const BACKDATE: u64 = 60 * 60;
+
+/// Why the files could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A file is there already.
+    #[error("{} exists; nothing was overwritten: remove it, or ask for it to be replaced", path.display())]
+    Exists {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A file cannot be written.
+    #[error("{} cannot be written", path.display())]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A name cannot be used as a file name and common name.
+    #[error(
+        "`{name}` cannot be a name here: 1 to 64 letters, digits, `.`, `-` or `_`, beginning with a letter or digit, and none of ca, server, crl"
+    )]
+    Name {
+        /// Which name.
+        name: String,
+    },
+    /// The CA's files cannot be read.
+    #[error(transparent)]
+    Ca(#[from] TlsError),
+    /// The library refuses.
+    #[error("the certificate cannot be made")]
+    Make(#[from] rcgen::Error),
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The files, in the order in which they were written.
+    pub files: Vec<PathBuf>,
+    /// The certificates among them.
+    pub certificates: Vec<CertificateFacts>,
+}
+
+/// What to do with files that are there already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse.
+    #[default]
+    Keep,
+    /// Replace them.
+    Replace,
+}
+
+/// Makes a CA, a server's certificate for these names and addresses, a certificate for each client, and an empty
+/// revocation list: `ca.pem`, `ca.key.pem`, `server.pem`, `server.key.pem`, `CLIENT.pem`, `CLIENT.key.pem`, `crl.pem`.
+///
+/// # Errors
+/// When a file is there already (then nothing is written), a name cannot be used, or a file cannot be written.
+pub fn init(
+    directory: &Path,
+    server_names: &[String],
+    server_ips: &[IpAddr],
+    clients: &[String],
+    existing: Existing,
+) -> Result<Report, PkiError> {
+    clients.iter().try_for_each(|name| check_name(name))?;
+    fs::create_dir_all(directory).map_err(|source| PkiError::Write { path: directory.to_owned(), source })?;
+    let mut files =
+        Files { directory, existing, report: Report { files: Vec::new(), certificates: Vec::new() } };
+    let mut names =
+        vec!["ca.key.pem".to_owned(), "ca.pem".to_owned(), "server.key.pem".to_owned(), "crl.pem".to_owned()];
+    names.push("server.pem".to_owned());
+    names.extend(clients.iter().flat_map(|name| [format!("{name}.key.pem"), format!("{name}.pem")]));
+    names.iter().try_for_each(|name| files.check(name))?;
+
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = params("Development CA", CA_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key)?;
+    files.write("ca.key.pem", &key.serialize_pem(), 0o600)?;
+    files.certificate("ca.pem", &certificate)?;
+    let issuer = Issuer::new(params, key);
+
+    let mut params =
+        leaf(server_names.first().map_or("server", String::as_str), ExtendedKeyUsagePurpose::ServerAuth);
+    for name in server_names {
+        params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+    }
+    params.subject_alt_names.extend(server_ips.iter().map(|ip| SanType::IpAddress(*ip)));
+    files.pair("server", &params, &issuer)?;
+    for name in clients {
+        files.pair(name, &leaf(name, ExtendedKeyUsagePurpose::ClientAuth), &issuer)?;
+    }
+    let crl = crl(&issuer, &[], 1)?;
+    files.write("crl.pem", &crl, 0o644)?;
+    Ok(files.report)
+}
+
+/// Adds a client to the CA in `directory`.
+///
+/// # Errors
+/// As for [`init`], and when the CA's files cannot be used.
+pub fn add_client(directory: &Path, name: &str, existing: Existing) -> Result<Report, PkiError> {
+    check_name(name)?;
+    let issuer = issuer(directory)?;
+    let mut files =
+        Files { directory, existing, report: Report { files: Vec::new(), certificates: Vec::new() } };
+    files.check(&format!("{name}.key.pem"))?;
+    files.check(&format!("{name}.pem"))?;
+    files.pair(name, &leaf(name, ExtendedKeyUsagePurpose::ClientAuth), &issuer)?;
+    Ok(files.report)
+}
+
+/// Writes `crl.pem` anew, with the next number, revoking these clients and whoever was revoked before.
+///
+/// # Errors
+/// When a client's certificate or the CA's files cannot be read, or the list cannot be written.
+pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiError> {
+    revoke.iter().try_for_each(|name| check_name(name))?;
+    let issuer = issuer(directory)?;
+    let path = directory.join("crl.pem");
+    let before = match path.exists() {
+        true => PemInput::read(&path)?.crls()?.first().and_then(|der| CrlFacts::from_der(der)),
+        false => None,
+    };
+    let number = before.as_ref().and_then(|facts| u64::from_str_radix(facts.number.as_deref()?, 16).ok());
+    let mut serials: Vec<String> =
+        before.map(|facts| facts.revoked.into_iter().collect()).unwrap_or_default();
+    for name in revoke {
+        let input = PemInput::read(&directory.join(format!("{name}.pem")))?;
+        let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
+        serials.extend(facts.map(|facts| facts.serial));
+    }
+    serials.sort();
+    serials.dedup();
+    let pem = crl(&issuer, &serials, number.unwrap_or_default() + 1)?;
+    let mut files = Files {
+        directory,
+        existing: Existing::Replace,
+        report: Report { files: Vec::new(), certificates: Vec::new() },
+    };
+    files.write("crl.pem", &pem, 0o644)?;
+    let written = PemInput::read(&path)?;
+    let facts = written.crls()?.first().and_then(|der| CrlFacts::from_der(der));
+    facts.ok_or(PkiError::Make(rcgen::Error::CouldNotParseCertificate))
+}
+
+fn check_name(name: &str) -> Result<(), PkiError> {
+    let good = (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        // Else one client's certificate would be another's key file.
+        && !name.ends_with(".key")
+        && !["ca", "server", "crl"].contains(&name);
+    if good { Ok(()) } else { Err(PkiError::Name { name: name.to_owned() }) }
+}
+
+/// The library's clock type is not exported under a name; it is had from its own constructor.
+macro_rules! in_seconds {
+    ($seconds:expr) => {
+        rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs($seconds)
+    };
+}
+
+fn now() -> u64 {
+    u64::try_from(Timestamp::now().as_second()).unwrap_or_default()
+}
+
+fn params(common_name: &str, days: u64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    params.distinguished_name = name;
+    params.not_before = in_seconds!(now().saturating_sub(BACKDATE));
+    params.not_after = in_seconds!(now() + days * DAY);
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn leaf(common_name: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut params = params(common_name, LEAF_DAYS);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params
+}
+
+fn issuer(directory: &Path) -> Result<Issuer<'static, KeyPair>, PkiError> {
+    let read = |name: &str| {
+        let path = directory.join(name);
+        fs::read_to_string(&path)
+            .map_err(|e| TlsError::Unreadable { file: path.display().to_string(), error: e.to_string() })
+    };
+    let key = KeyPair::from_pem(&read("ca.key.pem")?)?;
+    Ok(Issuer::from_ca_cert_pem(&read("ca.pem")?, key)?)
+}
+
+fn crl(issuer: &Issuer<'_, KeyPair>, serials: &[String], number: u64) -> Result<String, PkiError> {
+    let this_update = in_seconds!(now().saturating_sub(BACKDATE));
+    let revoked = serials.iter().filter_map(|serial| {
+        let padded = if serial.len() % 2 == 0 { serial.clone() } else { format!("0{serial}") };
+        Some(RevokedCertParams {
+            serial_number: SerialNumber::from(hex::decode(padded).ok()?),
+            revocation_time: this_update,
+            reason_code: Some(RevocationReason::CessationOfOperation),
+            invalidity_date: None,
+        })
+    });
+    let params = CertificateRevocationListParams {
+        this_update,
+        next_update: in_seconds!(now() + LEAF_DAYS * DAY),
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    Ok(params.signed_by(issuer)?.pem()?)
+}
+
+/// A client whose validity is given in seconds since 1970.
+#[cfg(test)]
+pub(crate) fn dated_client(
+    directory: &Path,
+    name: &str,
+    not_before: u64,
+    not_after: u64,
+) -> Result<(), PkiError> {
+    let issuer = issuer(directory)?;
+    let mut params = leaf(name, ExtendedKeyUsagePurpose::ClientAuth);
+    params.not_before = in_seconds!(not_before);
+    params.not_after = in_seconds!(not_after);
+    let report = Report { files: Vec::new(), certificates: Vec::new() };
+    Files { directory, existing: Existing::Keep, report }.pair(name, &params, &issuer)
+}
+
+struct Files<'a> {
+    directory: &'a Path,
+    existing: Existing,
+    report: Report,
+}
+
+impl Files<'_> {
+    fn check(&self, name: &str) -> Result<(), PkiError> {
+        let path = self.directory.join(name);
+        if self.existing == Existing::Keep && path.symlink_metadata().is_ok() {
+            return Err(PkiError::Exists { path });
+        }
+        Ok(())
+    }
+
+    fn pair(
+        &mut self,
+        name: &str,
+        params: &CertificateParams,
+        issuer: &Issuer<'_, KeyPair>,
+    ) -> Result<(), PkiError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = params.signed_by(&key, issuer)?;
+        self.write(&format!("{name}.key.pem"), &key.serialize_pem(), 0o600)?;
+        self.certificate(&format!("{name}.pem"), &certificate)
+    }
+
+    fn certificate(&mut self, name: &str, certificate: &rcgen::Certificate) -> Result<(), PkiError> {
+        self.write(name, &certificate.pem(), 0o644)?;
+        self.report.certificates.extend(CertificateFacts::from_der(certificate.der()));
+        Ok(())
+    }
+
+    /// Writes a file that is nobody's until it is whole, with its mode from the first byte.
+    fn write(&mut self, name: &str, text: &str, mode: u32) -> Result<(), PkiError> {
+        let path = self.directory.join(name);
+        let fresh = self.directory.join(format!(".{name}.new"));
+        let failed = |source: io::Error| PkiError::Write { path: path.clone(), source };
+        match fs::remove_file(&fresh) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let written = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&fresh)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|()| match self.existing {
+                // A link, unlike a rename, never replaces what somebody else made meanwhile.
+                Existing::Keep => fs::hard_link(&fresh, &path).and_then(|()| fs::remove_file(&fresh)),
+                Existing::Replace => fs::rename(&fresh, &path),
+            });
+        if let Err(source) = written {
+            drop(fs::remove_file(&fresh));
+            return Err(match source.kind() {
+                io::ErrorKind::AlreadyExists => PkiError::Exists { path },
+                _ => failed(source),
+            });
+        }
+        self.report.files.push(path);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "pki_tests.rs"]
+mod tests;

@@ -72,9 +72,9 @@ impl Registry {
         // Small answers must not wait for an acknowledgement; a peer that is gone, or that stops reading, must not
         // hold its connection for ever. None of it is worth refusing the connection for.
         drop(stream.set_nodelay(true));
-        drop(sockopt::set_socket_keepalive(&stream, true));
-        drop(sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60)));
-        drop(sockopt::set_tcp_user_timeout(&stream, 60_000));
+        let _ = sockopt::set_socket_keepalive(&stream, true);
+        let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
+        let _ = sockopt::set_tcp_user_timeout(&stream, 60_000);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let wire = Arc::new(Wire { stream, severed: AtomicBool::new(false) });
         let cut = CancellationToken::new();
@@ -106,8 +106,8 @@ impl Registry {
             }
             entry.wire.severed.store(true, Ordering::Release);
             // What lies unsent in the kernel is not for that peer any more either.
-            drop(sockopt::set_socket_linger(&entry.wire.stream, Some(Duration::ZERO)));
-            drop(shutdown(&entry.wire.stream, Shutdown::Both));
+            let _ = sockopt::set_socket_linger(&entry.wire.stream, Some(Duration::ZERO));
+            let _ = shutdown(&entry.wire.stream, Shutdown::Both);
             entry.cut.cancel();
         }
         (identities, nameless)
@@ -174,11 +174,7 @@ impl Drop for Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.wire.stream.poll_read_ready(cx))?;
             self.check()?;
@@ -231,7 +227,7 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A peer that has closed already is no fault.
-        drop(shutdown(&self.wire.stream, Shutdown::Write));
+        let _ = shutdown(&self.wire.stream, Shutdown::Write);
         Poll::Ready(Ok(()))
     }
 }

@@ -92,7 +92,10 @@ pub struct LoadedTls {
 
 impl std::fmt::Debug for LoadedTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadedTls").field("server", &self.server).field("ca", &self.ca).finish_non_exhaustive()
+        f.debug_struct("LoadedTls")
+            .field("server", &self.server)
+            .field("ca", &self.ca)
+            .finish_non_exhaustive()
     }
 }
 
@@ -174,9 +177,9 @@ impl LoadedTls {
     /// known to the program.
     #[must_use]
     pub fn permits(&self, peer: &PeerIdentity) -> bool {
-        peer.chain().split_first().is_some_and(|(leaf, rest)| {
-            self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok()
-        })
+        peer.chain()
+            .split_first()
+            .is_some_and(|(leaf, rest)| self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok())
     }
 }
 
@@ -212,7 +215,7 @@ impl ClientCertVerifier for Verifier {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let facts = CertificateFacts::from_der(end_entity);
         // Outside a handshake (an open connection is judged again) there is no scope, and nothing to note.
-        drop(PRESENTED.try_with(|slot| slot.borrow_mut().clone_from(&facts)));
+        let _ = PRESENTED.try_with(|slot| slot.borrow_mut().clone_from(&facts));
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
         let facts = facts.ok_or(CertificateError::BadEncoding)?;
         if !names_client_auth(end_entity) {
@@ -319,7 +322,12 @@ fn load_crls(
 const CA_EXTENSIONS: &str = "basicConstraints=critical,CA:TRUE and keyUsage=critical,keyCertSign,cRLSign";
 const SERVER_EXTENSIONS: &str = "subjectAltName=DNS:HOST,IP:ADDRESS and extendedKeyUsage=serverAuth";
 
-fn check_ca(parsed: &X509Certificate<'_>, file: &str, now: Timestamp, with_crl: bool) -> Result<(), TlsError> {
+fn check_ca(
+    parsed: &X509Certificate<'_>,
+    file: &str,
+    now: Timestamp,
+    with_crl: bool,
+) -> Result<(), TlsError> {
     check_basics(parsed, file, now, CA_EXTENSIONS)?;
     let wrong = |problem, remedy| TlsError::WrongUsage {
         file: file.to_owned(),
@@ -389,3 +397,7 @@ fn parse<'a>(der: &'a [u8], file: &str, what: &'static str) -> Result<X509Certif
 fn refused(file: &str, error: &dyn std::fmt::Display) -> TlsError {
     TlsError::Refused { file: file.to_owned(), error: error.to_string() }
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;

@@ -39,7 +39,9 @@ impl FileState {
     pub fn read(path: &Path) -> Self {
         match std::fs::read(path) {
             Ok(bytes) => Self::Present(bytes.into()),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Self::Missing,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Self::Missing
+            }
             Err(e) => Self::Unreadable(e.to_string()),
         }
     }
@@ -225,7 +227,9 @@ mod tests {
     use super::*;
 
     async fn next(watcher: &mut FileWatcher) -> FileState {
-        tokio::time::timeout(Duration::from_secs(5), watcher.changed()).await.expect("a change within 5 seconds")
+        tokio::time::timeout(Duration::from_secs(5), watcher.changed())
+            .await
+            .expect("a change within 5 seconds")
     }
 
     fn present(text: &str) -> FileState {

@@ -154,6 +154,21 @@ pub(crate) fn build_once(name: &str, build: impl FnOnce(&Path) -> Result<()>) ->
     Ok(built)
 }
 
+/// Removes all bases and repositories of the cache; the next use builds them anew.
+///
+/// # Errors
+/// When a run is alive, which may stand upon them, or something cannot be removed.
+pub fn clear_cache() -> Result<()> {
+    if let Some(run) = crate::run::runs()?.iter().find(|run| run.alive) {
+        bail!("process {} has hosts or roots upon the cache: end it first", run.owner);
+    }
+    let cache = cache_directory();
+    if cache.exists() {
+        fs::remove_dir_all(&cache).with_context(|| format!("cannot remove {}", cache.display()))?;
+    }
+    Ok(())
+}
+
 fn build(directory: &Path, release: &Release, sources: &[PathBuf]) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=minbase", "--mode=root", "--dpkgopt=force-unsafe-io"]);

@@ -70,6 +70,7 @@ impl Guest {
             bail!("no host is named {name}: `cargo xtask host list` shows those that are up")
         };
         let leader = host.leader.with_context(|| format!("the host {name} is off"))?;
+        ensure_inside(leader)?;
         Ok(Self::held(name, leader, HOST_NAMESPACES))
     }
 

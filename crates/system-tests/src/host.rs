@@ -200,6 +200,9 @@ impl Host {
 
     /// Reboots by `systemctl reboot` and waits until the host is up again.
     ///
+    /// The service `unattended-upgrades` holds a shutdown back for some 3 s, here as on every Debian; where that time
+    /// matters and the service does not, stop it first.
+    ///
     /// # Errors
     /// When the host does not come up again.
     pub fn reboot(&self) -> Result<()> {

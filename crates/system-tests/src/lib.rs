@@ -6,7 +6,7 @@
 //! under `tests/` do.
 //!
 //! Nothing outlives its owner. Every host, network and root hangs on a process that ends when its standard input
-//! ends (see [`holder`](crate::holder)), which happens at the latest when the owning process dies, even by
+//! ends (see `holder.rs`), which happens at the latest when the owning process dies, even by
 //! `kill -9`. What the kernel does not take back by itself (a state directory, empty control groups) is removed by
 //! the next [`sweep`].
 #![expect(

@@ -213,7 +213,8 @@ fn run_directories() -> Result<Vec<PathBuf>> {
 /// Whether nobody holds the lock of the run.
 fn is_dead(directory: &Path) -> Result<bool> {
     let Ok(file) = File::open(directory.join("lock")) else { return Ok(true) };
-    match file.try_lock() {
+    // Shared, so that two who ask at once do not take each other for the owner.
+    match file.try_lock_shared() {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => {

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         trial("apt_installs_and_upgrades_by_http", apt_installs_and_upgrades_by_http),
         trial("a_faulty_server_is_faulty_only_while_told_so", a_faulty_server_is_faulty_only_while_told_so),
         trial("bad_repositories_are_refused", bad_repositories_are_refused),
+        trial("packages_behave_as_the_catalogue_says", packages_behave_as_the_catalogue_says),
         trial("a_throw_away_root_runs_apt", a_throw_away_root_runs_apt),
         trial("nothing_is_left_of_a_killed_owner", nothing_is_left_of_a_killed_owner),
     ])
@@ -197,6 +198,38 @@ fn bad_repositories_are_refused() -> Result<()> {
     root.exec_ok(&["apt-get", "-qq", "update"])?;
     let install = root.exec(&["apt-get", "-qq", "-y", "install", "lp-plain"])?;
     ensure!(!install.success() && root.installed("lp-plain")?.is_none(), "{install:?}");
+    Ok(())
+}
+
+fn packages_behave_as_the_catalogue_says() -> Result<()> {
+    let repository = Repository::new()?;
+    let rows = [
+        // What is installed on day 0, what is asked for on day 1, apt's exit code, the state of what was installed.
+        ("lp-plain", "lp-plain", 0, "ii 1.1-1"),
+        ("lp-postfail", "lp-postfail", 100, "iF 1.1"),
+        ("lp-flaky", "lp-flaky", 100, "iF 1.1"),
+        ("lp-prefail", "lp-prefail", 100, "ii 1.0"),
+        ("lp-prermfail", "lp-prermfail", 100, "ii 1.0"),
+        ("lp-postrmfail", "lp-postrmfail", 100, "iHR1.0"),
+        ("lp-multi", "lp-multi", 0, "ii 1.1"),
+        ("lp-epoch", "lp-epoch", 0, "ii 1:1.0"),
+        ("lp-large", "lp-large", 0, "ii 1.1"),
+        ("lp-victim", "lp-breaks", 0, "un "),
+        ("lp-lib", "lp-app", 0, "ii 1.1"),
+        ("lp-needs-virtual", "lp-new", 0, "ii 1.0"),
+        ("lp-bulk-49", "lp-newfail", 100, "ii 1.0"),
+    ];
+    for (before, asked, code, state) in rows {
+        repository.publish_day(0)?;
+        let root = Root::new(RootOptions::default().repository(&repository))?;
+        root.shell(&format!("apt-get -qq update; apt-get -qq -y install {before}"))?;
+        repository.publish_day(1)?;
+        root.exec_ok(&["apt-get", "-qq", "update"])?;
+        let upgrade = root.exec(&["apt-get", "-qq", "-y", "install", asked])?;
+        ensure!(upgrade.code() == Some(code), "{asked}: {upgrade:?}");
+        let found = root.exec(&["dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Version}", before])?.stdout;
+        ensure!(found == state, "{before} is {found:?}, not {state:?}: {upgrade:?}");
+    }
     Ok(())
 }
 

@@ -244,3 +244,26 @@ fn is_active(package: &Package, node: &Node, used: &str) -> bool {
             || enabled.into_iter().any(|value| *value == switch || value.starts_with(&with_feature))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_to_a_banned_crate_is_found_and_told() -> Result<()> {
+        let metadata = MetadataCommand::new().exec()?;
+        let graph = Graph::new(&metadata)?;
+        let ours = graph.ours.get("xtask").context("xtask is a crate of ours")?;
+        let rule = Rule {
+            name: "xtask",
+            may_use: &[],
+            must_not_have: &["rustix", "ring"],
+            reason: "this is a test",
+        };
+        let violations = graph.check(&rule, ours).join("\n");
+        assert!(violations.contains("xtask must not use system-tests"), "{violations}");
+        assert!(violations.contains("it comes by xtask → system-tests → rustix"), "{violations}");
+        assert!(!violations.contains("ring;"), "{violations}");
+        Ok(())
+    }
+}

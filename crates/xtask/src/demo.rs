@@ -10,10 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use system_tests::{Host, HostOptions, Network, Repository, base, wait};
 
-use crate::{
-    dist::{self, Profile},
-    workspace,
-};
+use crate::dist::{self, Profile};
 
 /// Options of `demo`.
 #[derive(Debug, Args)]
@@ -82,31 +79,40 @@ fn set_up(work: &Path, packages: &dist::Packages) -> Result<Stage> {
     for deb in [&packages.agent, &packages.patchctl] {
         let mut unpack = Command::new("dpkg-deb");
         unpack.arg("-x").arg(deb).arg(&programs);
-        ensure!(unpack.status().context("cannot start dpkg-deb")?.success(), "cannot unpack {}", deb.display());
+        ensure!(
+            unpack.status().context("cannot start dpkg-deb")?.success(),
+            "cannot unpack {}",
+            deb.display()
+        );
     }
     let mut init = Command::new(programs.join("usr/bin/linux-patch-api"));
     init.args(["pki", "init"]).arg(&pki);
     init.args(["--server-name", "web1", "--server-ip", &host.ip().to_string(), "--client", "alice"]);
-    ensure!(init.status().context("cannot start linux-patch-api")?.success(), "the certificates could not be made");
+    ensure!(
+        init.status().context("cannot start linux-patch-api")?.success(),
+        "the certificates could not be made"
+    );
 
-    say("Installing the agent on web1 as its package, with its certificates and alice's network on the allow list");
+    say(
+        "Installing the agent on web1 as its package, with its certificates and alice's network on the allow list",
+    );
     host.push_file(&packages.agent, "/root/linux-patch-api.deb", "644")?;
     for (name, mode) in [("ca.pem", "644"), ("server.pem", "644"), ("server.key.pem", "600")] {
         host.push_file(&pki.join(name), &format!("/etc/linux_patch_api/certs/{name}"), mode)?;
     }
-    host.push(
-        format!("allowed_ips:\n  - {}\n", network.address()),
-        "/root/whitelist.yaml",
-        "644",
-    )?;
+    host.push(format!("allowed_ips:\n  - {}\n", network.address()), "/root/whitelist.yaml", "644")?;
     host.exec_ok(&["apt-get", "-qq", "-y", "install", "/root/linux-patch-api.deb"])?;
     host.exec_ok(&["cp", "/root/whitelist.yaml", "/etc/linux_patch_api/whitelist.yaml"])?;
     host.exec_ok(&["systemctl", "restart", "linux-patch-api"])?;
-    println!("{}", host.exec_ok(&["systemctl", "--no-pager", "--lines=0", "status", "linux-patch-api"])?.trim_end());
+    println!(
+        "{}",
+        host.exec_ok(&["systemctl", "--no-pager", "--lines=0", "status", "linux-patch-api"])?.trim_end()
+    );
 
     // The next day: the archive publishes fixes.
     repository.publish_day(1)?;
-    let stage = Stage { patchctl: programs.join("usr/bin/patchctl"), network, host, pki, _repository: repository };
+    let stage =
+        Stage { patchctl: programs.join("usr/bin/patchctl"), network, host, pki, _repository: repository };
     wait::until("the agent answers", Duration::from_secs(20), || {
         Ok(stage.quiet(&["health"])?.then_some(()))
     })?;
@@ -166,7 +172,10 @@ fn show(stage: &Stage) -> Result<()> {
     say("Somebody without a certificate gets nothing: not one byte of HTTP");
     let url = format!("https://{}:12443/api/v1/packages", stage.host.ip());
     println!("\n\x1b[36m$ curl --insecure {url}\x1b[0m");
-    let curl = stage.network.command(&["curl", "--insecure", "--silent", "--show-error", "--max-time", "10", &url]).output();
+    let curl = stage
+        .network
+        .command(&["curl", "--insecure", "--silent", "--show-error", "--max-time", "10", &url])
+        .output();
     match curl {
         Ok(output) => {
             ensure!(!output.status.success() && output.stdout.is_empty(), "a stranger was answered");

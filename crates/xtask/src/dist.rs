@@ -21,7 +21,13 @@ pub(crate) struct Dist {
     /// Directory that the packages are put into.
     #[arg(long, default_value = "dist")]
     out: PathBuf,
+    /// The packages' version, in place of the workspace's.
+    #[arg(long)]
+    version: Option<String>,
 }
+
+/// The versions under which the tests get the same programs twice, so that upgrades and downgrades can be tested.
+pub(crate) const TEST_VERSIONS: (&str, &str) = ("0.0.1", env!("CARGO_PKG_VERSION"));
 
 /// Which build of the programs goes into the packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +50,7 @@ pub(crate) struct Packages {
 /// Runs the subcommand.
 pub(crate) fn run(args: &Dist) -> Result<()> {
     let profile = if args.dev { Profile::Dev } else { Profile::Release };
-    let built = build(profile, &workspace::root()?.join(&args.out), None)?;
+    let built = build(profile, &workspace::root()?.join(&args.out), args.version.as_deref())?;
     println!("{}\n{}", built.agent.display(), built.patchctl.display());
     Ok(())
 }
@@ -75,7 +81,9 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
 
     let agent = Package {
         name: "linux-patch-api",
-        depends: format!("libc6 (>= {libc}), libgcc-s1, apt (>= 2.2), dpkg (>= 1.20), init-system-helpers (>= 1.54), systemd | systemd-standalone-sysusers | passwd"),
+        depends: format!(
+            "libc6 (>= {libc}), libgcc-s1, apt (>= 2.2), dpkg (>= 1.20), init-system-helpers (>= 1.54), systemd | systemd-standalone-sysusers | passwd"
+        ),
         recommends: "systemd (>= 247)",
         summary: "agent for remote patching with a mutually authenticated API",
         description: &[
@@ -87,11 +95,27 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
         files: vec![
             (built.join("linux-patch-api"), "usr/bin/linux-patch-api", 0o755),
             (built.join("patch-executor"), "usr/libexec/linux-patch-api/patch-executor", 0o755),
-            (root.join("packaging/systemd/linux-patch-api.service"), "lib/systemd/system/linux-patch-api.service", 0o644),
-            (root.join("packaging/systemd/linux-patch-executor.socket"), "lib/systemd/system/linux-patch-executor.socket", 0o644),
-            (root.join("packaging/systemd/linux-patch-executor@.service"), "lib/systemd/system/linux-patch-executor@.service", 0o644),
+            (
+                root.join("packaging/systemd/linux-patch-api.service"),
+                "lib/systemd/system/linux-patch-api.service",
+                0o644,
+            ),
+            (
+                root.join("packaging/systemd/linux-patch-executor.socket"),
+                "lib/systemd/system/linux-patch-executor.socket",
+                0o644,
+            ),
+            (
+                root.join("packaging/systemd/linux-patch-executor@.service"),
+                "lib/systemd/system/linux-patch-executor@.service",
+                0o644,
+            ),
             (root.join("packaging/systemd/sysusers.conf"), "usr/lib/sysusers.d/linux-patch-api.conf", 0o644),
-            (root.join("packaging/needrestart/linux-patch-api.conf"), "etc/needrestart/conf.d/linux-patch-api.conf", 0o644),
+            (
+                root.join("packaging/needrestart/linux-patch-api.conf"),
+                "etc/needrestart/conf.d/linux-patch-api.conf",
+                0o644,
+            ),
             (root.join("packaging/config/config.yaml"), "etc/linux_patch_api/config.yaml", 0o644),
             (root.join("packaging/config/whitelist.yaml"), "etc/linux_patch_api/whitelist.yaml", 0o644),
         ],
@@ -121,7 +145,8 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
 }
 
 fn text_of(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(args).output().with_context(|| format!("cannot start {program}"))?;
+    let output =
+        Command::new(program).args(args).output().with_context(|| format!("cannot start {program}"))?;
     ensure!(output.status.success(), "{program} failed: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -152,8 +177,12 @@ impl Package {
             put(from, &control, to, 0o755)?;
         }
         // Everything below /etc is the administrator's once it is there.
-        let conffiles: String =
-            self.files.iter().filter(|(_, to, _)| to.starts_with("etc/")).map(|(_, to, _)| format!("/{to}\n")).collect();
+        let conffiles: String = self
+            .files
+            .iter()
+            .filter(|(_, to, _)| to.starts_with("etc/"))
+            .map(|(_, to, _)| format!("/{to}\n"))
+            .collect();
         if !conffiles.is_empty() {
             fs::write(control.join("conffiles"), conffiles).context("cannot write conffiles")?;
         }
@@ -192,8 +221,8 @@ fn put(from: &Path, tree: &Path, to: &str, mode: u32) -> Result<u64> {
     if let Some(parent) = to.parent() {
         make_dir(parent)?;
     }
-    let size = fs::copy(from, &to)
-        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    let size =
+        fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     fs::set_permissions(&to, fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the mode of {}", to.display()))?;
     Ok(size)

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use system_tests::{Guest, Host, HostOptions, Network, Repository, RunRecord, runs, sweep};
+use system_tests::{Guest, Host, HostOptions, Network, Repository, RunRecord, base, runs, sweep};
 
 /// What to do with hosts.
 #[derive(Debug, clap::Subcommand)]
@@ -39,6 +39,9 @@ pub(crate) enum Command {
         /// Also hosts that are up, those of running tests too.
         #[arg(long)]
         all: bool,
+        /// Also the cached base and test repository, which the next use builds anew.
+        #[arg(long)]
+        cache: bool,
     },
     /// Own hosts until killed; `up` starts this.
     #[command(hide = true)]
@@ -68,7 +71,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
         }
         Command::List => list(),
         Command::Down { name } => find_run(&name)?.end().map(|()| ExitCode::SUCCESS),
-        Command::Clean { all } => clean(all),
+        Command::Clean { all, cache } => clean(all, cache),
     }
 }
 
@@ -172,7 +175,7 @@ fn find_run(name: &str) -> Result<RunRecord> {
     found.with_context(|| format!("no host is named {name}: `cargo xtask host list` shows those that are up"))
 }
 
-fn clean(all: bool) -> Result<ExitCode> {
+fn clean(all: bool, cache: bool) -> Result<ExitCode> {
     for id in sweep()? {
         println!("removed what was left of run {id}");
     }
@@ -181,6 +184,10 @@ fn clean(all: bool) -> Result<ExitCode> {
             run.end()?;
             println!("removed run {}", run.id);
         }
+    }
+    if cache {
+        base::clear_cache()?;
+        println!("removed {}", base::cache_directory().display());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,12 @@
 #![expect(clippy::disallowed_methods, reason = "the project's commands are made of other programs")]
 
 mod check_deps;
+mod demo;
+mod dist;
 mod host;
+mod openapi;
+mod test;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -19,6 +24,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the agent's main job, live, on a real throw-away host.
+    Demo(demo::Demo),
+    /// Run all tests, lints and checks.
+    Test(test::Test),
+    /// Build the Debian packages.
+    Dist(dist::Dist),
+    /// Write the OpenAPI document anew from the code.
+    Openapi,
     /// Check that the crates depend on each other, and on others, as ARCHITECTURE.md says.
     CheckDeps,
     /// Throw-away Debian hosts with systemd, to try things on.
@@ -38,6 +51,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test::run(&args),
+        Command::Dist(args) => dist::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Openapi => openapi::run().map(|()| ExitCode::SUCCESS),
         Command::CheckDeps => check_deps::run(),
         Command::Host(command) => host::run(command),
     }

@@ -26,7 +26,7 @@ impl Fragment {
     ///
     /// # Errors
     /// One sentence with the line and, for an unknown key, the nearest known one.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str, file: &str) -> Result<Self, patch_service::ConfigError> {
         let only_comments = text.lines().all(|l| {
             let l = l.trim();
             l.is_empty() || l.starts_with('#') || l == "---"
@@ -34,7 +34,7 @@ impl Fragment {
         if only_comments {
             return Ok(Self::default());
         }
-        patch_service::config::from_yaml(text).map_err(|e| e.to_string())
+        patch_service::config::parse_yaml(text, file)
     }
 }
 

@@ -32,11 +32,14 @@ const PARALLEL: usize = 4;
 
 type Answer = Result<QueryResult, ErrorDetail>;
 
+/// Where a query's answer will be.
+type Flight = watch::Receiver<Option<Answer>>;
+
 /// The queries under way. The key holds the state of the host that they were asked in, so that nobody who has seen a
 /// change end is given an answer that was begun before it.
 pub(super) struct Flights {
     changes: AtomicU64,
-    running: Mutex<HashMap<(u64, String), watch::Receiver<Option<Answer>>>>,
+    running: Mutex<HashMap<(u64, String), Flight>>,
     slots: Semaphore,
 }
 
@@ -170,5 +173,88 @@ struct Landing<'a> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.executor.flights.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patch_types::{
+        api::{PatchSet, ServiceList},
+        plan::Plan,
+    };
+
+    use super::*;
+    use crate::jobs::testing::{Root, answered, within};
+
+    fn services() -> QueryResult {
+        QueryResult::Services(ServiceList { services: vec![], total: 0 })
+    }
+
+    fn patches() -> QueryResult {
+        QueryResult::Patches(PatchSet {
+            patches: vec![],
+            total: 0,
+            security_updates: 0,
+            requires_reboot: false,
+            last_update_check: None,
+        })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_query_is_answered() {
+        let root = Root::new();
+        root.manners(|m| m.answer = Some(services()));
+        let executor = root.executor();
+        assert_eq!(within(executor.query(Query::Services)).await.unwrap(), services());
+        root.manners(|m| m.answer = Some(QueryResult::Plan(Plan::of(vec![]))));
+        assert!(within(executor.plan(Operation::Refresh)).await.unwrap().is_empty());
+        executor.ping().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn equal_queries_share_a_run_until_the_host_changes() {
+        let root = Root::new();
+        let executor = root.executor();
+        let ask = || {
+            let executor = executor.clone();
+            tokio::spawn(async move { executor.query(Query::Patches).await })
+        };
+        let mut asked: Vec<_> = (0..20).map(|_| ask()).collect();
+        root.until(|requests| requests.len() == 1).await;
+        // The one that began it hangs up; the others still get their answer.
+        asked.remove(0).abort();
+        let before = root.requests()[0].id;
+        executor.host_changed();
+        let later = ask();
+        root.until(|requests| requests.len() == 2).await;
+        let after = root.requests()[1].id;
+        root.emit(before, answered(patches()));
+        for one in asked {
+            assert_eq!(within(one).await.unwrap().unwrap(), patches());
+        }
+        root.emit(after, answered(patches()));
+        assert!(within(later).await.unwrap().is_ok());
+        assert_eq!(root.requests().len(), 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_death_over_a_query_is_an_error() {
+        let root = Root::new();
+        let executor = root.executor();
+        let asked = tokio::spawn(async move { executor.query(Query::Services).await });
+        root.until(|requests| requests.len() == 1).await;
+        root.die(root.requests()[0].id);
+        let error = within(asked).await.unwrap().unwrap_err();
+        assert_eq!(error.code, ErrorCode::ServiceUnhealthy);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn without_a_root_side_there_is_advice() {
+        let mut root = Root::new();
+        root.unlisten();
+        let error = root.executor().query(Query::Services).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::ServiceUnhealthy);
+        assert!(error.message.contains("systemctl status linux-patch-executor.socket"), "{error}");
+        assert!(root.executor().ping().await.is_err());
     }
 }

@@ -9,7 +9,9 @@ use std::{
 
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
-    executor::{EVENTS_DIR, FrameError, PROTOCOL, Reply, Request, RequestBody, SOCKET, body_length, decode, encode},
+    executor::{
+        EVENTS_DIR, FrameError, PROTOCOL, Reply, Request, RequestBody, SOCKET, body_length, decode, encode,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -341,9 +341,7 @@ fn parse(line: &[u8]) -> Line {
     }
     match serde_json::from_slice::<Event>(line) {
         Ok(event) => Line::Event(Box::new(event)),
-        Err(_) => {
-            serde_json::from_slice::<Numbered>(line).map_or(Line::Malformed, |n| Line::Unknown(n.seq))
-        }
+        Err(_) => serde_json::from_slice::<Numbered>(line).map_or(Line::Malformed, |n| Line::Unknown(n.seq)),
     }
 }
 
@@ -369,3 +367,6 @@ async fn changed(watch: &mut Option<EventStream<[u8; 1024]>>) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,4 +8,5 @@ mod ask;
 mod client;
 pub mod follow;
 
+pub(crate) use client::request;
 pub use client::{Executor, ExecutorError};

@@ -4,20 +4,26 @@ use std::{future::Future, pin::Pin, time::Instant};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderValue, header},
+    http::{HeaderValue, Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use patch_types::{ErrorCode, ErrorDetail};
+use jiff::Timestamp;
+use patch_service::Refusal;
+use patch_types::{ErrorCode, ErrorDetail, api::CrlStatus};
 
-use super::{app::App, caller::Caller, reply::ApiError};
+use super::{app::App, caller::Caller};
 use crate::config::Role;
+
+/// Where a newer revocation list is taken.
+const UPLOAD: &str = "/api/v1/system/crl";
 
 /// Finds the identity's role, and takes the request out of its bucket.
 pub(super) async fn admit(State(app): State<App>, caller: Caller, mut request: Request, next: Next) -> Response {
     let settings = app.settings();
-    let Some(role) = settings.role_of(caller.identity(), caller.fingerprint()) else {
-        return ApiError::from(
+    let role = settings.role_of(caller.identity(), caller.fingerprint());
+    let Some(role) = role.filter(|_| caller.is_known()) else {
+        return Refusal::from(
             ErrorDetail::new(
                 ErrorCode::AuthzForbidden,
                 format!("{} has no role here; add it to security.roles in config.yaml", caller.identity()),
@@ -30,13 +36,16 @@ pub(super) async fn admit(State(app): State<App>, caller: Caller, mut request: R
         app.metrics().limited();
         return too_many(&caller, settings.rate_limit, wait);
     }
+    if let Some(refusal) = expired_crl(&app, &request) {
+        return refusal.into_response();
+    }
     request.extensions_mut().insert(role);
     next.run(request).await
 }
 
 fn too_many(caller: &Caller, per_minute: u32, wait: std::time::Duration) -> Response {
     let seconds = wait.as_secs() + 1;
-    let mut response = ApiError::from(
+    let mut response = Refusal::from(
         ErrorDetail::new(
             ErrorCode::RateLimitExceeded,
             format!("{} sent more than {per_minute} requests a minute; try again in {seconds} s", caller.identity()),
@@ -47,6 +56,21 @@ fn too_many(caller: &Caller, per_minute: u32, wait: std::time::Duration) -> Resp
     .into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     response
+}
+
+/// With an expired revocation list nobody can tell a revoked certificate from a good one: nothing is answered but the
+/// upload of a newer list, which proves itself by its signature.
+fn expired_crl(app: &App, request: &Request) -> Option<Refusal> {
+    let certificates = app.certificates();
+    let expired = certificates.crl_status(Timestamp::now()) == CrlStatus::Expired;
+    let is_upload = request.method() == Method::PUT && request.uri().path() == UPLOAD;
+    (expired && !is_upload).then(|| {
+        let since = certificates.crl_next_update.map(|at| format!(" since {at}")).unwrap_or_default();
+        Refusal::new(
+            ErrorCode::ServiceUnhealthy,
+            format!("the revocation list has expired{since}, so no client can be trusted; put a newer one in its place (PUT {UPLOAD}, or the file and SIGHUP)"),
+        )
+    })
 }
 
 type Checked = Pin<Box<dyn Future<Output = Response> + Send>>;
@@ -62,7 +86,7 @@ pub(super) fn check(needed: Role) -> impl Fn(Request, Next) -> Checked + Clone +
                 role => {
                     let has = role.map_or("none", Role::as_str);
                     let needed = needed.as_str();
-                    ApiError::from(
+                    Refusal::from(
                         ErrorDetail::new(
                             ErrorCode::AuthzForbidden,
                             format!("this takes the role {needed}, and the identity has the role {has}; change security.roles in config.yaml"),

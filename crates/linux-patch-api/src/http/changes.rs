@@ -1,23 +1,26 @@
 //! What all changes have in common: a dry run answers with the plan, everything else becomes a job.
 
 use axum::{
-    http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::Response,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
 };
+use patch_service::{Refusal, Reply};
 use patch_types::{
     ErrorCode, ErrorDetail, Operation, Plan,
     api::Job,
     plan::PlanHash,
 };
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     app::App,
     caller::Caller,
     prefer::{self, PREFERENCE_APPLIED},
-    reply::{self, ApiError},
+    reply,
 };
+use crate::jobs::{Idempotency, Submission};
 
 /// The headers of every change, for the document.
 #[derive(Debug, IntoParams)]
@@ -66,40 +69,45 @@ pub(super) async fn carry_out(
     caller: &Caller,
     headers: &HeaderMap,
     change: Change,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     change.operation.check().map_err(|e| ErrorDetail::new(ErrorCode::InvalidRequest, e.to_string()))?;
     if change.if_plan.is_some() {
         return Err(reply::later("if_plan", "leave it out, or compare the hash of a dry_run yourself"));
     }
     if change.dry_run {
         let plan = app.executor().plan(change.operation).await?;
-        return reply::data(caller, StatusCode::OK, &plan);
+        return reply::ok(plan);
     }
-    let key = prefer::idempotency_key(headers)?;
-    let job = app.jobs().submit(change.operation, caller.requester(), change.request, key).await?;
-    match prefer::wait(headers) {
-        None => accepted(caller, &job),
-        Some(asked) => {
-            let granted = asked.min(app.settings().timeout);
-            let ended = app.jobs().wait(job.job_id, granted).await;
-            let mut response = match ended {
-                Some(job) if job.status.is_terminal() => reply::data(caller, StatusCode::OK, &job)?,
-                Some(job) => accepted(caller, &job)?,
-                None => accepted(caller, &job)?,
-            };
-            if let Ok(value) = HeaderValue::try_from(format!("wait={}", granted.as_secs())) {
-                response.headers_mut().insert(PREFERENCE_APPLIED, value);
-            }
-            Ok(response)
-        }
-    }
+    let idempotency = prefer::idempotency_key(headers)?.map(|key| same_request(key, &change)).transpose()?;
+    let submission = Submission {
+        operation: change.operation,
+        limits: None,
+        requester: caller.requester(),
+        request: change.request,
+        idempotency,
+    };
+    let job = app.jobs().submit(submission).await?.job;
+    app.notice_end(job.job_id);
+    let Some(asked) = prefer::wait(headers) else { return Ok(accepted(job).into_response()) };
+    let granted = asked.min(app.settings().timeout);
+    let answer = match app.jobs().wait(job.job_id, granted).await {
+        Some(ended) if ended.status.is_terminal() => Reply::ok(ended),
+        Some(later) => accepted(Job { plan: None, output: None, log: Vec::new(), ..later }),
+        None => accepted(job),
+    };
+    Ok(answer.header(PREFERENCE_APPLIED, &format!("wait={}", granted.as_secs())).into_response())
+}
+
+/// A key with what it was sent with. The operation holds what stands in the path, the request what stands elsewhere;
+/// both as they were understood, so that a retry may space its JSON otherwise.
+fn same_request(key: String, change: &Change) -> Result<Idempotency, Refusal> {
+    let text = serde_json::to_vec(&(&change.operation, &change.request))
+        .map_err(|e| reply::internal("the request could not be written down", e))?;
+    Ok(Idempotency { key, body_sha256: hex::encode(Sha256::digest(&text)) })
 }
 
 /// 202 with the job and where to find it.
-fn accepted(caller: &Caller, job: &Job) -> Result<Response, ApiError> {
-    let mut response = reply::data(caller, StatusCode::ACCEPTED, job)?;
-    if let Ok(location) = HeaderValue::try_from(format!("{}/jobs/{}", super::PREFIX, job.job_id)) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+fn accepted(job: Job) -> Reply<Job> {
+    let location = format!("{}/jobs/{}", super::PREFIX, job.job_id);
+    Reply::new(StatusCode::ACCEPTED, job).header(header::LOCATION, &location)
 }

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use axum::{extract::State, http::StatusCode, response::Response};
+use axum::{extract::State, response::Response};
 use jiff::{SignedDuration, Timestamp};
-use patch_service::StrictQuery;
+use patch_service::{Refusal, StrictQuery};
 use patch_types::api::{AuditHead, CrlStatus, Health, HealthCheck, HealthStatus};
 
 use super::{
     app::{App, Certificates},
-    caller::Caller,
-    reply::{self, ApiError, Nothing},
+    reply::{self, Nothing},
 };
 
 /// A certificate that expires within this time asks for attention.
@@ -55,14 +54,13 @@ fn part(name: &str, weight: Weight, result: Result<String, String>) -> Part {
 )]
 pub(super) async fn get(
     State(app): State<App>,
-    caller: Caller,
     _: StrictQuery<Nothing>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let health = examine(&app).await;
     if health.status == HealthStatus::Unhealthy {
         return Err(reply::unhealthy(&health));
     }
-    reply::data(&caller, StatusCode::OK, &health)
+    reply::ok(health)
 }
 
 async fn examine(app: &App) -> Health {
@@ -107,19 +105,19 @@ async fn examine(app: &App) -> Health {
         crl_next_update: certificates.crl_next_update,
         certificate_expires: certificates.server_expires,
         ca_expires: certificates.ca_expires,
-        audit_head: app.audit_head().map(|(seq, hash)| AuditHead { seq, hash }),
+        audit_head: app.audit().head().map(|h| AuditHead { seq: h.seq, hash: h.hash.to_string() }),
     }
 }
 
 fn audit(app: &App) -> Result<String, String> {
-    match app.audit_failure() {
+    match app.audit().status().error {
         None => Ok("the audit trail is being written".to_owned()),
         Some(error) => Err(format!("the audit trail cannot be written, so changes are refused: {error}")),
     }
 }
 
 fn packages(app: &App) -> Result<String, String> {
-    let counts = app.inventory().try_counts().map_err(|e| e.message)?;
+    let counts = app.inventory().counts().map_err(|e| e.message)?;
     match counts.broken {
         0 => Ok(format!("the package database is consistent: {} packages", counts.installed)),
         broken => Err(format!(

@@ -1,13 +1,10 @@
 //! `/jobs`: what was asked for, what became of it, and calling it off.
 
-use axum::{
-    extract::State,
-    http::StatusCode,
-    response::Response,
-};
-use patch_service::strict::StrictQuery;
+use axum::{extract::State, response::Response};
+use jiff::Timestamp;
+use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
-    ErrorCode, ErrorDetail, JobId, JobStatus,
+    ErrorCode, ErrorDetail, JobId, JobStatus, PackageName,
     api::{Job, JobList},
 };
 use serde::Deserialize;
@@ -18,9 +15,9 @@ use super::{
     caller::Caller,
     changes,
     path::StrictPath,
-    reply::{self, ApiError},
+    reply,
 };
-use crate::inventory::filter;
+use crate::{inventory::filter, jobs::JobFilter};
 
 /// The query of `GET /jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, IntoParams)]
@@ -33,9 +30,12 @@ pub(super) struct JobQuery {
     /// Only jobs of this kind, such as `install`.
     #[param(max_length = 64)]
     kind: Option<String>,
-    /// Only jobs of this identity.
-    #[param(max_length = 256)]
-    identity: Option<String>,
+    /// Only jobs that name, or changed, this package.
+    #[param(value_type = Option<String>, max_length = 256)]
+    package: Option<PackageName>,
+    /// Only jobs that were accepted at or after this instant (RFC 3339).
+    #[param(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
     /// At most this many; all if absent.
     #[param(minimum = 1)]
     limit: Option<usize>,
@@ -54,12 +54,6 @@ impl JobQuery {
         }
         filter::check_page(self.limit)
     }
-
-    fn passes(&self, job: &Job) -> bool {
-        self.status.is_none_or(|s| s == job.status)
-            && self.kind.as_ref().is_none_or(|k| *k == job.kind)
-            && self.identity.as_ref().is_none_or(|i| *i == job.requested_by.identity)
-    }
 }
 
 /// Lists the jobs that are kept, newest first, without logs, plans and results.
@@ -73,15 +67,18 @@ impl JobQuery {
 )]
 pub(super) async fn list(
     State(app): State<App>,
-    caller: Caller,
     StrictQuery(query): StrictQuery<JobQuery>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     query.check().map_err(reply::invalid_field)?;
-    let mut jobs = app.jobs().list();
-    jobs.retain(|job| query.passes(job));
-    let total = jobs.len();
-    let jobs = filter::page(jobs, query.offset, query.limit);
-    reply::data(&caller, StatusCode::OK, &JobList { jobs, total })
+    let filter = JobFilter {
+        status: query.status,
+        kind: query.kind,
+        package: query.package,
+        since: query.since,
+        limit: query.limit,
+        offset: query.offset.unwrap_or(0),
+    };
+    reply::ok(app.jobs().list(&filter))
 }
 
 /// Shows one job: status, progress, plan, log, error, results.
@@ -98,11 +95,10 @@ pub(super) async fn list(
 )]
 pub(super) async fn show(
     State(app): State<App>,
-    caller: Caller,
     StrictPath(id): StrictPath<JobId>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let job = app.jobs().get(id).await.ok_or_else(|| unknown(id))?;
-    reply::data(&caller, StatusCode::OK, &job)
+    reply::ok(job)
 }
 
 /// Cancels a job while that is safe: as long as the package database is not being changed.
@@ -122,9 +118,9 @@ pub(super) async fn cancel(
     State(app): State<App>,
     caller: Caller,
     StrictPath(id): StrictPath<JobId>,
-) -> Result<Response, ApiError> {
-    let job = app.jobs().cancel(id).await?;
-    reply::data(&caller, StatusCode::OK, &job)
+) -> Result<Response, Refusal> {
+    let job = app.jobs().cancel(id, &caller.requester()).await?;
+    reply::ok(job)
 }
 
 /// Undoes what a job changed. Not available in this version.
@@ -143,8 +139,8 @@ pub(super) async fn cancel(
 pub(super) async fn rollback(
     State(app): State<App>,
     StrictPath(id): StrictPath<JobId>,
-    _: reply::OptionalJson<RollbackRequest>,
-) -> Result<Response, ApiError> {
+    _: Option<StrictJson<RollbackRequest>>,
+) -> Result<Response, Refusal> {
     app.jobs().get(id).await.ok_or_else(|| unknown(id))?;
     Err(reply::later("rolling a job back", "install the former versions with allow_downgrade"))
 }
@@ -174,8 +170,8 @@ pub(super) struct RollbackRequest {
 pub(super) async fn confirm(
     State(app): State<App>,
     StrictPath(id): StrictPath<JobId>,
-    _: reply::OptionalJson<reply::Nothing>,
-) -> Result<Response, ApiError> {
+    _: Option<StrictJson<reply::Nothing>>,
+) -> Result<Response, Refusal> {
     app.jobs().get(id).await.ok_or_else(|| unknown(id))?;
     Err(reply::later("confirming a job", "no job waits to be confirmed, since confirm_within is refused"))
 }

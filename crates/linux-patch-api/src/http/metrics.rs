@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use patch_service::{Refusal, StrictQuery};
 use patch_types::JobStatus;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -16,21 +17,31 @@ use prometheus_client::{
 
 use super::{
     app::App,
-    reply::{ApiError, internal},
+    reply::{Nothing, internal},
 };
+use crate::jobs::JobFilter;
+
+const STATUSES: [JobStatus; 6] = [
+    JobStatus::Pending,
+    JobStatus::Running,
+    JobStatus::Completed,
+    JobStatus::Failed,
+    JobStatus::Cancelled,
+    JobStatus::Timeout,
+];
 
 /// The labels of a request. A route is its pattern, never what a client sent, so that the number of series is bounded.
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
     method: &'static str,
-    route: &'static str,
+    route: String,
     status: u16,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RouteLabels {
     method: &'static str,
-    route: &'static str,
+    route: String,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -47,9 +58,11 @@ struct ReasonLabel {
 #[derive(Debug, Default)]
 struct Scraped {
     door: Family<ReasonLabel, Gauge>,
+    accepted: Gauge,
     jobs: Family<StatusLabel, Gauge>,
     audit_records: Gauge,
     audit_healthy: Gauge,
+    audit_lost: Gauge,
     packages: Gauge,
     upgradable: Gauge,
     security: Gauge,
@@ -87,9 +100,19 @@ impl Default for Metrics {
             "Connections refused before any request, by reason, since the start",
             s.door.clone(),
         );
+        registry.register(
+            "handshakes_completed",
+            "Connections that were let in, since the start",
+            s.accepted.clone(),
+        );
         registry.register("jobs", "Jobs that are kept, by status", s.jobs.clone());
         registry.register("audit_records", "The audit trail's last number", s.audit_records.clone());
         registry.register("audit_healthy", "1 if the audit trail can be written", s.audit_healthy.clone());
+        registry.register(
+            "audit_lost",
+            "Records that could not be written since writing fails",
+            s.audit_lost.clone(),
+        );
         registry.register("packages_installed", "Installed packages", s.packages.clone());
         registry.register("packages_upgradable", "Packages with an update", s.upgradable.clone());
         registry.register("packages_security", "Packages with a security update", s.security.clone());
@@ -112,8 +135,9 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Counts an answered request.
-    pub fn answered(&self, method: &'static str, route: &'static str, status: u16, seconds: f64) {
-        self.requests.get_or_create(&RequestLabels { method, route, status }).inc();
+    pub fn answered(&self, method: &'static str, route: &str, status: u16, seconds: f64) {
+        let route = route.to_owned();
+        self.requests.get_or_create(&RequestLabels { method, route: route.clone(), status }).inc();
         self.durations.get_or_create(&RouteLabels { method, route }).observe(seconds);
     }
 
@@ -124,24 +148,20 @@ impl Metrics {
 
     fn scrape(&self, app: &App) -> Result<String, std::fmt::Error> {
         let s = &self.scraped;
-        for (reason, count) in app.door_counts() {
+        for (reason, count) in app.door().refusals() {
             s.door.get_or_create(&ReasonLabel { reason }).set(signed(count));
         }
-        for status in [
-            JobStatus::Pending,
-            JobStatus::Running,
-            JobStatus::Completed,
-            JobStatus::Failed,
-            JobStatus::Cancelled,
-            JobStatus::Timeout,
-        ] {
-            let count = app.jobs().count(status);
+        s.accepted.set(signed(app.door().accepted()));
+        for status in STATUSES {
+            let filter = JobFilter { status: Some(status), limit: Some(0), ..JobFilter::default() };
+            let count = app.jobs().list(&filter).total;
             s.jobs.get_or_create(&StatusLabel { status: status.as_str() }).set(signed(count as u64));
         }
-        let head = app.audit().head();
-        s.audit_records.set(head.map_or(0, |h| signed(h.seq)));
-        s.audit_healthy.set(app.audit().failure().is_none().into());
-        let counts = app.inventory().counts();
+        let audit = app.audit().status();
+        s.audit_records.set(audit.head.map_or(0, |h| signed(h.seq)));
+        s.audit_healthy.set(audit.is_healthy().into());
+        s.audit_lost.set(signed(audit.lost));
+        let counts = app.inventory().counts().unwrap_or_default();
         s.packages.set(signed(counts.installed as u64));
         s.upgradable.set(signed(counts.upgradable as u64));
         s.security.set(signed(counts.security as u64));
@@ -167,7 +187,7 @@ fn signed(value: u64) -> i64 {
     tag = "observation",
     responses((status = 200, description = "Metrics", body = String, content_type = "application/openmetrics-text"))
 )]
-pub(super) async fn get(State(app): State<App>) -> Result<Response, ApiError> {
+pub(super) async fn get(State(app): State<App>, _: StrictQuery<Nothing>) -> Result<Response, Refusal> {
     let text = app.metrics().scrape(&app).map_err(|e| internal("the metrics could not be written", e))?;
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

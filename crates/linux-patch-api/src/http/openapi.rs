@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use patch_service::StrictQuery;
+use patch_service::{Refusal, StrictQuery};
 use patch_types::ErrorDetail;
 use serde_json::{Map, Value, json};
 use utoipa::{
@@ -18,7 +18,7 @@ use utoipa::{
 };
 
 use super::{
-    reply::{ApiError, Nothing},
+    reply::Nothing,
     router,
 };
 use crate::config::Role;
@@ -189,7 +189,7 @@ fn envelope(properties: Map<String, Value>) -> Value {
     tag = "observation",
     responses((status = 200, description = "The OpenAPI document, without the envelope", content_type = "application/vnd.oai.openapi+json"))
 )]
-pub(super) async fn get(_: StrictQuery<Nothing>) -> Result<Response, ApiError> {
+pub(super) async fn get(_: StrictQuery<Nothing>) -> Result<Response, Refusal> {
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], CHECKED_IN).into_response())
 }
 

@@ -2,10 +2,10 @@
 
 use axum::{
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::HeaderMap,
     response::Response,
 };
-use patch_service::strict::{StrictJson, StrictQuery};
+use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Query,
     api::{InstallRequest, Job, PackageDetail, PackageList, RemoveRequest, UpdateRequest},
@@ -21,7 +21,7 @@ use super::{
     caller::Caller,
     changes::{self, Change},
     path::StrictPath,
-    reply::{self, ApiError},
+    reply,
 };
 use crate::inventory::filter::PackageFilter;
 
@@ -41,17 +41,16 @@ use crate::inventory::filter::PackageFilter;
 )]
 pub(super) async fn list(
     State(app): State<App>,
-    caller: Caller,
     headers: HeaderMap,
     StrictQuery(filter): StrictQuery<PackageFilter>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     if filter.is_everything() {
         let cached = app.inventory().everything().await?;
-        return Ok(reply::cached(&caller, &headers, &cached));
+        return reply::cached(&headers, &cached);
     }
     filter.check().map_err(reply::invalid_field)?;
     let list = app.inventory().select(&filter).await?;
-    reply::data(&caller, StatusCode::OK, &list)
+    reply::ok(list)
 }
 
 /// Shows one package: its versions with their origins, relations, files, and why it is not upgraded.
@@ -68,11 +67,10 @@ pub(super) async fn list(
 )]
 pub(super) async fn show(
     State(app): State<App>,
-    caller: Caller,
     StrictPath(name): StrictPath<PackageName>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     match app.executor().query(Query::Package { name }).await? {
-        QueryResult::Package(detail) => reply::data(&caller, StatusCode::OK, &detail),
+        QueryResult::Package(detail) => reply::ok(detail),
         _ => Err(reply::wrong_answer("package")),
     }
 }
@@ -96,7 +94,7 @@ pub(super) async fn install(
     caller: Caller,
     headers: HeaderMap,
     StrictJson(body): StrictJson<InstallRequest>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
     let options = body.options;
     let operation = Operation::Install(Install {
@@ -129,7 +127,7 @@ pub(super) async fn update(
     headers: HeaderMap,
     StrictPath(name): StrictPath<PackageName>,
     StrictJson(body): StrictJson<UpdateRequest>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
     let operation = update_operation(name, body.version, body.hold)?;
     let change = Change { operation, dry_run: body.dry_run, if_plan: body.if_plan, request };
@@ -188,8 +186,8 @@ pub(super) async fn remove(
     headers: HeaderMap,
     StrictPath(name): StrictPath<PackageName>,
     StrictQuery(query): StrictQuery<RemoveQuery>,
-    reply::OptionalJson(body): reply::OptionalJson<RemoveRequest>,
-) -> Result<Response, ApiError> {
+    body: Option<StrictJson<RemoveRequest>>,
+) -> Result<Response, Refusal> {
     let options = match body {
         None => RemoveRequest {
             purge: query.purge.unwrap_or_default(),
@@ -197,7 +195,7 @@ pub(super) async fn remove(
             dry_run: query.dry_run.unwrap_or_default(),
             if_plan: query.if_plan,
         },
-        Some(body) if query == RemoveQuery::default() => body,
+        Some(StrictJson(body)) if query == RemoveQuery::default() => body,
         Some(_) => {
             return Err(ErrorDetail::new(
                 ErrorCode::InvalidRequest,

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use axum::{
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::HeaderMap,
     response::Response,
 };
-use patch_service::strict::{StrictJson, StrictQuery};
+use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Operation, PackageName, Query,
     api::{ApplyRequest, Job, PatchSet, WhyNot},
@@ -21,7 +21,7 @@ use super::{
     caller::Caller,
     changes::{self, Change},
     path::StrictPath,
-    reply::{self, ApiError},
+    reply,
 };
 
 /// Applying fetches the indexes first when they are older than this many seconds.
@@ -41,12 +41,11 @@ const REFRESH_IF_OLDER: u64 = 3600;
 )]
 pub(super) async fn list(
     State(app): State<App>,
-    caller: Caller,
     headers: HeaderMap,
     _: StrictQuery<reply::Nothing>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let patches = app.inventory().patches().await?;
-    Ok(reply::cached(&caller, &headers, &patches))
+    reply::cached(&headers, &patches)
 }
 
 /// Says why a package is not being patched, with a next step for each cause.
@@ -63,11 +62,10 @@ pub(super) async fn list(
 )]
 pub(super) async fn why_not(
     State(app): State<App>,
-    caller: Caller,
     StrictPath(name): StrictPath<PackageName>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     match app.executor().query(Query::WhyNot { name }).await? {
-        QueryResult::WhyNot(why) => reply::data(&caller, StatusCode::OK, &why),
+        QueryResult::WhyNot(why) => reply::ok(why),
         _ => Err(reply::wrong_answer("why-not")),
     }
 }
@@ -90,8 +88,8 @@ pub(super) async fn refresh(
     State(app): State<App>,
     caller: Caller,
     headers: HeaderMap,
-    _: reply::OptionalJson<reply::Nothing>,
-) -> Result<Response, ApiError> {
+    _: Option<StrictJson<reply::Nothing>>,
+) -> Result<Response, Refusal> {
     let change = Change {
         operation: Operation::Refresh,
         dry_run: false,
@@ -120,9 +118,9 @@ pub(super) async fn apply(
     State(app): State<App>,
     caller: Caller,
     headers: HeaderMap,
-    reply::OptionalJson(body): reply::OptionalJson<ApplyRequest>,
-) -> Result<Response, ApiError> {
-    let body = body.unwrap_or_default();
+    body: Option<StrictJson<ApplyRequest>>,
+) -> Result<Response, Refusal> {
+    let body = body.map(|StrictJson(b)| b).unwrap_or_default();
     check(&body)?;
     not_yet(&body)?;
     let mut packages = body.packages.clone();
@@ -163,7 +161,7 @@ fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
 }
 
 /// What is understood and checked but not acted upon yet is refused, never silently ignored.
-fn not_yet(body: &ApplyRequest) -> Result<(), ApiError> {
+fn not_yet(body: &ApplyRequest) -> Result<(), Refusal> {
     let asked = [
         ("allow_reboot", body.allow_reboot, "leave it out and reboot the host by hand in its window"),
         ("on_failure", body.on_failure.is_some(), "leave it out"),

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderName};
 use patch_types::{ErrorCode, ErrorDetail};
 
 /// The header that says which preference was honoured.
-pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub(super) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// The longest key that is accepted, in characters.
 const MAX_KEY: usize = 255;
@@ -14,7 +14,7 @@ const MAX_KEY: usize = 255;
 /// How many seconds the client wants to wait for the end of its job. Unknown or malformed preferences are ignored, as
 /// RFC 7240 has it.
 #[must_use]
-pub fn wait(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
     headers
         .get_all("prefer")
         .iter()
@@ -31,7 +31,7 @@ pub fn wait(headers: &HeaderMap) -> Option<Duration> {
 ///
 /// # Errors
 /// When it is empty, too long, given twice or not printable ASCII.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ErrorDetail> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ErrorDetail> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
     let refused = |why: &str| {

@@ -18,14 +18,14 @@ struct Bucket {
 
 /// The buckets. Each holds as many requests as may come in a minute and fills evenly.
 #[derive(Debug, Default)]
-pub struct RateLimit(Mutex<HashMap<String, Bucket>>);
+pub(super) struct RateLimit(Mutex<HashMap<String, Bucket>>);
 
 impl RateLimit {
     /// Takes a request out of the identity's bucket.
     ///
     /// # Errors
     /// How long to wait when the bucket is empty.
-    pub fn take(&self, identity: &str, per_minute: u32, now: Instant) -> Result<(), Duration> {
+    pub(super) fn take(&self, identity: &str, per_minute: u32, now: Instant) -> Result<(), Duration> {
         let (capacity, rate) = (f64::from(per_minute), f64::from(per_minute) / 60.0);
         let mut buckets = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let level = |b: &Bucket| {

@@ -69,7 +69,6 @@ pub fn service(app: App) -> Router {
     let (routes, _) = table().split_for_parts();
     routes
         .fallback(strict::not_found)
-        .method_not_allowed_fallback(strict::method_not_allowed)
         .with_state(app.clone())
         .layer(middleware::from_fn_with_state(app.clone(), access::admit))
         .layer(middleware::from_fn(strict::strict))

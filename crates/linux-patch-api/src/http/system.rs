@@ -5,7 +5,7 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use patch_service::strict::{StrictJson, StrictQuery};
+use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Query,
     api::{Job, RebootRequest, RebootState, Service, ServiceList, SystemInfo},
@@ -16,11 +16,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     app::App,
-    caller::Caller,
     changes,
     path::StrictPath,
-    reply::{self, ApiError},
+    reply,
 };
+use crate::inventory::{host, unreadable};
 
 /// The longest name of a unit, as systemd has it.
 const MAX_UNIT: usize = 255;
@@ -80,11 +80,10 @@ impl std::str::FromStr for UnitName {
 )]
 pub(super) async fn info(
     State(app): State<App>,
-    caller: Caller,
     _: StrictQuery<reply::Nothing>,
-) -> Result<Response, ApiError> {
-    let info = crate::inventory::host::info(app.root());
-    reply::data(&caller, StatusCode::OK, &info)
+) -> Result<Response, Refusal> {
+    let info = host::info(app.root());
+    reply::ok(info)
 }
 
 /// The query of `GET /system/services`.
@@ -107,15 +106,14 @@ pub(super) struct ServiceQuery {
 )]
 pub(super) async fn services(
     State(app): State<App>,
-    caller: Caller,
     StrictQuery(query): StrictQuery<ServiceQuery>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let mut list = units(&app).await?;
     if !query.all.unwrap_or_default() {
         list.services.retain(|s| s.active_state == "failed" || s.runs_old_code);
     }
     list.total = list.services.len();
-    reply::data(&caller, StatusCode::OK, &list)
+    reply::ok(list)
 }
 
 /// Shows one unit's state.
@@ -132,19 +130,19 @@ pub(super) async fn services(
 )]
 pub(super) async fn service(
     State(app): State<App>,
-    caller: Caller,
     StrictPath(UnitName(name)): StrictPath<UnitName>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let list = units(&app).await?;
     match list.services.iter().find(|s| s.name == name) {
-        Some(service) => reply::data(&caller, StatusCode::OK, service),
-        None => Err(ApiError::not_found(format!(
-            "there is no unit {name} on this host; GET /system/services?all=true lists them"
-        ))),
+        Some(service) => reply::ok(service),
+        None => Err(Refusal::invalid(
+            StatusCode::NOT_FOUND,
+            format!("there is no unit {name} on this host; GET /system/services?all=true lists them"),
+        )),
     }
 }
 
-async fn units(app: &App) -> Result<ServiceList, ApiError> {
+async fn units(app: &App) -> Result<ServiceList, Refusal> {
     match app.executor().query(Query::Services).await? {
         QueryResult::Services(list) => Ok(list),
         _ => Err(reply::wrong_answer("services")),
@@ -161,10 +159,10 @@ async fn units(app: &App) -> Result<ServiceList, ApiError> {
 )]
 pub(super) async fn reboot_state(
     State(app): State<App>,
-    caller: Caller,
     _: StrictQuery<reply::Nothing>,
-) -> Result<Response, ApiError> {
-    reply::data(&caller, StatusCode::OK, &crate::inventory::host::reboot(app.root()))
+) -> Result<Response, Refusal> {
+    let state = host::reboot(app.root()).map_err(unreadable)?;
+    reply::ok(state)
 }
 
 /// Schedules a reboot. Not available in this version.
@@ -178,9 +176,9 @@ pub(super) async fn reboot_state(
     responses((status = 202, description = "Accepted as a job", body = Job))
 )]
 pub(super) async fn reboot(
-    reply::OptionalJson(body): reply::OptionalJson<RebootRequest>,
-) -> Result<Response, ApiError> {
-    let body = body.unwrap_or_default();
+    body: Option<StrictJson<RebootRequest>>,
+) -> Result<Response, Refusal> {
+    let body = body.map(|StrictJson(b)| b).unwrap_or_default();
     if body.reason.is_some_and(|r| r.chars().count() > 1000) {
         return Err(ErrorDetail::new(ErrorCode::InvalidRequest, "reason has more than 1000 characters").into());
     }
@@ -205,7 +203,7 @@ pub(super) struct CrlRequest {
     request_body = CrlRequest,
     responses((status = 200, description = "In force"))
 )]
-pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, ApiError> {
+pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, Refusal> {
     Err(reply::later("replacing the revocation list", "put the file in its place on the host and send SIGHUP"))
 }
 
@@ -217,7 +215,7 @@ pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, ApiError>
     tag = "system",
     responses((status = 200, description = "The report"))
 )]
-pub(super) async fn compliance(_: StrictQuery<reply::Nothing>) -> Result<Response, ApiError> {
+pub(super) async fn compliance(_: StrictQuery<reply::Nothing>) -> Result<Response, Refusal> {
     Err(reply::later("the compliance report", "GET /patches lists the security updates that are due"))
 }
 

@@ -4,9 +4,10 @@ use axum::{
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     response::Response,
 };
+use patch_service::Refusal;
 use patch_types::{ErrorCode, ErrorDetail};
 
-use super::{app::App, reply::ApiError};
+use super::app::App;
 
 /// The largest message that a client may send; a subscription has some 80 bytes.
 const MAX_MESSAGE: usize = 4096;
@@ -25,7 +26,7 @@ const MAX_MESSAGE: usize = 4096;
 pub(super) async fn jobs(
     State(app): State<App>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Refusal> {
     let upgrade = upgrade.map_err(|e| {
         ErrorDetail::new(
             ErrorCode::InvalidRequest,

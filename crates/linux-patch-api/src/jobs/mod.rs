@@ -1,17 +1,55 @@
-//! The jobs.
+//! The jobs: every change of the host, from its acceptance to long after its end.
+//!
+//! This module owns the daemon's record of each job and nothing of the change itself. The root side carries it out and
+//! writes down what happens; we hand it over, mirror its events, and show them. Three rules hold throughout:
+//!
+//! - What was acknowledged is on disk, in our store and in the audit trail, and so is what is shown as ended.
+//! - The event file is the truth about a job that has begun. After a restart each job that has not ended is looked up
+//!   there: begun ones are followed again from the first event, those of a dead executor are settled by the root side,
+//!   and those that never began take their place in the queue again. Nothing is ever handed over under a second id.
+//! - Memory is bounded: of ended jobs only what lists show is kept, the log of running ones is cut at its beginning,
+//!   and nobody who looks on is buffered for without bound.
 
-use std::{path::Path, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use patch_types::{
-    ErrorCode, ErrorDetail, JobId, JobStatus, Operation, PackageName,
+    JobId, JobStatus, Operation, PackageName,
     api::{Job, JobList, Requester},
     executor::Limits,
 };
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{audit::Audit, executor::Executor};
 
+mod end;
+mod mirror;
+mod open;
+mod record;
+mod run;
 pub mod session;
+mod store;
+mod stream;
+mod submit;
+mod table;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use store::StoreError;
+pub use stream::{Cut, Subscriber};
+
+use record::full;
+use table::{Slot, Table};
+
+/// How long stopping waits for what is being written.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How jobs are run and kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +66,12 @@ pub struct JobSettings {
     pub keep_days: u32,
     /// No more ended jobs than this are kept.
     pub keep_count: usize,
+    /// How long a job that certainly has not begun is offered to a root side that does not answer.
+    pub patience: Duration,
+    /// The first pause between two attempts; later ones double.
+    pub retry: Duration,
+    /// How often the root side may fail to settle a job before that is its end.
+    pub settle_attempts: u32,
 }
 
 impl Default for JobSettings {
@@ -39,16 +83,32 @@ impl Default for JobSettings {
             lock_wait: Duration::from_secs(10 * 60),
             keep_days: 90,
             keep_count: 1000,
+            patience: Duration::from_secs(60),
+            retry: Duration::from_millis(250),
+            settle_attempts: 3,
         }
+    }
+}
+
+impl JobSettings {
+    fn limits(&self) -> Limits {
+        Limits { timeout_seconds: self.timeout.as_secs().max(1), lock_wait_seconds: self.lock_wait.as_secs() }
     }
 }
 
 /// Why the jobs cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum JobsError {}
+pub enum JobsError {
+    /// Their directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Reading it did not come to an end.
+    #[error("reading the jobs was broken off")]
+    Interrupted,
+}
 
 /// A client's own name for a request, by which a retry is recognised.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Idempotency {
     /// `Idempotency-Key`.
     pub key: String,
@@ -110,64 +170,107 @@ pub struct JobCounts {
 
 /// All jobs of this host. Cheap to clone.
 #[derive(Clone)]
-pub struct Jobs {}
+pub struct Jobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    table: Mutex<Table>,
+    store: store::Store,
+    executor: Executor,
+    audit: Audit,
+    hub: stream::Hub,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
 
 impl Jobs {
-    /// Loads the jobs below the root prefix and settles what the last run left: see the module's documentation.
-    ///
-    /// # Errors
-    /// When the directory cannot be made or read. A damaged file in it is no error.
-    pub async fn open(_root: &Path, _executor: Executor, _audit: Audit, _settings: JobSettings) -> Result<Self, JobsError> {
-        Ok(Self {})
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic under this lock is a bug, but no reason to lose every other job.
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts other settings into effect for what comes.
-    pub fn reconfigure(&self, _settings: JobSettings) {}
-
-    /// Accepts a change: when this returns, the job and its audit record are on disk.
-    ///
-    /// # Errors
-    /// `INVALID_REQUEST`, `JOB_CONFLICT` (too many wait) or `SERVICE_UNHEALTHY` (not durable: there is no job then).
-    pub async fn submit(&self, _submission: Submission) -> Result<Submitted, ErrorDetail> {
-        Err(ErrorDetail::new(ErrorCode::ServiceUnhealthy, "not yet"))
+    /// Puts other settings into effect for what comes. Jobs that wait keep the limits that they were accepted with.
+    pub fn reconfigure(&self, settings: JobSettings) {
+        self.table().settings = settings;
+        self.pump();
+        self.prune();
     }
 
     /// One job with its plan, results, log and output.
-    pub async fn get(&self, _id: JobId) -> Option<Job> {
-        None
+    pub async fn get(&self, id: JobId) -> Option<Job> {
+        let (listed, unsaved) = {
+            let table = self.table();
+            match table.slots.get(&id)? {
+                Slot::Live(live) => {
+                    let (job, log) = (live.shown(true), live.mirror.log.entries());
+                    drop(table);
+                    let plan = job.plan.clone();
+                    let log = log.iter().map(|entry| entry.line.clone()).collect();
+                    return Some(full(job, plan, Vec::new(), log));
+                }
+                Slot::Past(past) => (past.job.clone(), past.unsaved.clone()),
+            }
+        };
+        if let Some(record) = unsaved {
+            return Some(record.into_job());
+        }
+        let jobs = self.clone();
+        match tokio::task::spawn_blocking(move || jobs.inner.store.read(id)).await {
+            Ok(Ok(record)) => Some(record.into_job()),
+            Ok(Err(_)) if !self.table().slots.contains_key(&id) => None,
+            Ok(Err(error)) => {
+                tracing::error!(%error, job = %id, "of this job only the summary is left");
+                self.table().problems.push(error.to_string());
+                Some(Job { log_truncated: true, ..listed })
+            }
+            Err(_) => Some(Job { log_truncated: true, ..listed }),
+        }
     }
 
     /// The jobs that a filter lets through, newest first, without log, plan and results.
     #[must_use]
-    pub fn list(&self, _filter: &JobFilter) -> JobList {
-        JobList { jobs: Vec::new(), total: 0 }
-    }
-
-    /// Cancels a job while that is safe.
-    ///
-    /// # Errors
-    /// `JOB_NOT_FOUND`, `JOB_CONFLICT` (too late), or `SERVICE_UNHEALTHY`.
-    pub async fn cancel(&self, _id: JobId, _requester: &Requester) -> Result<Job, ErrorDetail> {
-        Err(ErrorDetail::new(ErrorCode::ServiceUnhealthy, "not yet"))
+    pub fn list(&self, filter: &JobFilter) -> JobList {
+        self.table().list(filter)
     }
 
     /// Waits until the job has ended, at most so long, and returns it as it is then.
-    pub async fn wait(&self, _id: JobId, _limit: Duration) -> Option<Job> {
-        None
+    pub async fn wait(&self, id: JobId, limit: Duration) -> Option<Job> {
+        let ended = self.table().live(id).map(|live| live.ended.subscribe());
+        if let Some(mut ended) = ended {
+            // Whether it ended, or the time did, or the agent stops: the job is returned as it is.
+            tokio::select! {
+                _ = timeout(limit, ended.wait_for(|ended| *ended)) => {}
+                () = self.inner.stop.cancelled() => {}
+            }
+        }
+        self.get(id).await
     }
 
     /// How many jobs there are.
     #[must_use]
     pub fn counts(&self) -> JobCounts {
-        JobCounts::default()
+        self.table().counts()
     }
 
-    /// What was found damaged on disk at start, one sentence each: for the health check.
+    /// What was found damaged on disk, one sentence each: for the health check.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        Vec::new()
+        self.table().problems.clone()
     }
 
-    /// Stops following, ends all streams, and writes what is still to be written. Jobs of the root side go on.
-    pub async fn shutdown(&self) {}
+    /// Stops following, ends all streams, and writes what is still to be written. Jobs of the root side go on, and are
+    /// picked up at the next start.
+    pub async fn shutdown(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        if timeout(STOP_LIMIT, self.inner.tasks.wait()).await.is_err() {
+            tracing::warn!("stopping without waiting any longer for the disk");
+            return;
+        }
+        let jobs = self.clone();
+        if tokio::task::spawn_blocking(move || jobs.inner.store.close()).await.is_err() {
+            tracing::warn!("the writer of jobs was not waited for");
+        }
+    }
 }

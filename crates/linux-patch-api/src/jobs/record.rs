@@ -1,7 +1,7 @@
 //! What a job's file holds, and the two ways to read it: whole, or without what is only shown on demand.
 
 use patch_types::{
-    JobId, Operation, Plan,
+    JobId, Operation, PackageName, Plan,
     api::{Job, LogLine},
     event::{LogStream, PackageResult},
     executor::Limits,
@@ -88,11 +88,6 @@ impl Head {
         Ok(self)
     }
 
-    /// Whether the job named or changed a package.
-    pub(super) fn concerns(&self, package: &str) -> bool {
-        self.packages.lines().any(|p| p == package)
-    }
-
     /// Adds the packages that turned out to be concerned.
     pub(super) fn add_packages(&mut self, results: &[PackageResult]) {
         let mut names: std::collections::BTreeSet<&str> = self.packages.lines().collect();
@@ -102,6 +97,16 @@ impl Head {
 }
 
 impl Record {
+    /// Of a job that has nothing yet but its head.
+    pub(super) fn bare(head: Head) -> Self {
+        Self { head, plan: None, results: Vec::new(), log: Vec::new() }
+    }
+
+    /// As it lies on disk.
+    pub(super) fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
     /// Reads a file whole.
     pub(super) fn parse(id: JobId, text: &[u8]) -> Result<Self, RecordError> {
         if text.is_empty() {
@@ -119,12 +124,7 @@ impl Record {
 }
 
 /// The job with what is only shown on demand.
-pub(super) fn full(
-    mut job: Job,
-    plan: Option<Plan>,
-    results: Vec<PackageResult>,
-    log: Vec<LogLine>,
-) -> Job {
+pub(super) fn full(mut job: Job, plan: Option<Plan>, results: Vec<PackageResult>, log: Vec<LogLine>) -> Job {
     let lines: Vec<&str> =
         log.iter().filter(|l| l.stream == LogStream::Output).map(|l| l.line.as_str()).collect();
     job.output = Some(lines.join("\n"));
@@ -141,7 +141,7 @@ fn named(operation: &Operation) -> impl Iterator<Item = &str> {
         Operation::Update(update) => vec![update.name.as_str()],
         Operation::Remove(remove) => vec![remove.name.as_str()],
         Operation::Hold(hold) => vec![hold.name.as_str()],
-        Operation::ApplyPatches(apply) => apply.packages.iter().map(|p| p.as_str()).collect(),
+        Operation::ApplyPatches(apply) => apply.packages.iter().map(PackageName::as_str).collect(),
     };
     names.into_iter()
 }

@@ -6,6 +6,7 @@
 //! never deleted and never a reason not to start.
 
 use std::{
+    fmt,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
@@ -38,7 +39,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    fn new(what: &'static str, path: &Path, reason: impl ToString) -> Self {
+    fn new(what: &'static str, path: &Path, reason: &dyn fmt::Display) -> Self {
         Self { what, path: path.to_path_buf(), reason: reason.to_string() }
     }
 }
@@ -76,7 +77,7 @@ impl Store {
             .recursive(true)
             .mode(0o750)
             .create(&dir)
-            .map_err(|e| StoreError::new("cannot make the directory of jobs", &dir, e))?;
+            .map_err(|e| StoreError::new("cannot make the directory of jobs", &dir, &e))?;
         let found = load(&dir)?;
         let (queue, work) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -85,7 +86,7 @@ impl Store {
                 let dir = dir.clone();
                 move || write_all(&dir, &work)
             })
-            .map_err(|e| StoreError::new("cannot start the writer of", &dir, e))?;
+            .map_err(|e| StoreError::new("cannot start the writer of", &dir, &e))?;
         let store = Self { dir, queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) };
         Ok((store, found))
     }
@@ -101,7 +102,7 @@ impl Store {
     }
 
     async fn run(&self, task: Task) -> Result<(), StoreError> {
-        let stopped = || StoreError::new("cannot write to", &self.dir, "the agent is stopping");
+        let stopped = || StoreError::new("cannot write to", &self.dir, &"the agent is stopping");
         let (done, result) = oneshot::channel();
         {
             let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,8 +115,8 @@ impl Store {
     /// Reads a job's file whole. Blocks.
     pub(super) fn read(&self, id: JobId) -> Result<Record, StoreError> {
         let path = file_of(&self.dir, id);
-        let text = read_bounded(&path).map_err(|e| StoreError::new("cannot read", &path, e))?;
-        Record::parse(id, &text).map_err(|e| StoreError::new("cannot read", &path, e))
+        let text = read_bounded(&path).map_err(|e| StoreError::new("cannot read", &path, &e))?;
+        Record::parse(id, &text).map_err(|e| StoreError::new("cannot read", &path, &e))
     }
 
     /// Writes what is still to be written, and ends the thread. Blocks.
@@ -163,7 +164,7 @@ fn write_all(dir: &Path, work: &mpsc::Receiver<Work>) {
             .collect();
         let synced = File::open(dir)
             .and_then(|d| d.sync_all())
-            .map_err(|e| StoreError::new("cannot sync the directory", dir, e));
+            .map_err(|e| StoreError::new("cannot sync the directory", dir, &e));
         for (waiting, result) in done {
             // Whoever asked may be gone; the record is on disk all the same.
             let _ = waiting.send(result.and_then(|()| synced.clone()));
@@ -184,21 +185,21 @@ fn replace(dir: &Path, id: JobId, record: &[u8]) -> Result<(), StoreError> {
     write().map_err(|e| {
         // On a full disk this gives back what the attempt took.
         let _ = fs::remove_file(&new);
-        StoreError::new("cannot write", &path, e)
+        StoreError::new("cannot write", &path, &e)
     })
 }
 
 fn remove(dir: &Path, id: JobId) -> Result<(), StoreError> {
     let path = file_of(dir, id);
     match fs::remove_file(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::new("cannot remove", &path, e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::new("cannot remove", &path, &e)),
         _ => Ok(()),
     }
 }
 
 fn load(dir: &Path) -> Result<Found, StoreError> {
     let mut found = Found { jobs: Vec::new(), problems: Vec::new() };
-    let unreadable = |e| StoreError::new("cannot read the directory of jobs", dir, e);
+    let unreadable = |e| StoreError::new("cannot read the directory of jobs", dir, &e);
     for entry in fs::read_dir(dir).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
@@ -208,9 +209,10 @@ fn load(dir: &Path) -> Result<Found, StoreError> {
                 tracing::warn!(%error, job = %id, "a leftover of a job's file cannot be removed");
             }
         } else if let Some(id) = name.strip_suffix(".json").and_then(id_of) {
-            match read_bounded(&path).map_err(|e| e.to_string()).and_then(|text| {
-                Head::parse(id, &text).map_err(|e| e.to_string())
-            }) {
+            match read_bounded(&path)
+                .map_err(|e| e.to_string())
+                .and_then(|text| Head::parse(id, &text).map_err(|e| e.to_string()))
+            {
                 Ok(head) => found.jobs.push(head),
                 Err(reason) => found.problems.push(set_aside(&path, &reason)),
             }
@@ -233,8 +235,12 @@ fn set_aside(path: &Path, reason: &str) -> String {
     let aside = free.take(100).find(|p| fs::symlink_metadata(p).is_err());
     let aside = aside.unwrap_or_else(|| PathBuf::from(format!("{}.corrupt", path.display())));
     let problem = match fs::rename(path, &aside) {
-        Ok(()) => format!("the job file {} is damaged ({reason}); kept as {}", path.display(), aside.display()),
-        Err(e) => format!("the job file {} is damaged ({reason}) and cannot be set aside: {e}", path.display()),
+        Ok(()) => {
+            format!("the job file {} is damaged ({reason}); kept as {}", path.display(), aside.display())
+        }
+        Err(e) => {
+            format!("the job file {} is damaged ({reason}) and cannot be set aside: {e}", path.display())
+        }
     };
     tracing::error!("{problem}");
     problem

@@ -15,7 +15,10 @@ use patch_types::{
     ErrorCode, ErrorDetail, JobId,
     api::{Job, JobLog, ServerMessage},
 };
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
 
 use super::{
     Jobs,
@@ -45,6 +48,11 @@ pub(super) fn frame(message: &ServerMessage) -> Utf8Bytes {
         },
         Utf8Bytes::from,
     )
+}
+
+/// A job's state as a message.
+pub(super) fn status(live: &Live, with_plan: bool) -> Utf8Bytes {
+    frame(&ServerMessage::JobStatus(Box::new(live.shown(with_plan))))
 }
 
 /// Sends messages to whoever looks on.
@@ -89,12 +97,20 @@ pub enum Cut {
     Stopped,
 }
 
+/// What a subscriber knows of a job.
+#[derive(Clone, Copy)]
+struct Known {
+    /// The version that its snapshot had.
+    version: u64,
+    /// Whether it asked for this job, and not only for all.
+    by_name: bool,
+}
+
 /// One that looks on: at certain jobs, or at all.
 pub struct Subscriber {
     jobs: Jobs,
     feed: broadcast::Receiver<Published>,
-    /// The jobs looked at, each with the version that is known.
-    following: HashMap<JobId, u64>,
+    following: HashMap<JobId, Known>,
     all: bool,
     /// Jobs that are not to be shown although all are.
     muted: HashSet<JobId>,
@@ -117,8 +133,8 @@ impl Jobs {
 impl Subscriber {
     /// How many jobs are looked at by name.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.following.len()
+    pub fn named(&self) -> usize {
+        self.following.values().filter(|known| known.by_name).count()
     }
 
     /// Looks at a job from now on: returns its state and its log so far; of an ended one its end as well. Of a job that
@@ -141,7 +157,7 @@ impl Subscriber {
             if known {
                 snapshot.log.clear();
             } else {
-                self.following.insert(id, snapshot.version);
+                self.following.insert(id, Known { version: snapshot.version, by_name: true });
             }
             return Ok(snapshot.frames());
         }
@@ -177,7 +193,8 @@ impl Subscriber {
         self.all = true;
         self.muted.clear();
         for snapshot in &snapshots {
-            self.following.insert(snapshot.job.job_id, snapshot.version);
+            let known = Known { version: snapshot.version, by_name: false };
+            self.following.insert(snapshot.job.job_id, known);
         }
         snapshots.into_iter().flat_map(Snapshot::frames).collect()
     }
@@ -193,14 +210,31 @@ impl Subscriber {
                 () = self.jobs.inner.stop.cancelled() => return Err(Cut::Stopped),
                 message = self.feed.recv() => message,
             };
-            match message {
+            let published = message.map_err(|e| match e {
+                RecvError::Lagged(missed) => Cut::Slow(missed),
+                RecvError::Closed => Cut::Stopped,
+            })?;
+            if let Some(frame) = self.wanted(published) {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// The next message, if it is there already.
+    ///
+    /// # Errors
+    /// [`Cut`]: there is nothing more to come.
+    pub fn ready(&mut self) -> Result<Option<Utf8Bytes>, Cut> {
+        loop {
+            match self.feed.try_recv() {
                 Ok(published) => {
                     if let Some(frame) = self.wanted(published) {
-                        return Ok(frame);
+                        return Ok(Some(frame));
                     }
                 }
-                Err(RecvError::Lagged(missed)) => return Err(Cut::Slow(missed)),
-                Err(RecvError::Closed) => return Err(Cut::Stopped),
+                Err(TryRecvError::Empty) => return Ok(None),
+                Err(TryRecvError::Lagged(missed)) => return Err(Cut::Slow(missed)),
+                Err(TryRecvError::Closed) => return Err(Cut::Stopped),
             }
         }
     }
@@ -208,9 +242,10 @@ impl Subscriber {
     fn wanted(&mut self, published: Published) -> Option<Utf8Bytes> {
         let id = published.job;
         let muted = if published.last { self.muted.remove(&id) } else { self.muted.contains(&id) };
-        let known = if published.last { self.following.remove(&id) } else { self.following.get(&id).copied() };
+        let known =
+            if published.last { self.following.remove(&id) } else { self.following.get(&id).copied() };
         let wanted = match known {
-            Some(version) => published.version > version,
+            Some(known) => published.version > known.version,
             None => self.all && !muted,
         };
         wanted.then_some(published.frame)

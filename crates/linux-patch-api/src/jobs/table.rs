@@ -214,7 +214,8 @@ impl Table {
     /// Forgets ended jobs that are too old or too many, and returns them. One whose idempotency key still holds stays:
     /// otherwise its retry would be carried out a second time.
     pub(super) fn prune(&mut self, now: Timestamp) -> Vec<JobId> {
-        let oldest = now - SignedDuration::from_hours(24 * i64::from(self.settings.keep_days));
+        let age = SignedDuration::from_hours(24 * i64::from(self.settings.keep_days));
+        let oldest = now.checked_sub(age).unwrap_or(Timestamp::MIN);
         let mut kept = 0;
         let mut gone = Vec::new();
         for (id, slot) in self.slots.iter().rev() {

@@ -165,28 +165,31 @@ pub fn simulate(root: &Path, task: &Task) -> Argv {
     Argv { program: APT_GET, args }
 }
 
-/// Fetches exactly the archives of a plan into the current directory, verified by apt. `None` when it needs none.
+/// The archives that a plan needs, each as `name:architecture=version`.
 #[must_use]
-pub fn download(root: &Path, plan: &Plan, status_fd: i32) -> Option<Argv> {
-    let names: Vec<String> = plan
-        .changes
+pub fn archives(plan: &Plan) -> Vec<String> {
+    plan.changes
         .iter()
-        .filter(|c| !c.action.is_removal() && c.action != Action::Configure)
-        .filter_map(|c| {
-            let version = c.new_version.as_ref()?;
-            Some(format!("{}:{}={version}", c.name.name(), c.architecture))
+        .filter(|change| {
+            matches!(change.action, Action::Install | Action::Upgrade | Action::Downgrade | Action::Reinstall)
         })
-        .collect();
-    if names.is_empty() {
-        return None;
-    }
+        .filter_map(|change| {
+            let version = change.new_version.as_ref()?;
+            Some(format!("{}:{}={version}", change.name.name(), change.architecture))
+        })
+        .collect()
+}
+
+/// Fetches exactly these [`archives`] into the current directory, verified by apt.
+#[must_use]
+pub fn download(root: &Path, archives: &[String], status_fd: i32) -> Argv {
     let mut args = common(root);
     option(&mut args, &format!("APT::Status-Fd={status_fd}"));
     option(&mut args, "Acquire::Retries=2");
     args.push("download".into());
     args.push("--".into());
-    args.extend(names);
-    Some(Argv { program: APT_GET, args })
+    args.extend_from_slice(archives);
+    Argv { program: APT_GET, args }
 }
 
 /// Carries a task out with the archives that are there. `lock_seconds` is apt's own patience with dpkg's lock.

@@ -16,7 +16,7 @@ use memchr::memmem;
 use patch_types::{PackageName, PackageVersion, api::Relations, plan::Origin};
 
 use super::{
-    Inventory, Simulation,
+    Inventory, Simulation, simulate::Listed,
     deb822::{self, Stanza},
     relations, release::Release,
     status::unfold,
@@ -131,7 +131,7 @@ impl Indexes {
     pub fn for_simulations(inventory: &Inventory, simulations: &[&Simulation]) -> Result<Self, ReadError> {
         let mentioned: BTreeSet<String> = simulations.iter().flat_map(|s| s.names()).map(str::to_owned).collect();
         let indexes = Self::read(&inventory.root, mentioned.clone())?;
-        let stay = simulations.iter().flat_map(|s| s.kept_back.iter().chain(&s.phased)).map(|l| l.name());
+        let stay = simulations.iter().flat_map(|s| s.kept_back.iter().chain(&s.phased)).map(Listed::name);
         indexes.with_dependencies_of(inventory, mentioned, stay)
     }
 

@@ -22,14 +22,14 @@ use tokio_tungstenite::{
 };
 
 /// A CA, and certificates of it as files.
-pub struct Pki {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Pki {
+    pub(crate) dir: tempfile::TempDir,
     ca: CertificateParams,
     ca_key: KeyPair,
 }
 
 impl Pki {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.distinguished_name.push(DnType::CommonName, "test CA");
@@ -43,7 +43,7 @@ impl Pki {
     }
 
     /// Makes `NAME.pem` and `NAME.key.pem`.
-    pub fn leaf(
+    pub(crate) fn leaf(
         &self,
         name: &str,
         usage: Option<ExtendedKeyUsagePurpose>,
@@ -60,11 +60,11 @@ impl Pki {
         std::fs::write(self.path(&format!("{name}.key.pem")), key.serialize_pem()).unwrap();
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn config(&self, port: u16) -> ClientConfig {
+    pub(crate) fn config(&self, port: u16) -> ClientConfig {
         let address = format!("localhost:{port}").parse().unwrap();
         ClientConfig::new(address, self.path("ca.pem"), self.path("client.pem"), self.path("client.key.pem"))
     }
@@ -90,14 +90,14 @@ impl Pki {
 
 /// A request as it came.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    pub line: String,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Seen {
+    pub(crate) line: String,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 /// What is done about a request.
-pub enum Reply {
+pub(crate) enum Reply {
     /// An HTTP answer.
     Http(u16, String),
     /// The connection is closed without a word.
@@ -107,15 +107,15 @@ pub enum Reply {
 }
 
 /// A fake agent on a port of its own.
-pub struct Fake {
-    pub pki: Pki,
-    pub port: u16,
+pub(crate) struct Fake {
+    pub(crate) pki: Pki,
+    pub(crate) port: u16,
     requests: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Fake {
     /// `script` is called with each request and the number of requests before it.
-    pub async fn start(script: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Self {
         let pki = Pki::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -148,11 +148,11 @@ impl Fake {
         Self { pki, port, requests }
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(self.pki.config(self.port)).unwrap()
     }
 
-    pub fn requests(&self) -> Vec<Seen> {
+    pub(crate) fn requests(&self) -> Vec<Seen> {
         self.requests.lock().unwrap().clone()
     }
 }
@@ -203,9 +203,7 @@ async fn web_socket(mut tls: TlsStream<TcpStream>, request: &Seen, messages: Vec
             return;
         }
     }
-    while stay {
-        if !matches!(socket.next().await, Some(Ok(_))) {
-            return;
-        }
+    if stay {
+        while let Some(Ok(_)) = socket.next().await {}
     }
 }

@@ -1,0 +1,184 @@
+//! The command line: parse, call, print, exit code.
+
+mod audit;
+mod local;
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, ConfigError, Settings};
+
+/// The exit codes, as `--help` documents them.
+pub mod exit {
+    /// All is well.
+    pub const OK: u8 = 0;
+    /// It could not be done.
+    pub const FAILURE: u8 = 1;
+    /// The command line was not understood (clap's own code).
+    pub const USAGE: u8 = 2;
+    /// What was examined is not in order: an invalid configuration, a broken audit trail.
+    pub const NOT_IN_ORDER: u8 = 3;
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  all is well
+  1  it could not be done; the message says what, to what, and what to do
+  2  the command line was not understood
+  3  what was examined is not in order: the configuration is invalid, the audit trail is broken";
+
+/// The agent's network side: an HTTPS API with mutual TLS for the packages of this host.
+#[derive(Debug, Parser)]
+#[command(name = "linux-patch-api", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Put this directory before all paths: for tests and images.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API (what happens without a command).
+    Run,
+    /// Say whether the configuration, the allow list and the certificates are acceptable.
+    CheckConfig(Json),
+    /// Examine the audit trail.
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// List the jobs that are kept on this host.
+    Jobs {
+        #[command(flatten)]
+        json: Json,
+        /// At most this many, newest first.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Say how this host is: packages, updates, reboot, jobs, audit trail.
+    Status(Json),
+    /// Make certificates for development and tests. For production use your own CA.
+    #[command(subcommand)]
+    Pki(local::PkiCommand),
+    /// Print the OpenAPI document.
+    Openapi,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Args)]
+struct Json {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cli {
+    /// Does what the command line asks for.
+    ///
+    /// # Errors
+    /// What could not be done, to what, and why.
+    pub fn execute(self) -> anyhow::Result<ExitCode> {
+        let root = self.root.as_path();
+        let code = match self.command.unwrap_or(Command::Run) {
+            Command::Run => return run(root),
+            Command::CheckConfig(Json { json }) => check_config(root, json)?,
+            Command::Audit(command) => audit::execute(root, &command)?,
+            Command::Jobs { json, limit } => local::jobs(root, limit, json.json)?,
+            Command::Status(Json { json }) => local::status(root, json)?,
+            Command::Pki(command) => local::pki(command)?,
+            Command::Openapi => {
+                print(&crate::http::openapi::text().context("the document cannot be made")?)?;
+                exit::OK
+            }
+        };
+        Ok(code.into())
+    }
+}
+
+/// Prints to standard output; a reader that has seen enough is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}
+
+fn run(root: &Path) -> anyhow::Result<ExitCode> {
+    let settings = match config::load(root) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("linux-patch-api: {error}");
+            return Ok(exit::NOT_IN_ORDER.into());
+        }
+    };
+    start_log(&settings);
+    // Two workers: the host's work is patching, and an answer from the cache takes microseconds.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_stack_size(1 << 20)
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    runtime.block_on(crate::run::run(root, settings))?;
+    Ok(exit::OK.into())
+}
+
+fn start_log(settings: &Settings) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let level = settings.level.as_str();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // The journal keeps the time itself.
+    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    let started = if in_journal { log.without_time().try_init() } else { log.try_init() };
+    if let Err(error) = started {
+        eprintln!("linux-patch-api: the log cannot be started: {error}");
+    }
+}
+
+fn check_config(root: &Path, json: bool) -> anyhow::Result<u8> {
+    let mut problems = Vec::new();
+    let mut inactive = Vec::new();
+    match config::load(root) {
+        Ok(settings) => {
+            if let Err(error) = crate::run::load_tls(&settings) {
+                problems.push(format!("{error:#}"));
+            }
+            inactive = settings.inactive;
+        }
+        Err(ConfigError::Values { path, problems: values }) => {
+            problems.extend(values.iter().map(|v| format!("{}: {v}", path.display())));
+        }
+        Err(error) => problems.push(error.to_string()),
+    }
+    let path = root.join(config::WHITELIST);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            if let Err(error) = patch_service::AllowList::parse(&text, &path.display().to_string()) {
+                problems.push(error.to_string());
+            }
+        }
+        Err(error) => problems.push(format!("{}: {error}; without it everyone is denied", path.display())),
+    }
+    let valid = problems.is_empty();
+    if json {
+        let report = serde_json::json!({ "valid": valid, "problems": problems, "inactive": inactive });
+        print(&format!("{report:#}\n"))?;
+    } else {
+        let mut text: String = problems.iter().map(|p| format!("error: {p}\n")).collect();
+        for section in inactive {
+            text.push_str(&format!("note: {section} is valid, but this version does not act upon it\n"));
+        }
+        if valid {
+            text.push_str("the configuration is valid\n");
+        }
+        print(&text)?;
+    }
+    Ok(if valid { exit::OK } else { exit::NOT_IN_ORDER })
+}

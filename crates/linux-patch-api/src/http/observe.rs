@@ -1,0 +1,95 @@
+//! Around every request: its deadline, its record in the audit trail, its place in the metrics.
+
+use std::time::{Duration, Instant};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{Method, StatusCode},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use patch_audit::{AuditEvent, AuditKind};
+use patch_service::Refusal;
+use patch_types::{ErrorCode, ErrorDetail};
+
+use super::{app::App, caller::Caller};
+use crate::config::Role;
+
+/// What a handler may take beyond the configured time: `Prefer: wait` may use all of that, and still has to answer.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// As much of a path as the audit trail takes.
+const MAX_PATH: usize = 512;
+
+/// The largest body, as a refusal is recorded.
+const BODY_LIMIT: u64 = 1 << 20;
+
+/// The largest header block, as a refusal is recorded.
+const HEADER_LIMIT: u64 = 8 << 10;
+
+pub(super) async fn request(State(app): State<App>, caller: Caller, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = request.method().clone();
+    let path: String = request.uri().path().chars().take(MAX_PATH).collect();
+    let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let limit = app.settings().timeout + GRACE;
+    let response = match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => too_slow(limit),
+    };
+    let status = response.status();
+    let took = began.elapsed();
+    let label = known_method(&method);
+    app.metrics().answered(label, route.as_deref().unwrap_or("none"), status.as_u16(), took.as_secs_f64());
+    record(&app, &caller, &method, &path, status, took);
+    response
+}
+
+fn too_slow(limit: Duration) -> Response {
+    let seconds = limit.as_secs();
+    Refusal::from(
+        ErrorDetail::new(
+            ErrorCode::ServiceUnhealthy,
+            format!("no answer within {seconds} s; a change goes on as a job, see GET /jobs; the limit is server.timeout in config.yaml"),
+        )
+        .with("timeout_seconds", seconds),
+    )
+    .into_response()
+}
+
+fn record(app: &App, caller: &Caller, method: &Method, path: &str, status: StatusCode, took: Duration) {
+    let who = caller.for_audit();
+    let more = match status {
+        StatusCode::FORBIDDEN => Some(AuditKind::Forbidden {
+            method: method.to_string(),
+            path: path.to_owned(),
+            role: app
+                .settings()
+                .role_of(caller.identity(), caller.fingerprint())
+                .map_or("none", Role::as_str)
+                .to_owned(),
+        }),
+        StatusCode::PAYLOAD_TOO_LARGE => Some(AuditKind::PayloadRefused { limit: BODY_LIMIT }),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Some(AuditKind::PayloadRefused { limit: HEADER_LIMIT }),
+        StatusCode::TOO_MANY_REQUESTS => Some(AuditKind::RateLimited { count: 1 }),
+        _ => None,
+    };
+    // The record of an accepted change is on disk before its answer: the jobs see to that. This one says how the
+    // request was answered, which cannot be known before.
+    app.audit().record_later(AuditEvent::request(&who, method.as_str(), path, status.as_u16(), took));
+    if let Some(kind) = more {
+        app.audit().record_later(AuditEvent::new(kind, &who));
+    }
+}
+
+/// The method as a label: what a client invents is not one.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}

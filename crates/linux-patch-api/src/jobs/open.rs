@@ -1,0 +1,97 @@
+//! The start: what the last run left is taken up where it stands.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use jiff::Timestamp;
+use patch_types::{ErrorCode, ErrorDetail, JobStatus};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Inner, JobSettings, Jobs, JobsError,
+    record::Head,
+    run::{Start, has_begun, unchanged},
+    store::Store,
+    stream::Hub,
+    table::{Live, Past, Slot, Stage, Table},
+};
+use crate::{audit::Audit, executor::Executor};
+
+impl Jobs {
+    /// Loads the jobs below the root prefix and takes up what the last run left: see the module's documentation.
+    ///
+    /// # Errors
+    /// When their directory cannot be made or read. A damaged file in it is no error, see [`Jobs::problems`].
+    pub async fn open(
+        root: &Path,
+        executor: Executor,
+        audit: Audit,
+        settings: JobSettings,
+    ) -> Result<Self, JobsError> {
+        let root = root.to_path_buf();
+        let (store, found) = tokio::task::spawn_blocking(move || Store::open(&root))
+            .await
+            .map_err(|_| JobsError::Interrupted)??;
+        let mut table = Table::new(settings, found.problems);
+        let mut begin = Vec::new();
+        let now = Timestamp::now();
+        for head in found.jobs {
+            table.remember_key(&head, now);
+            let id = head.job.job_id;
+            let slot = if head.job.status.is_terminal() {
+                Slot::Past(Box::new(Past::new(head)))
+            } else {
+                let begun = has_begun(&executor.events_of(id));
+                let status = head.job.status;
+                let mut live = Live::new(afresh(head), Stage::Queued);
+                if begun {
+                    live.stage = Stage::Following;
+                    begin.push((id, Start::Follow));
+                } else if status == JobStatus::Running {
+                    live.stage = Stage::Ending;
+                    begin.push((id, Start::End(Box::new(unchanged(lost())))));
+                } else {
+                    live.audit_first = true;
+                    table.queue.push_back(id);
+                }
+                Slot::Live(Box::new(live))
+            };
+            table.slots.insert(id, slot);
+        }
+        table.active = begin.len();
+        let jobs = Self {
+            inner: Arc::new(Inner {
+                table: Mutex::new(table),
+                store,
+                executor,
+                audit,
+                hub: Hub::new(),
+                stop: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+        };
+        for (id, start) in begin {
+            jobs.start(id, start);
+        }
+        jobs.pump();
+        jobs.prune();
+        Ok(jobs)
+    }
+}
+
+/// The job as it was accepted: what came after is mirrored again from its first event.
+fn afresh(mut head: Head) -> Head {
+    head.job.last_seq = 0;
+    head.job.log_truncated = false;
+    head
+}
+
+fn lost() -> ErrorDetail {
+    ErrorDetail::new(
+        ErrorCode::ServiceUnhealthy,
+        "the agent was restarted, and the root side has no record of having begun this job: its state directory was \
+         emptied or restored from elsewhere; compare the host with what was asked before asking again",
+    )
+}

@@ -1,0 +1,431 @@
+use std::sync::Mutex;
+
+use axum::{Extension, Router, extract::ws::WebSocketUpgrade, routing::get};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+use crate::{
+    allowlist::AllowList,
+    pki::{self, Existing},
+    testing::{Memory, Pki, connect},
+    tls::TlsOptions,
+};
+
+struct House {
+    pki: Pki,
+    door: Door,
+    address: SocketAddr,
+    memory: Arc<Memory>,
+    stop: CancellationToken,
+}
+
+fn allow(text: &str) -> SharedAllowList {
+    SharedAllowList::new(AllowList::parse(&format!("allowed_ips: [{text}]"), "t").unwrap())
+}
+
+fn router() -> Router {
+    Router::new()
+        .route(
+            "/who",
+            get(|Extension(peer): Extension<PeerIdentity>| async move { peer.common_name().to_owned() }),
+        )
+        .route(
+            "/ws",
+            get(|upgrade: WebSocketUpgrade| async {
+                upgrade.on_upgrade(|mut socket| async move {
+                    while let Some(Ok(message)) = socket.recv().await {
+                        if socket.send(message).await.is_err() {
+                            break;
+                        }
+                    }
+                })
+            }),
+        )
+}
+
+async fn open(pki: Pki, settings: DoorSettings, options: TlsOptions, allowed: &str) -> House {
+    let memory = Memory::new();
+    let door =
+        Door::new(settings, pki.tls(options), allow(allowed), Arc::clone(&memory) as Arc<dyn DoorObserver>);
+    let listener = door.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let (serving, until) = (door.clone(), stop.clone());
+    tokio::spawn(async move { serving.serve(listener, router(), until).await });
+    House { pki, door, address, memory, stop }
+}
+
+async fn usual() -> House {
+    open(Pki::new(), DoorSettings::default(), TlsOptions::default(), "127.0.0.1").await
+}
+
+/// Reads to the end. A reset is an end too: the kernel sends one when it closes with bytes unread.
+async fn rest(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+    let mut seen = Vec::new();
+    let reading = async {
+        let mut chunk = [0; 4096];
+        loop {
+            match stream.read(&mut chunk).await {
+                Ok(0) | Err(_) => break,
+                Ok(n) => seen.extend_from_slice(&chunk[..n]),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), reading).await.expect("closed in time");
+    seen
+}
+
+async fn ask(stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin), path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    String::from_utf8(rest(stream).await).unwrap()
+}
+
+/// What a TLS client that fails sees in bytes, and of which TLS content types the records are.
+async fn seen_by(config: rustls::ClientConfig, address: SocketAddr) -> (usize, Vec<u8>) {
+    let mut client = rustls::ClientConnection::new(
+        Arc::new(config),
+        rustls_pki_types::ServerName::IpAddress(address.ip().into()),
+    )
+    .unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut seen = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let mut out = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut out).unwrap();
+        }
+        if !out.is_empty() && stream.write_all(&out).await.is_err() {
+            break;
+        }
+        let read = tokio::time::timeout(Duration::from_secs(8), stream.read(&mut chunk))
+            .await
+            .expect("closed in time");
+        let Ok(read @ 1..) = read else { break };
+        seen.extend_from_slice(&chunk[..read]);
+        let mut bytes = &chunk[..read];
+        while !bytes.is_empty() {
+            client.read_tls(&mut bytes).unwrap();
+        }
+        // An alert or a fault of the server would be an error here; what the bytes were is judged by the caller.
+        drop(client.process_new_packets());
+    }
+    let mut kinds = Vec::new();
+    let mut at = 0;
+    while let Some([kind, _, _, high, low]) = seen.get(at..at + 5) {
+        kinds.push(*kind);
+        at += 5 + usize::from(u16::from_be_bytes([*high, *low]));
+    }
+    assert_eq!(at, seen.len(), "whole records");
+    (seen.len(), kinds)
+}
+
+const HELLO_12: &[u8] = &[
+    22, 3, 1, 0, 47, 1, 0, 0, 43, 3, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+    20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 0, 0, 4, 0xc0, 0x2b, 0xc0, 0x2f, 1, 0,
+];
+
+#[tokio::test]
+async fn who_does_not_speak_our_tls_sees_no_byte() {
+    let settings = DoorSettings { handshake_timeout: Duration::from_millis(300), ..DoorSettings::default() };
+    let house = open(Pki::new(), settings, TlsOptions::default(), "127.0.0.1").await;
+    let rows: [(&str, &[u8]); 6] = [
+        ("plain HTTP", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("garbage", &[0xff; 600]),
+        ("zeros", &[0; 64]),
+        ("silence", b""),
+        ("TLS 1.2", HELLO_12),
+        ("half a hello", &HELLO_12[..20]),
+    ];
+    for (what, bytes) in rows {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let seen = rest(&mut stream).await;
+        println!("{what}: {} bytes", seen.len());
+        assert!(seen.is_empty(), "{what}: {seen:?}");
+    }
+    let mut config = house.pki.client(house.pki.path(), Some("alice"));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let (bytes, _) = seen_by(config, house.address).await;
+    println!("wrong ALPN: {bytes} bytes");
+    assert_eq!(bytes, 0, "wrong ALPN");
+    house.memory.wait("NotTls", |e| matches!(e, DoorEvent::NotTls { .. }).then_some(())).await;
+    house.memory.wait("timeout", |e| matches!(e, DoorEvent::HandshakeTimeout { .. }).then_some(())).await;
+    let incompatible = |e: &DoorEvent| {
+        matches!(e, DoorEvent::AuthFailed { reason: AuthFailure::Incompatible, .. }).then_some(())
+    };
+    house.memory.wait("incompatible", incompatible).await;
+}
+
+/// Makes a certificate that `init` would not make, signed by the CA in the directory.
+fn make(dir: &std::path::Path, name: &str, extensions: &str) {
+    crate::testing::run(
+        dir,
+        &format!(
+            "openssl ecparam -name prime256v1 -genkey -noout -out {name}.key.pem; \
+             openssl req -new -key {name}.key.pem -subj /CN={name} -out {name}.csr; \
+             printf '{extensions}' > {name}.ext; \
+             openssl x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key.pem -CAcreateserial -days 9 -extfile {name}.ext -out {name}.pem"
+        ),
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_that_will_not_do_sees_one_flight_and_the_close() {
+    let pki = Pki::new();
+    let dir = pki.path().to_owned();
+    let foreign = Pki::new();
+    pki::dated_client(&dir, "expired", 1_577_836_800, 1_580_515_200).unwrap();
+    pki::dated_client(&dir, "future", 4_070_908_800, 4_073_587_200).unwrap();
+    make(&dir, "usage", "extendedKeyUsage=serverAuth");
+    make(&dir, "none", "basicConstraints=CA:FALSE");
+    for name in ["revoked", "unmapped"] {
+        pki::add_client(&dir, name, Existing::Keep).unwrap();
+    }
+    pki::write_crl(&dir, &["revoked".to_owned()]).unwrap();
+    let options = TlsOptions {
+        allowed: Some(Arc::new(|facts: &CertificateFacts| facts.common_name != "unmapped")),
+        ..TlsOptions::default()
+    };
+    let house = open(pki, DoorSettings::default(), options, "127.0.0.1").await;
+    let own = |name| house.pki.client(&dir, Some(name));
+    let mut retry = own("revoked");
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // The first group that the client sends a key share for is one that the server's preference does not begin with.
+    provider.kx_groups =
+        vec![rustls::crypto::aws_lc_rs::kx_group::SECP384R1, rustls::crypto::aws_lc_rs::kx_group::X25519];
+    let rows = [
+        ("no certificate", house.pki.client(&dir, None), AuthFailure::NoCertificate, None),
+        (
+            "foreign",
+            house.pki.client(foreign.path(), Some("alice")),
+            AuthFailure::UnknownIssuer,
+            Some("alice"),
+        ),
+        ("expired", own("expired"), AuthFailure::Expired, Some("expired")),
+        ("not yet valid", own("future"), AuthFailure::NotYetValid, Some("future")),
+        ("revoked", own("revoked"), AuthFailure::Revoked, Some("revoked")),
+        ("wrong usage", own("usage"), AuthFailure::WrongUsage, Some("usage")),
+        ("no usage named", own("none"), AuthFailure::WrongUsage, Some("none")),
+        ("not allowed", own("unmapped"), AuthFailure::NotAllowed, Some("unmapped")),
+    ];
+    let mut lengths = Vec::new();
+    for (what, config, reason, name) in rows {
+        let (bytes, kinds) = seen_by(config, house.address).await;
+        println!("{what}: {bytes} bytes, record types {kinds:?}");
+        // A hello, perhaps the compatibility record, then what is encrypted. An alert in the clear would be a 21, one
+        // that is encrypted would make this one longer than the rest.
+        assert_eq!(kinds.first(), Some(&22), "{what}");
+        assert!(kinds.iter().all(|kind| [20, 22, 23].contains(kind)), "{what}: {kinds:?}");
+        lengths.push((kinds.len(), bytes));
+        let (expired, common_name) = house
+            .memory
+            .wait(what, |e| match e {
+                DoorEvent::AuthFailed { reason: r, expired, certificate, count: 1, .. } if *r == reason => {
+                    Some((*expired, certificate.as_ref().map(|c| c.common_name.clone())))
+                }
+                _ => None,
+            })
+            .await;
+        assert_eq!(common_name.as_deref(), name, "{what}");
+        assert_eq!(expired, reason == AuthFailure::Expired, "{what}");
+    }
+    // Signatures differ by a few bytes; an alert would be 24 more, in a record of its own.
+    let records: std::collections::BTreeSet<_> = lengths.iter().map(|(records, _)| records).collect();
+    assert_eq!(records.len(), 1, "{lengths:?}");
+    let (least, most) =
+        (lengths.iter().map(|l| l.1).min().unwrap(), lengths.iter().map(|l| l.1).max().unwrap());
+    assert!(most - least <= 8 && (400..1200).contains(&most), "{lengths:?}");
+
+    // A client that is told to retry with another group is not told more.
+    let verifier_and_cert = own("revoked");
+    retry.alpn_protocols = verifier_and_cert.alpn_protocols.clone();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(crate::PemInput::read(&dir.join("ca.pem")).unwrap().certificates().unwrap().remove(0)).unwrap();
+    let retry = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            crate::PemInput::read(&dir.join("revoked.pem")).unwrap().certificates().unwrap(),
+            crate::PemInput::read(&dir.join("revoked.key.pem")).unwrap().private_key().unwrap(),
+        )
+        .unwrap();
+    let (bytes, kinds) = seen_by(retry, house.address).await;
+    println!("after a HelloRetryRequest: {bytes} bytes, record types {kinds:?}");
+    assert!(kinds.iter().all(|kind| [20, 22, 23].contains(kind)), "{kinds:?}");
+    assert_eq!(
+        kinds.iter().filter(|kind| **kind == 23).count(),
+        lengths[0].0 - 2,
+        "as many encrypted records as without it"
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_listed_sees_no_byte_and_is_reported_in_sums() {
+    let settings = DoorSettings { report_interval: Duration::from_millis(200), ..DoorSettings::default() };
+    let house = open(Pki::new(), settings, TlsOptions::default(), "10.0.0.0/8").await;
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        assert!(rest(&mut stream).await.is_empty());
+    }
+    let mut total = 0;
+    let mut events = 0;
+    while total < 20 {
+        total += house
+            .memory
+            .wait("Denied", |e| match e {
+                DoorEvent::Denied { count, .. } => Some(*count),
+                _ => None,
+            })
+            .await;
+        events += 1;
+    }
+    assert_eq!(total, 20);
+    assert!(events <= 5, "{events} events for 20 denials");
+}
+
+#[tokio::test]
+async fn a_known_client_is_served_and_named() {
+    let house = usual().await;
+    let mut config = house.pki.client(house.pki.path(), Some("alice"));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let mut stream = connect(config, house.address).await.unwrap();
+    let answer = ask(&mut stream, "/who").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with("alice"), "{answer}");
+    let name = |e: &DoorEvent| match e {
+        DoorEvent::AuthSucceeded { identity } => Some(identity.common_name().to_owned()),
+        _ => None,
+    };
+    assert_eq!(house.memory.wait("AuthSucceeded", name).await, "alice");
+}
+
+#[tokio::test]
+async fn openssl_is_served_too() {
+    let house = usual().await;
+    let (dir, port) = (house.pki.path().to_owned(), house.address.port());
+    let answer = tokio::task::spawn_blocking(move || {
+        crate::testing::run(
+            &dir,
+            &format!(
+                "printf 'GET /who HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n' | timeout 8 openssl s_client -quiet -ign_eof \
+                 -verify_return_error -CAfile ca.pem -cert bob.pem -key bob.key.pem -connect 127.0.0.1:{port} 2>/dev/null"
+            ),
+        )
+    })
+    .await
+    .unwrap();
+    assert!(answer.ends_with("bob"), "{answer}");
+}
+
+async fn websocket(house: &House, name: &str) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let config = house.pki.client(house.pki.path(), Some(name));
+    let mut stream = connect(config, house.address).await.unwrap();
+    let request = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+#[tokio::test]
+async fn a_removed_address_loses_its_websocket_at_once() {
+    let house = usual().await;
+    let mut socket = websocket(&house, "alice").await;
+    house.door.allow_list().store(AllowList::deny_all());
+    assert!(rest(&mut socket).await.is_empty());
+    let closed = |e: &DoorEvent| match e {
+        DoorEvent::ConnectionsClosed { identities, .. } => Some(identities.len()),
+        _ => None,
+    };
+    assert_eq!(house.memory.wait("ConnectionsClosed", closed).await, 1);
+    house.door.0.registry.empty().await;
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_loses_its_connections_and_nobody_else_does() {
+    let house = usual().await;
+    let mut alice = websocket(&house, "alice").await;
+    let config = house.pki.client(house.pki.path(), Some("bob"));
+    let mut bob = connect(config, house.address).await.unwrap();
+    house
+        .memory
+        .wait("bob", |e| match e {
+            DoorEvent::AuthSucceeded { identity } if identity.common_name() == "bob" => Some(()),
+            _ => None,
+        })
+        .await;
+    pki::write_crl(house.pki.path(), &["alice".to_owned()]).unwrap();
+    assert_eq!(house.door.swap_tls(house.pki.tls(TlsOptions::default())), 1);
+    assert!(rest(&mut alice).await.is_empty());
+    assert!(ask(&mut bob, "/who").await.ends_with("bob"));
+    let mut again = connect(house.pki.client(house.pki.path(), Some("alice")), house.address).await.unwrap();
+    assert!(ask_or_nothing(&mut again).await.is_empty());
+}
+
+async fn ask_or_nothing(stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin)) -> Vec<u8> {
+    drop(stream.write_all(b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n").await);
+    rest(stream).await
+}
+
+#[tokio::test]
+async fn unfinished_handshakes_do_not_starve_a_client() {
+    let settings =
+        DoorSettings { max_handshakes: 4, max_handshakes_per_address: 64, ..DoorSettings::default() };
+    let house = open(Pki::new(), settings, TlsOptions::default(), "127.0.0.1").await;
+    let mut idle = Vec::new();
+    for _ in 0..50 {
+        idle.push(TcpStream::connect(house.address).await.unwrap());
+    }
+    let mut stream = connect(house.pki.client(house.pki.path(), Some("alice")), house.address).await.unwrap();
+    assert!(ask(&mut stream, "/who").await.ends_with("alice"));
+}
+
+#[tokio::test]
+async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
+    let started = Arc::new(tokio::sync::Notify::new());
+    let release = Arc::new(tokio::sync::Notify::new());
+    let house = usual().await;
+    let (tell, wait) = (Arc::clone(&started), Arc::clone(&release));
+    let slow = Router::new().route(
+        "/slow",
+        get(move || async move {
+            tell.notify_one();
+            wait.notified().await;
+            "done"
+        }),
+    );
+    let listener = house.door.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let (door, until) = (house.door.clone(), stop.clone());
+    let serving = tokio::spawn(async move { door.serve(listener, slow, until).await });
+    let mut busy = connect(house.pki.client(house.pki.path(), Some("alice")), address).await.unwrap();
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    started.notified().await;
+    let mut socket = websocket(&house, "bob").await;
+    stop.cancel();
+    house.stop.cancel();
+    serving.await.unwrap();
+    assert!(TcpStream::connect(address).await.is_err(), "the listener is gone");
+    let answer = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&answer);
+    let reader = tokio::spawn(async move {
+        let seen = rest(&mut busy).await;
+        *kept.lock().unwrap() = seen;
+    });
+    release.notify_one();
+    house.door.drain(Duration::from_millis(500)).await;
+    reader.await.unwrap();
+    let answer = String::from_utf8(answer.lock().unwrap().clone()).unwrap();
+    assert!(answer.ends_with("done"), "{answer}");
+    assert!(rest(&mut socket).await.is_empty());
+    house.door.0.registry.empty().await;
+    assert_eq!(house.memory.count(|e| matches!(e, DoorEvent::AuthFailed { .. })), 0);
+}

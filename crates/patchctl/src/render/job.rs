@@ -1,0 +1,252 @@
+//! Jobs: the list, one in detail, its state in a line, its results.
+
+use patch_types::{
+    JobStatus, LockHolder, Outcome,
+    api::{Job, JobList, LogLine},
+    event::{LogStream, PackageResult},
+};
+
+use super::{Rows, Style, Tone, clean, count, fields, plain, plan, values};
+
+/// How many lines of the log a failure shows without being asked.
+const LAST_LINES: usize = 15;
+
+/// The list.
+pub(crate) fn list(style: &Style, list: &JobList) -> String {
+    if list.jobs.is_empty() {
+        return "No jobs.\n".to_owned();
+    }
+    let mut rows = Rows::new(style, &["JOB", "KIND", "STATUS", "CREATED"]);
+    for job in &list.jobs {
+        let status = match job.outcome {
+            Some(outcome) if !matches!((job.status, outcome), (JobStatus::Completed, Outcome::Applied)) => {
+                format!("{}, {}", job.status, values::word(&outcome))
+            }
+            _ if job.status == JobStatus::Running => format!("running {} %", job.progress_percent),
+            _ => job.status.to_string(),
+        };
+        rows.row([
+            plain(job.job_id),
+            plain(&job.kind),
+            (status, tone(job.status)),
+            plain(values::time(job.created_at)),
+        ]);
+    }
+    let mut text = rows.finish();
+    if list.total > list.jobs.len() {
+        text.push_str(&format!("{} of {} shown\n", list.jobs.len(), list.total));
+    }
+    text
+}
+
+fn tone(status: JobStatus) -> Tone {
+    match status {
+        JobStatus::Completed => Tone::Good,
+        JobStatus::Pending | JobStatus::Running => Tone::Plain,
+        JobStatus::Cancelled => Tone::Notice,
+        JobStatus::Failed | JobStatus::Timeout => Tone::Bad,
+    }
+}
+
+/// One job.
+pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
+    let by = &job.requested_by;
+    let mut text = fields(&[
+        ("Job", job.job_id.to_string()),
+        ("Kind", job.kind.replace('_', " ")),
+        ("State", state(job)),
+        ("Outcome", job.outcome.map_or(String::new(), |outcome| values::word(&outcome))),
+        ("Asked by", format!("{} at {}, request {}", by.identity, by.address, by.request_id)),
+        ("Created", values::time(job.created_at)),
+        ("Started", job.started_at.map_or(String::new(), values::time)),
+        ("Ended", job.completed_at.map_or(String::new(), values::time)),
+        ("Exit code", job.exit_code.map_or(String::new(), |code| code.to_string())),
+    ]);
+    if let Some(value) = job.plan.as_ref().filter(|value| job.results.is_empty() && !value.is_empty()) {
+        text.push('\n');
+        text.push_str(&plan::plan(style, value));
+    }
+    if !job.results.is_empty() {
+        text.push('\n');
+        text.push_str(&results(style, &job.results));
+    }
+    if let Some(error) = &job.error {
+        text.push_str(&format!("\n{}", error_text(job, error)));
+    }
+    if verbose {
+        text.push('\n');
+        if job.log_truncated {
+            text.push_str("(the beginning of the log was dropped)\n");
+        }
+        text.extend(job.log.iter().map(|line| log_line(line) + "\n"));
+    } else if !job.log.is_empty() {
+        text.push_str(&format!("\n{} of log; -v shows them\n", count(job.log.len(), "line")));
+    }
+    text
+}
+
+/// What became of each package.
+pub(crate) fn results(style: &Style, results: &[PackageResult]) -> String {
+    let mut rows = Rows::new(style, &["ACTION", "PACKAGE", "FROM", "TO", "RESULT"]);
+    for result in results {
+        let version = |version: &Option<_>| version.as_ref().map_or("-".to_owned(), ToString::to_string);
+        let end = match (&result.reason, result.done) {
+            (_, true) => ("done".to_owned(), Tone::Good),
+            (Some(reason), false) => (reason.clone(), Tone::Bad),
+            (None, false) => ("not done".to_owned(), Tone::Bad),
+        };
+        rows.row([
+            plain(result.action),
+            plain(format!("{}:{}", result.name.name(), result.architecture)),
+            plain(version(&result.old_version)),
+            plain(version(&result.new_version)),
+            end,
+        ]);
+    }
+    rows.finish()
+}
+
+/// How a job ended, for the one who watched it. `logged` says whether its log was shown on the way.
+pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
+    let mut text = String::new();
+    if !job.results.is_empty() {
+        text.push_str(&results(style, &job.results));
+        text.push('\n');
+    }
+    if job.status != JobStatus::Completed && !logged && !job.log.is_empty() {
+        let first = job.log.len().saturating_sub(LAST_LINES);
+        text.push_str("The end of the log:\n");
+        text.extend(job.log.iter().skip(first).map(|line| format!("  {}\n", log_line(line))));
+        text.push('\n');
+    }
+    if let Some(error) = &job.error {
+        text.push_str(&error_text(job, error));
+    }
+    let outcome = match job.outcome {
+        Some(Outcome::Unchanged) if job.status == JobStatus::Completed => {
+            ": there was nothing to do".to_owned()
+        }
+        Some(outcome) => format!(": {}", values::word(&outcome)),
+        None => String::new(),
+    };
+    let took = match (job.started_at, job.completed_at) {
+        (Some(start), Some(end)) => u64::try_from(end.duration_since(start).as_secs()).ok(),
+        _ => None,
+    };
+    let took = took.map_or(String::new(), |seconds| format!(" after {}", values::span(seconds)));
+    text.push_str(&format!("Job {} {}{took}{outcome}\n", job.job_id, job.status));
+    text
+}
+
+fn error_text(job: &Job, error: &str) -> String {
+    let code = job.error_detail.as_ref().map_or(String::new(), |detail| format!(" [{}]", detail.code));
+    format!("Error{code}: {}\n", clean::text(error.trim_end()))
+}
+
+/// Where a job stands, in one line.
+pub(crate) fn state(job: &Job) -> String {
+    if let Some(holder) = job.waiting_for.as_ref().filter(|_| !job.status.is_terminal()) {
+        return waiting(holder);
+    }
+    if job.status != JobStatus::Running {
+        return job.status.to_string();
+    }
+    let phase = job.phase.map_or("running".to_owned(), |phase| values::word(&phase));
+    let package =
+        job.current_package.as_ref().map_or(String::new(), |name| format!(" ({})", clean::line(name)));
+    format!("{phase} {} %{package}", job.progress_percent)
+}
+
+fn waiting(holder: &LockHolder) -> String {
+    let who = match (&holder.command, holder.pid) {
+        (Some(command), Some(pid)) => format!("{} (process {pid})", clean::line(command)),
+        (Some(command), None) => clean::line(command).into_owned(),
+        (None, Some(pid)) => format!("process {pid}"),
+        (None, None) => "another process".to_owned(),
+    };
+    format!("waiting for {who}, which holds {}", clean::line(&holder.lock))
+}
+
+/// A line of the log.
+pub(crate) fn log_line(line: &LogLine) -> String {
+    let mark = match line.stream {
+        LogStream::Output => "",
+        LogStream::Executor => "* ",
+    };
+    format!("{mark}{}", clean::line(&line.line))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use patch_types::{Action, ErrorCode, ErrorDetail, Phase};
+
+    use super::*;
+    use crate::render::NARROW;
+
+    /// A job in the given status.
+    pub(crate) fn job(status: JobStatus) -> Job {
+        serde_json::from_value(serde_json::json!({
+            "job_id": "01890000-0000-7000-8000-000000000001", "kind": "apply_patches", "status": status,
+            "phase": null, "outcome": null, "progress_percent": 40, "current_package": null, "waiting_for": null,
+            "created_at": "2026-01-01T00:00:00Z", "started_at": "2026-01-01T00:00:01Z",
+            "completed_at": "2026-01-01T00:01:06Z",
+            "requested_by": {"identity": "ops", "fingerprint": "00", "address": "10.0.0.1",
+                             "request_id": "01890000-0000-7000-8000-000000000002"},
+            "request": {}, "plan": null, "output": null, "log": [], "log_truncated": false, "error": null,
+            "error_detail": null, "exit_code": null, "results": [], "last_seq": 0,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_state_names_who_is_waited_for() {
+        let mut job = job(JobStatus::Running);
+        job.phase = Some(Phase::RollingBack);
+        job.current_package = Some("libc6\u{1b}[2J".into());
+        assert_eq!(state(&job), "rolling back 40 % (libc6)");
+        job.waiting_for =
+            Some(LockHolder { lock: "/l".into(), pid: Some(7), command: Some("apt-get\u{7} update".into()) });
+        assert_eq!(state(&job), "waiting for apt-get update (process 7), which holds /l");
+    }
+
+    #[test]
+    fn an_ending_tells_results_error_and_outcome() {
+        let mut job = job(JobStatus::Failed);
+        job.outcome = Some(Outcome::RolledBack);
+        job.error = Some("postinst failed".into());
+        job.error_detail = Some(ErrorDetail::new(ErrorCode::PkgManagerError, "postinst failed"));
+        job.results = vec![PackageResult {
+            name: "bash".parse().unwrap(),
+            architecture: "amd64".parse().unwrap(),
+            action: Action::Upgrade,
+            old_version: Some("1".parse().unwrap()),
+            new_version: Some("2".parse().unwrap()),
+            done: false,
+            reason: Some("still 1".into()),
+        }];
+        job.log = vec![LogLine {
+            seq: 3,
+            at: job.created_at,
+            stream: LogStream::Executor,
+            line: "went \u{9b}2Jback".into(),
+        }];
+        assert_eq!(
+            ending(&NARROW, &job, false),
+            "ACTION   PACKAGE     FROM  TO  RESULT\n\
+             upgrade  bash:amd64  1     2   still 1\n\n\
+             The end of the log:\n  * went back\n\n\
+             Error [PKG_MANAGER_ERROR]: postinst failed\n\
+             Job 01890000-0000-7000-8000-000000000001 failed after 1 min 5 s: rolled back\n"
+        );
+        assert!(!ending(&NARROW, &job, true).contains("went"));
+    }
+
+    #[test]
+    fn the_list_fits_eighty_columns() {
+        let mut done = job(JobStatus::Failed);
+        done.outcome = Some(Outcome::RollbackFailed);
+        let text = list(&NARROW, &JobList { jobs: vec![done, job(JobStatus::Running)], total: 2 });
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("running 40 %") && text.contains("rollback"), "{text}");
+    }
+}

@@ -1,0 +1,308 @@
+//! Changes: what was asked is what the package database says afterwards, whatever dies meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use serde_json::json;
+use system_tests::{trials::trial, wait};
+
+use crate::fixture::Agent;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "a_package_is_installed_updated_held_and_removed",
+            a_package_is_installed_updated_held_and_removed,
+        ),
+        trial(
+            "all_patches_are_applied_and_the_rest_is_explained",
+            all_patches_are_applied_and_the_rest_is_explained,
+        ),
+        trial("only_security_fixes_are_applied_if_asked", only_security_fixes_are_applied_if_asked),
+        trial("a_failing_script_is_reported_truthfully", a_failing_script_is_reported_truthfully),
+        trial("the_daemons_death_does_not_hurt_a_transaction", the_daemons_death_does_not_hurt_a_transaction),
+        trial("a_killed_executor_is_settled_truthfully", a_killed_executor_is_settled_truthfully),
+        trial(
+            "a_power_cut_in_mid_transaction_is_settled_truthfully",
+            a_power_cut_in_mid_transaction_is_settled_truthfully,
+        ),
+        trial("a_held_lock_is_named_and_waited_for", a_held_lock_is_named_and_waited_for),
+        trial(
+            "a_full_disk_is_refused_by_name_and_leaves_no_trace",
+            a_full_disk_is_refused_by_name_and_leaves_no_trace,
+        ),
+    ]
+}
+
+fn a_package_is_installed_updated_held_and_removed() -> Result<()> {
+    let agent = Agent::boot("cycle", &[])?;
+    let job = agent.change(
+        "POST",
+        "/packages",
+        &json!({"packages": [{"name": "lp-plain", "version": "1.0-1"}]}),
+    )?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
+    ensure!(job["plan"]["changes"][0]["name"] == "lp-plain" && job["progress_percent"] == 100, "{job:#}");
+    ensure!(agent.version("lp-plain")? == "1.0-1");
+
+    // What is already so is no change.
+    let job = agent.change(
+        "POST",
+        "/packages",
+        &json!({"packages": [{"name": "lp-plain", "version": "1.0-1"}]}),
+    )?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "unchanged", "{job:#}");
+
+    agent.repository.publish_day(1)?;
+    let job = agent.change("POST", "/patches/refresh", &json!({}))?;
+    ensure!(job["status"] == "completed", "{job:#}");
+    let job = agent.change("PUT", "/packages/lp-plain", &json!({"hold": true}))?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
+    let job = agent.change("PUT", "/packages/lp-plain", &json!({}))?;
+    ensure!(job["error_detail"]["code"] == "PKG_HELD", "{job:#}");
+    agent.change("PUT", "/packages/lp-plain", &json!({"hold": false}))?;
+    let job = agent.change("PUT", "/packages/lp-plain", &json!({"version": "1.0-2"}))?;
+    ensure!(job["outcome"] == "applied", "{job:#}");
+    ensure!(agent.version("lp-plain")? == "1.0-2");
+    let job = agent.change("PUT", "/packages/lp-plain", &json!({}))?;
+    ensure!(job["outcome"] == "applied", "{job:#}");
+    ensure!(agent.version("lp-plain")? == "1.1-1");
+
+    // Down again only if allowed.
+    let down = |allow: bool| json!({"packages": [{"name": "lp-plain", "version": "1.0-1"}], "options": {"allow_downgrade": allow}});
+    let job = agent.change("POST", "/packages", &down(false))?;
+    ensure!(job["status"] == "failed" && job["error_detail"]["code"] == "PKG_VERSION_CONFLICT", "{job:#}");
+    let job = agent.change("POST", "/packages", &down(true))?;
+    ensure!(job["outcome"] == "applied" && job["plan"]["changes"][0]["action"] == "downgrade", "{job:#}");
+
+    for (name, code) in
+        [("lp-no-such-thing", "PKG_NOT_FOUND"), ("lp-plain+", "PKG_NOT_FOUND"), ("lp.plain", "PKG_NOT_FOUND")]
+    {
+        let job = agent.change("POST", "/packages", &json!({"packages": [{"name": name}]}))?;
+        ensure!(job["status"] == "failed" && job["error_detail"]["code"] == code, "{name}: {job:#}");
+    }
+    let job = agent.change("DELETE", "/packages/lp-plain?purge=true", &json!({}))?;
+    ensure!(job["outcome"] == "applied" && job["plan"]["changes"][0]["action"] == "purge", "{job:#}");
+    ensure!(agent.version("lp-plain")?.is_empty());
+    let job = agent.change("DELETE", "/packages/dpkg", &json!({}))?;
+    ensure!(job["status"] == "failed", "{job:#}");
+    agent.assert_in_order()
+}
+
+fn all_patches_are_applied_and_the_rest_is_explained() -> Result<()> {
+    let agent = Agent::boot(
+        "patches",
+        &[
+            "lp-plain",
+            "lp-app",
+            "lp-lib",
+            "lp-conf",
+            "lp-epoch",
+            "lp-held",
+            "lp-phased",
+            "lp-breaks",
+            "lp-victim",
+            "lp-newdep",
+        ],
+    )?;
+    agent.host.exec_ok(&["apt-mark", "hold", "lp-held"])?;
+    agent.host.exec_ok(&["apt-mark", "auto", "lp-lib"])?;
+    agent.host.push("mine\n", "/etc/lp-conf.conf", "644")?;
+    agent.repository.publish_day(1)?;
+    agent.change("POST", "/patches/refresh", &json!({}))?;
+    let patches = agent.get("/patches")?.data()?.clone();
+    let state = |name: &str| {
+        patches["patches"]
+            .as_array()
+            .and_then(|all| all.iter().find(|patch| patch["name"] == name))
+            .map(|patch| patch["state"].as_str().unwrap_or_default().to_owned())
+    };
+    for (name, expected) in [
+        ("lp-plain", "ready"),
+        ("lp-held", "held"),
+        ("lp-phased", "phased"),
+        ("lp-breaks", "kept_back"),
+        ("lp-newdep", "ready"),
+    ] {
+        ensure!(state(name).as_deref() == Some(expected), "{name} is {:?}: {patches:#}", state(name));
+    }
+    let dry = agent.send("POST", "/patches/apply", &json!({"dry_run": true}))?;
+    ensure!(dry.status == 200, "{}", dry.text);
+    let job = agent.change("POST", "/patches/apply", &json!({"packages": [], "allow_reboot": false}))?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
+    ensure!(
+        job["plan"]["hash"] == dry.data()?["hash"],
+        "the dry run's plan is another one: {} {}",
+        dry.text,
+        job["plan"]
+    );
+    for (name, version) in [
+        ("lp-plain", "1.1-1"),
+        ("lp-app", "1.1"),
+        ("lp-lib", "1.1"),
+        ("lp-conf", "1.1"),
+        ("lp-epoch", "1:1.0"),
+        ("lp-newdep", "1.1"),
+        ("lp-new", "1.0"),
+        ("lp-phased", "1.0"),
+        ("lp-breaks", "1.0"),
+        ("lp-victim", "1.0"),
+    ] {
+        ensure!(agent.version(name)? == version, "{name} is {}", agent.version(name)?);
+    }
+    ensure!(agent.version("lp-held")?.contains("1.0"), "a held package was changed");
+    ensure!(agent.host.read_text("/etc/lp-conf.conf")? == "mine\n", "the administrator's file was replaced");
+    ensure!(
+        agent.host.exec_ok(&["apt-mark", "showauto", "lp-lib"])?.trim() == "lp-lib",
+        "an automatic mark was lost"
+    );
+    for (name, cause) in
+        [("lp-held", "held"), ("lp-phased", "phased"), ("lp-breaks", "kept_back"), ("lp-plain", "up_to_date")]
+    {
+        let why = agent.get(&format!("/patches/{name}/why-not"))?.data()?.clone();
+        ensure!(why["causes"][0]["kind"] == cause, "{why:#}");
+    }
+    ensure!(agent.get("/patches/lp-no-such-thing/why-not")?.status == 404);
+    // The log of the job is apt's own words.
+    ensure!(
+        job["output"].as_str().is_some_and(|text| text.contains("Unpacking lp-plain (1.1-1) over (1.0-1)")),
+        "{job:#}"
+    );
+    agent.assert_in_order()
+}
+
+fn only_security_fixes_are_applied_if_asked() -> Result<()> {
+    let agent = Agent::boot("security", &["lp-plain", "lp-conf", "lp-lib", "lp-app", "lp-tools"])?;
+    agent.host.exec_ok(&["apt-mark", "auto", "lp-lib"])?;
+    agent.repository.publish_day(1)?;
+    agent.change("POST", "/patches/refresh", &json!({}))?;
+    let body = json!({"security_only": true, "exclude": ["lp-tools"]});
+    let job = agent.change("POST", "/patches/apply", &body)?;
+    ensure!(job["status"] == "completed", "{job:#}");
+    for (name, version) in
+        [("lp-plain", "1.1-1"), ("lp-app", "1.1"), ("lp-lib", "1.1"), ("lp-conf", "1.0"), ("lp-tools", "1.0")]
+    {
+        ensure!(agent.version(name)? == version, "{name} is {}", agent.version(name)?);
+    }
+    ensure!(
+        agent.host.exec_ok(&["apt-mark", "showauto", "lp-lib"])?.trim() == "lp-lib",
+        "an automatic mark was lost"
+    );
+    Ok(())
+}
+
+fn a_failing_script_is_reported_truthfully() -> Result<()> {
+    let agent = Agent::boot("failing", &["lp-postfail", "lp-plain", "lp-prefail"])?;
+    agent.repository.publish_day(1)?;
+    agent.change("POST", "/patches/refresh", &json!({}))?;
+    let job = agent.change("PUT", "/packages/lp-prefail", &json!({}))?;
+    ensure!(job["status"] == "failed" && job["outcome"] == "unchanged", "{job:#}");
+    ensure!(agent.version("lp-prefail")? == "1.0");
+    let job = agent.change("POST", "/patches/apply", &json!({"packages": ["lp-postfail", "lp-plain"]}))?;
+    ensure!(job["status"] == "failed" && job["outcome"] == "partial", "{job:#}");
+    let result = |name: &str| {
+        job["results"].as_array().and_then(|all| all.iter().find(|r| r["name"] == name)).cloned()
+    };
+    ensure!(result("lp-plain").is_some_and(|r| r["done"] == true), "{job:#}");
+    let failed = result("lp-postfail").context("no result")?;
+    ensure!(
+        failed["done"] == false && failed["reason"].as_str().is_some_and(|r| r.contains("half-configured")),
+        "{failed:#}"
+    );
+    ensure!(job["error"].as_str().is_some_and(|text| text.contains("lp-postfail")), "{job:#}");
+    Ok(())
+}
+
+/// Starts a job that hangs in a maintainer script until told to go on, and waits until it is there.
+fn start_slow(agent: &Agent) -> Result<String> {
+    agent.host.push("600\n", "/run/lp-slow-seconds", "644")?;
+    let id = agent.submit("POST", "/packages", &json!({"packages": [{"name": "lp-slow"}]}))?;
+    agent.wait_job(&id, "applies", |job| job["phase"] == "applying")?;
+    wait::until("the script runs", Duration::from_secs(30), || {
+        Ok(agent.host.exec(&["pgrep", "-f", "lp-slow.postinst"])?.success().then_some(()))
+    })?;
+    Ok(id)
+}
+
+fn let_go(agent: &Agent) -> Result<()> {
+    agent.host.push("", "/run/lp-slow-go", "644")
+}
+
+fn the_daemons_death_does_not_hurt_a_transaction() -> Result<()> {
+    let agent = Agent::boot("orphan", &[])?;
+    let id = start_slow(&agent)?;
+    let answer = agent.send("DELETE", &format!("/jobs/{id}"), &json!({}))?;
+    ensure!(answer.status == 409, "a job that changes packages was cancelled: {}", answer.text);
+    agent.host.exec_ok(&["systemctl", "kill", "--signal=KILL", "linux-patch-api.service"])?;
+    agent.wait_until_up()?;
+    let job = agent.job(&id)?;
+    ensure!(job["status"] == "running" && job["phase"] == "applying", "{job:#}");
+    let_go(&agent)?;
+    let job = agent.end_of(&id)?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
+    let seqs: Vec<u64> =
+        job["log"].as_array().context("no log")?.iter().filter_map(|l| l["seq"].as_u64()).collect();
+    ensure!(seqs.windows(2).all(|pair| matches!(pair, [a, b] if a < b)), "{seqs:?}");
+    agent.assert_in_order()
+}
+
+fn a_killed_executor_is_settled_truthfully() -> Result<()> {
+    let agent = Agent::boot("settled", &[])?;
+    let id = start_slow(&agent)?;
+    agent.host.exec_ok(&["pkill", "-KILL", "-x", "patch-executor"])?;
+    let_go(&agent)?;
+    let job = agent.end_of(&id)?;
+    // apt outlived its executor and finished: the database says so, and so does the job.
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
+    ensure!(agent.version("lp-slow")? == "1.0");
+    agent.assert_in_order()
+}
+
+fn a_power_cut_in_mid_transaction_is_settled_truthfully() -> Result<()> {
+    let agent = Agent::boot("powercut", &[])?;
+    let id = start_slow(&agent)?;
+    agent.host.power_cut()?;
+    // What lay in /run is gone with the power; the repair must not hang again.
+    let_go(&agent)?;
+    agent.wait_until_up()?;
+    let job = agent.end_of(&id)?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
+    ensure!(agent.version("lp-slow")? == "1.0");
+    agent.assert_in_order()
+}
+
+fn a_held_lock_is_named_and_waited_for() -> Result<()> {
+    let agent = Agent::boot("locked", &[])?;
+    let script = "import fcntl,time\nf=open('/var/lib/dpkg/lock-frontend','r+')\nfcntl.lockf(f,fcntl.LOCK_EX)\nprint('held',flush=True)\ntime.sleep(600)";
+    let mut holder = agent.host.spawn(&["python3", "-c", script])?;
+    wait::until("the lock is held", Duration::from_secs(20), || {
+        Ok(agent.host.exec(&["pgrep", "-f", "lock-frontend"])?.success().then_some(()))
+    })?;
+    let body = json!({"packages": [{"name": "lp-plain"}]});
+    let waiting = agent.submit("POST", "/packages", &body)?;
+    let job = agent.wait_job(&waiting, "waits", |job| !job["waiting_for"].is_null())?;
+    ensure!(job["waiting_for"]["command"].as_str().is_some_and(|c| c.contains("python3")), "{job:#}");
+    // It can be cancelled meanwhile.
+    let answer = agent.send("DELETE", &format!("/jobs/{waiting}"), &json!({}))?;
+    ensure!(answer.status == 200 || answer.status == 202, "{}", answer.text);
+    ensure!(agent.end_of(&waiting)?["status"] == "cancelled");
+    let second = agent.submit("POST", "/packages", &body)?;
+    agent.wait_job(&second, "waits", |job| !job["waiting_for"].is_null())?;
+    agent.host.exec_ok(&["pkill", "-KILL", "-f", "lock-frontend"])?;
+    holder.wait()?;
+    ensure!(agent.end_of(&second)?["outcome"] == "applied");
+    Ok(())
+}
+
+fn a_full_disk_is_refused_by_name_and_leaves_no_trace() -> Result<()> {
+    let agent = Agent::boot("full", &[])?;
+    agent.host.fill_disk()?;
+    let answer = agent.send("POST", "/packages", &json!({"packages": [{"name": "lp-plain"}]}))?;
+    ensure!(answer.status == 503, "{} {}", answer.status, answer.text);
+    ensure!(agent.get("/packages")?.status == 200, "reads do not go on");
+    agent.host.free_disk()?;
+    let job = agent.change("POST", "/packages", &json!({"packages": [{"name": "lp-plain"}]}))?;
+    ensure!(job["outcome"] == "applied", "{job:#}");
+    agent.assert_in_order()
+}

@@ -1,0 +1,343 @@
+//! A host with the agent on it, and clients of it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
+use system_tests::{Host, HostOptions, Network, Repository, wait};
+
+/// How long a job of these tests may take.
+const JOB_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where the packages under test are: the old and the new version of the same programs.
+#[derive(Debug, Clone)]
+pub(crate) struct Packages {
+    dir: PathBuf,
+}
+
+impl Packages {
+    /// The packages that the runner built; builds them if there is no runner.
+    pub(crate) fn get() -> Result<Self> {
+        static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        let dir = BUILT.get_or_init(|| match std::env::var_os("LINUX_PATCH_TEST_PACKAGES") {
+            Some(dir) => Ok(dir.into()),
+            None => build().map_err(|error| format!("{error:#}")),
+        });
+        Ok(Self { dir: dir.clone().map_err(|error| anyhow!(error))? })
+    }
+
+    fn find(&self, which: &str, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(which);
+        let mut found = fs::read_dir(&dir)
+            .with_context(|| format!("cannot read {}", dir.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| {
+                path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_")))
+            });
+        found.next().with_context(|| format!("there is no package {name} in {}", dir.display()))
+    }
+
+    pub(crate) fn agent(&self) -> Result<PathBuf> {
+        self.find("new", "linux-patch-api")
+    }
+
+    pub(crate) fn old_agent(&self) -> Result<PathBuf> {
+        self.find("old", "linux-patch-api")
+    }
+
+    /// The programs of the packages, unpacked once a process.
+    pub(crate) fn programs(&self) -> Result<&'static Path> {
+        static UNPACKED: OnceLock<Result<tempfile::TempDir, String>> = OnceLock::new();
+        let unpack = || -> Result<tempfile::TempDir> {
+            let dir = tempfile::tempdir()?;
+            for deb in [self.agent()?, self.find("new", "patchctl")?] {
+                let status = Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir.path()).status()?;
+                ensure!(status.success(), "cannot unpack {}", deb.display());
+            }
+            Ok(dir)
+        };
+        match UNPACKED.get_or_init(|| unpack().map_err(|error| format!("{error:#}"))) {
+            Ok(dir) => Ok(dir.path()),
+            Err(error) => Err(anyhow!("{error}")),
+        }
+    }
+}
+
+fn build() -> Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let dir = workspace.join("target/test-packages");
+    for (which, version) in [("new", env!("CARGO_PKG_VERSION")), ("old", "0.0.1")] {
+        let status = Command::new(env!("CARGO"))
+            .current_dir(&workspace)
+            .args(["xtask", "dist", "--dev", "--version", version, "--out"])
+            .arg(dir.join(which))
+            .status()
+            .context("cannot start cargo")?;
+        ensure!(status.success(), "the packages could not be built: cargo xtask dist --dev");
+    }
+    Ok(dir)
+}
+
+/// A host with the agent installed, certificates in place, the test's address on the allow list, and the test
+/// repository as its only source.
+pub(crate) struct Agent {
+    pub(crate) host: Host,
+    pub(crate) network: Network,
+    pub(crate) repository: Repository,
+    pub(crate) pki: tempfile::TempDir,
+    packages: Packages,
+}
+
+/// An answer: the status, and the body as JSON (null if it is none).
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: String,
+    pub(crate) body: Value,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    /// `data` of the envelope, of a request that succeeded.
+    pub(crate) fn data(&self) -> Result<&Value> {
+        ensure!(self.body["success"] == true, "the request failed with {}: {}", self.status, self.text);
+        Ok(&self.body["data"])
+    }
+
+    /// `error.code` of the envelope.
+    pub(crate) fn code(&self) -> &str {
+        self.body["error"]["code"].as_str().unwrap_or_default()
+    }
+}
+
+impl Agent {
+    /// A host that has `packages` of the repository's first day installed.
+    pub(crate) fn boot(name: &str, packages: &[&str]) -> Result<Self> {
+        let agent = Self::without_agent(name, packages)?;
+        agent.install(&agent.packages.agent()?)?;
+        agent.wait_until_up()?;
+        Ok(agent)
+    }
+
+    /// The same before the agent is installed; its certificates and allow list are there.
+    pub(crate) fn without_agent(name: &str, packages: &[&str]) -> Result<Self> {
+        let built = Packages::get()?;
+        let repository = Repository::new()?;
+        let network = Network::new()?;
+        let host = Host::boot(&network, HostOptions::named(name).repository(&repository))?;
+        repository.configure(&host, Repository::FILES)?;
+        if !packages.is_empty() {
+            host.exec_ok(&[&["apt-get", "-qq", "-y", "install"], packages].concat())?;
+        }
+        let pki = tempfile::tempdir()?;
+        let mut init = Command::new(built.programs()?.join("usr/bin/linux-patch-api"));
+        init.args(["pki", "init"]).arg(pki.path());
+        init.args(["--server-name", name, "--server-ip", &host.ip().to_string(), "--client", "alice"]);
+        let output = init.output().context("cannot start linux-patch-api")?;
+        ensure!(output.status.success(), "pki init failed: {}", String::from_utf8_lossy(&output.stderr));
+        for (file, mode) in [("ca.pem", "644"), ("server.pem", "644"), ("server.key.pem", "600")] {
+            host.push_file(&pki.path().join(file), &format!("/etc/linux_patch_api/certs/{file}"), mode)?;
+        }
+        let agent = Self { host, network, repository, pki, packages: built };
+        Ok(agent)
+    }
+
+    /// Installs a package of the agent, with the configuration that the tests bring.
+    pub(crate) fn install(&self, deb: &Path) -> Result<()> {
+        self.host.push_file(deb, "/root/agent.deb", "644")?;
+        self.host.exec_ok(&["apt-get", "-qq", "-y", "--allow-downgrades", "install", "/root/agent.deb"])?;
+        self.allow(&[&self.network.address().to_string()])
+    }
+
+    /// Makes the given entries the allow list.
+    pub(crate) fn allow(&self, entries: &[&str]) -> Result<()> {
+        let lines: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
+        let list =
+            if lines.is_empty() { "allowed_ips: []\n".to_owned() } else { format!("allowed_ips:\n{lines}") };
+        self.host.push(list, "/etc/linux_patch_api/whitelist.yaml", "644")
+    }
+
+    /// Waits until the agent answers.
+    pub(crate) fn wait_until_up(&self) -> Result<()> {
+        wait::until("the agent answers", Duration::from_secs(30), || {
+            Ok(self.get("/health").ok().filter(|answer| answer.status == 200).map(drop))
+        })
+        .with_context(|| {
+            self.host
+                .shell("systemctl status linux-patch-api --no-pager -n 30; journalctl -n 50 --no-pager")
+                .unwrap_or_default()
+        })
+    }
+
+    /// A file of the development CA.
+    pub(crate) fn pem(&self, name: &str) -> String {
+        self.pki.path().join(name).display().to_string()
+    }
+
+    /// curl, as alice, at a path below the API's prefix, with further arguments.
+    pub(crate) fn curl(&self, path: &str, args: &[&str]) -> Result<Answer> {
+        let url = format!("https://{}:12443/api/v1{path}", self.host.ip());
+        self.curl_at(
+            &url,
+            &[&["--cert", &self.pem("alice.pem"), "--key", &self.pem("alice.key.pem")], args].concat(),
+        )
+    }
+
+    /// curl at any URL of the agent, trusting the CA, with only the given arguments.
+    pub(crate) fn curl_at(&self, url: &str, args: &[&str]) -> Result<Answer> {
+        let ca = self.pem("ca.pem");
+        let fixed = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--include",
+            "--path-as-is",
+            "--max-time",
+            "150",
+            "--cacert",
+            &ca,
+        ];
+        let output = self.network.exec(&[&fixed, args, &[url]].concat())?;
+        ensure!(output.success(), "curl {url} ended with {}: {}", output.status, output.stderr);
+        let mut text = output.stdout.as_str();
+        // An interim answer (100 Continue) comes before the real one.
+        loop {
+            let (head, body) = text.split_once("\r\n\r\n").context("curl printed no answer")?;
+            let status: u16 = head.split_whitespace().nth(1).context("no status")?.parse()?;
+            if status == 100 {
+                text = body;
+                continue;
+            }
+            return Ok(Answer {
+                status,
+                headers: head.to_ascii_lowercase(),
+                body: serde_json::from_str(body).unwrap_or(Value::Null),
+                text: body.to_owned(),
+            });
+        }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Result<Answer> {
+        self.curl(path, &[])
+    }
+
+    /// Sends a JSON body with a method.
+    pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> Result<Answer> {
+        let body = body.to_string();
+        self.curl(
+            path,
+            &["--request", method, "--header", "content-type: application/json", "--data-binary", &body],
+        )
+    }
+
+    /// Sends a change and gives the id of the job that it made.
+    pub(crate) fn submit(&self, method: &str, path: &str, body: &Value) -> Result<String> {
+        let answer = self.send(method, path, body)?;
+        ensure!(answer.status == 202, "{method} {path} answered {}: {}", answer.status, answer.text);
+        Ok(answer.data()?["job_id"].as_str().context("no job_id")?.to_owned())
+    }
+
+    pub(crate) fn job(&self, id: &str) -> Result<Value> {
+        Ok(self.get(&format!("/jobs/{id}"))?.data()?.clone())
+    }
+
+    /// Waits until a job is as wished.
+    pub(crate) fn wait_job(&self, id: &str, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        let seen = wait::until(&format!("job {id} {what}"), JOB_LIMIT, || {
+            // The agent may be restarting: then there is no answer yet.
+            if let Ok(job) = self.job(id) {
+                last = job;
+            }
+            Ok(wish(&last).then(|| last.clone()))
+        });
+        seen.with_context(|| format!("the job is {last:#}"))
+    }
+
+    /// Waits until a job has ended.
+    pub(crate) fn end_of(&self, id: &str) -> Result<Value> {
+        self.wait_job(id, "ends", |job| {
+            job["status"].as_str().is_some_and(|status| !["pending", "running"].contains(&status))
+        })
+    }
+
+    /// Sends a change and waits for its job's end.
+    pub(crate) fn change(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+        let id = self.submit(method, path, body)?;
+        self.end_of(&id)
+    }
+
+    /// patchctl, as alice.
+    pub(crate) fn patchctl(&self, args: &[&str]) -> Result<Command> {
+        let program = self.packages.programs()?.join("usr/bin/patchctl").display().to_string();
+        let mut command = self.network.command(&[&[program.as_str()], args].concat());
+        command
+            .env("PATCHCTL_HOST", self.host.ip().to_string())
+            .env("PATCHCTL_CA", self.pem("ca.pem"))
+            .env("PATCHCTL_CERT", self.pem("alice.pem"))
+            .env("PATCHCTL_KEY", self.pem("alice.key.pem"))
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Sends bytes over TLS as alice and gives everything that came back until the agent closed.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> Result<String> {
+        let address = format!("{}:12443", self.host.ip());
+        let (ca, cert, key) = (self.pem("ca.pem"), self.pem("alice.pem"), self.pem("alice.key.pem"));
+        let mut command = self.network.command(&[
+            "timeout",
+            "20",
+            "openssl",
+            "s_client",
+            "-quiet",
+            "-verify_quiet",
+            "-connect",
+            &address,
+            "-CAfile",
+            &ca,
+            "-cert",
+            &cert,
+            "-key",
+            &key,
+            "-alpn",
+            "http/1.1",
+        ]);
+        let mut child: Child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut input = child.stdin.take().context("no stdin")?;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // The agent may close before it has read everything, which is an answer as well.
+                let _ = std::io::Write::write_all(&mut input, bytes);
+            });
+            let output = child.wait_with_output()?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    /// The version of a package that dpkg has in order, or what else it says of it.
+    pub(crate) fn version(&self, package: &str) -> Result<String> {
+        let output = self.host.exec(&["dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Version}", package])?;
+        let text = output.stdout.trim().to_owned();
+        Ok(text.strip_prefix("ii ").map_or(text.clone(), str::to_owned))
+    }
+
+    /// dpkg finds nothing wrong.
+    pub(crate) fn assert_in_order(&self) -> Result<()> {
+        let audit = self.host.exec_ok(&["dpkg", "--audit"])?;
+        ensure!(audit.trim().is_empty(), "dpkg --audit says: {audit}");
+        Ok(())
+    }
+
+    /// The agent's packages.
+    pub(crate) fn packages(&self) -> &Packages {
+        &self.packages
+    }
+}

@@ -1,0 +1,176 @@
+//! `cargo xtask test`: everything that must hold, in one command.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::{
+    check_deps,
+    dist::{self, Profile},
+    workspace,
+};
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// Only the tests whose name contains this; without formatting, lints, licences and dependencies.
+    filter: Option<String>,
+}
+
+/// Debian packages that the tests call beyond what the test hosts need.
+const TOOLS: &[(&str, &str)] = &[("openssl", "openssl"), ("curl", "curl"), ("python3", "python3")];
+
+/// What the runner counted.
+#[derive(Debug, Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &Test) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let root = rustix::process::geteuid().is_root();
+    if root {
+        install_tools()?;
+        system_tests::base::deps()?;
+        system_tests::sweep()?;
+        step("the test hosts' base system", || system_tests::base::root().map(drop))?;
+    } else {
+        println!("Not root: what boots hosts or changes packages is skipped, by name, below.");
+    }
+    let packages = workspace::target()?.join("test-packages");
+    step("build and pack the programs", || {
+        dist::build(Profile::Dev, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
+        dist::build(Profile::Dev, &packages.join("old"), Some(dist::TEST_VERSIONS.0)).map(drop)
+    })?;
+    if args.filter.is_none() {
+        step("formatting", || cargo(&["fmt", "--all", "--check"]))?;
+        step("lints", || {
+            cargo(&["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        })?;
+        step("walls between crates", || {
+            ensure!(
+                check_deps::run()? == ExitCode::SUCCESS,
+                "the crates do not depend on each other as they should"
+            );
+            Ok(())
+        })?;
+        step("licences, bans and sources", deny)?;
+    }
+    let (count, ok) = tests(args, &packages)?;
+    let minutes = begun.elapsed().as_secs_f64() / 60.0;
+    println!("\nThe whole run took {minutes:.1} minutes.");
+    println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
+    if root && count.skipped > 0 && args.filter.is_none() {
+        println!("As root nothing may be skipped.");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("── {name}");
+    let begun = Instant::now();
+    work().with_context(|| format!("{name}: failed"))?;
+    if begun.elapsed() > Duration::from_secs(2) {
+        println!("   {:.0} s", begun.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    let status = Command::new(workspace::cargo())
+        .current_dir(workspace::root()?)
+        .args(args)
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "cargo {} ended with {status}", args.join(" "));
+    Ok(())
+}
+
+fn install_tools() -> Result<()> {
+    let missing: Vec<&str> = TOOLS
+        .iter()
+        .filter(|(program, _)| {
+            let found = Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", program]).status();
+            !found.is_ok_and(|status| status.success())
+        })
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Installing {} with apt-get", missing.join(", "));
+    let apt = |args: &[&str]| -> Result<()> {
+        let status = Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["-qq", "-y", "-o", "DPkg::Lock::Timeout=300"])
+            .args(args)
+            .status()
+            .context("cannot start apt-get")?;
+        ensure!(status.success(), "apt-get {} ended with {status}", args.join(" "));
+        Ok(())
+    };
+    apt(&["update"])?;
+    apt(&[&["install", "--no-install-recommends"], missing.as_slice()].concat())
+}
+
+/// The advisory database cannot be had everywhere; licences, bans and sources can always be checked.
+fn deny() -> Result<()> {
+    let installed = Command::new(workspace::cargo())
+        .args(["deny", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !installed {
+        println!("Installing cargo-deny with cargo install (once)");
+        cargo(&["install", "--quiet", "--locked", "cargo-deny"])?;
+    }
+    cargo(&["deny", "--workspace", "check", "licenses", "bans", "sources"])
+}
+
+fn tests(args: &Test, packages: &std::path::Path) -> Result<(Count, bool)> {
+    println!("── tests");
+    let mut command = Command::new(workspace::cargo());
+    command
+        .current_dir(workspace::root()?)
+        .args(["test", "--quiet", "--locked", "--workspace", "--no-fail-fast"])
+        .env("LINUX_PATCH_TEST_PACKAGES", packages)
+        .stdout(Stdio::piped());
+    if let Some(filter) = &args.filter {
+        command.args(["--", filter]);
+    }
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let mut count = Count::default();
+    let Some(stdout) = child.stdout.take() else { bail!("the tests' output is not there") };
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("the tests' output cannot be read")?;
+        println!("{line}");
+        if let Some(result) = line.strip_prefix("test result: ") {
+            for part in result.split(['.', ';']) {
+                let mut words = part.split_whitespace();
+                let (Some(number), Some(what)) =
+                    (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
+                else {
+                    continue;
+                };
+                match what {
+                    "passed" => count.passed += number,
+                    "failed" => count.failed += number,
+                    "ignored" => count.skipped += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    Ok((count, status.success()))
+}
