@@ -112,7 +112,7 @@ mod tests {
             ("rollback:\n  require: maybe\n", &["maybe"]),
             ("policy:\n  mode: on\n", &["2"]),
             ("health_checks:\n  - {type: tcp, address: nowhere}\n", &["health_checks[0]", "address"]),
-            ("health_checks:\n  - {type: command, command: [true]}\n", &["health_checks[0]"]),
+            ("health_checks:\n  - {type: command, command: [\"true\"]}\n", &["health_checks[0]"]),
             ("reboot:\n  window: {rule: \"BYDAY=SU\"}\n", &["reboot.window", "FREQ"]),
         ] {
             let error = check(text).expect_err(text);

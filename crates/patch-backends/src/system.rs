@@ -102,9 +102,7 @@ pub fn boot_id(root: &Path) -> String {
 /// Seconds since boot; 0 if it cannot be read.
 #[must_use]
 pub fn uptime_seconds(root: &Path) -> u64 {
-    kernel_file(root, "proc/uptime")
-        .and_then(|text| text.split(['.', ' ']).next()?.parse().ok())
-        .unwrap_or(0)
+    kernel_file(root, "proc/uptime").and_then(|text| text.split(['.', ' ']).next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Whether a reboot is due, and why: packages asked for one (`/run/reboot-required`), or a newer kernel than the running
@@ -220,7 +218,8 @@ mod tests {
         for running in ["5.10.0", "6.1.0-99-azure", "", "-", "-amd64", "é-é"] {
             assert_eq!(reason(running, ""), None, "{running}");
         }
-        let banner = "Linux version 6.1.0-28-amd64 (x@y) (gcc) #1 SMP PREEMPT_DYNAMIC Debian 6.1.115-1 (2024-11-01)";
+        let banner =
+            "Linux version 6.1.0-28-amd64 (x@y) (gcc) #1 SMP PREEMPT_DYNAMIC Debian 6.1.115-1 (2024-11-01)";
         assert!(reason("6.1.0-28-amd64", banner).unwrap().contains("updated to 6.1.119-1"));
         assert_eq!(reason("6.1.0-28-amd64", &banner.replace("115", "119")), None);
     }
@@ -249,14 +248,19 @@ mod tests {
         fs::write(root.path().join("run/reboot-required"), "*** System restart required ***\n").unwrap();
         fs::write(root.path().join("run/reboot-required.pkgs"), "libc6\ndbus\nlibc6\n").unwrap();
         let state = reboot_state(root.path(), &database(&[]));
-        assert_eq!((state.pending_reboot, state.packages), (true, vec!["dbus".to_owned(), "libc6".to_owned()]));
+        assert_eq!(
+            (state.pending_reboot, state.packages),
+            (true, vec!["dbus".to_owned(), "libc6".to_owned()])
+        );
         assert!(state.reasons[0].starts_with("dbus, libc6 asked"));
     }
 
     #[test]
     fn the_running_machine_answers() {
         let root = Path::new("/");
-        assert!(!hostname(root).is_empty() && !kernel_release(root).is_empty() && !architecture(root).is_empty());
+        assert!(
+            !hostname(root).is_empty() && !kernel_release(root).is_empty() && !architecture(root).is_empty()
+        );
         assert!(boot_id(root).len() == 36 && uptime_seconds(root) > 0);
     }
 }

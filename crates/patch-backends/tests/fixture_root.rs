@@ -42,29 +42,41 @@ fn a_plan_of_all_updates_has_hashes_origins_and_consequences() {
     let Host { inventory, indexes, simulation } = host(recorded!("sim-upgrade-new"));
     let plan = plan(&simulation, &inventory, &indexes);
     assert_eq!(plan.changes.len(), 13);
-    assert!(plan.changes.iter().all(|c| c.archive_sha256.is_some() && c.archive_bytes > 0 && c.origin.is_some()));
+    assert!(
+        plan.changes.iter().all(|c| c.archive_sha256.is_some() && c.archive_bytes > 0 && c.origin.is_some())
+    );
     let change = |name: &str, architecture: &str| {
-        plan.changes.iter().find(|c| c.name.as_str() == name && c.architecture.as_str() == architecture).unwrap()
+        plan.changes
+            .iter()
+            .find(|c| c.name.as_str() == name && c.architecture.as_str() == architecture)
+            .unwrap()
     };
     let lib = change("pa-lib", "all");
     assert!(lib.action == Action::Upgrade && lib.security);
     assert_eq!(lib.origin.as_ref().unwrap().suite, "stable-security");
     assert!(!change("pa-conf", "all").security);
-    assert_eq!((change("pa-new", "all").action, &change("pa-new", "all").old_version), (Action::Install, &None));
+    assert_eq!(
+        (change("pa-new", "all").action, &change("pa-new", "all").old_version),
+        (Action::Install, &None)
+    );
     assert_ne!(change("ex-multi", "amd64").archive_sha256, change("ex-multi", "i386").archive_sha256);
     assert_eq!(change("ex-multi", "amd64").disk_delta_bytes, 0);
     assert_eq!(plan.conffiles.iter().map(|c| &*c.path).collect::<Vec<_>>(), ["/etc/pa-conf.conf"]);
     assert_eq!(plan.services, ["pa-daemon.service"]);
     assert_eq!(plan.download_bytes, plan.changes.iter().map(|c| c.archive_bytes).sum::<u64>());
     assert!(!plan.needs_reboot);
-    let kept: Vec<(&str, &str)> = plan.kept_back.iter().map(|k| (k.name.as_str(), k.reason.as_str())).collect();
+    let kept: Vec<(&str, &str)> =
+        plan.kept_back.iter().map(|k| (k.name.as_str(), k.reason.as_str())).collect();
     assert_eq!(
         kept,
         [
             ("ex-kept", "1.1 needs ex-missing (>= 2) (no archive offers ex-missing)"),
             ("pa-breaks", "1.1 conflicts with pa-victim, and pa-victim is installed"),
             ("pa-held", "pa-held is held"),
-            ("pa-phased", "the archive offers 1.1 to 0 % of all machines so far, and this one is not among them"),
+            (
+                "pa-phased",
+                "the archive offers 1.1 to 0 % of all machines so far, and this one is not among them"
+            ),
         ]
     );
 }
@@ -159,7 +171,10 @@ fn a_detail_tells_all_of_a_package() {
     let multi = of("ex-multi:i386", recorded!("policy-foreign")).unwrap();
     assert_eq!((multi.architecture.as_str(), multi.upgradable), ("i386", true));
     assert_eq!(multi.long_description, "It does nothing.\n\nAt length.");
-    assert_eq!(multi.files, ["/usr", "/usr/share", "/usr/share/ex-multi-i386", "/usr/share/ex-multi-i386/version"]);
+    assert_eq!(
+        multi.files,
+        ["/usr", "/usr/share", "/usr/share/ex-multi-i386", "/usr/share/ex-multi-i386/version"]
+    );
     let absent = of("ex-needs", recorded!("policy-absent")).unwrap();
     assert_eq!((absent.version, absent.upgradable, absent.relations.depends.len()), (None, false, 1));
     assert_eq!(of("nosuch", ""), None);
@@ -192,25 +207,74 @@ fn each_cause_is_found_and_has_a_next_step() {
     let upgrade = recorded!("sim-upgrade");
     for (name, policy, patching, alone, expected, words) in [
         ("pa-plain", recorded!("policy-plain"), upgrade, None, CauseKind::Ready, "from 1.0-1 to 1.1-1"),
-        ("pa-held", recorded!("policy-held"), upgrade, None, CauseKind::Held, "held at 1.0 (1.1 is available)"),
+        (
+            "pa-held",
+            recorded!("policy-held"),
+            upgrade,
+            None,
+            CauseKind::Held,
+            "held at 1.0 (1.1 is available)",
+        ),
         ("pa-phased", recorded!("policy-phased"), upgrade, None, CauseKind::Phased, "0 % of all machines"),
-        ("pa-lib", recorded!("policy-pinned"), recorded!("sim-pinned"), None, CauseKind::Pinned, "prefers pa-lib 1.0 to 1.1"),
-        ("pa-lib", recorded!("policy-forbidden"), recorded!("sim-pinned"), None, CauseKind::Pinned, "forbids pa-lib 1.1"),
-        ("pa-breaks", "", upgrade, Some(recorded!("sim-conflict")), CauseKind::KeptBack, "would remove pa-victim"),
-        ("ex-kept", recorded!("policy-kept"), upgrade, Some(recorded!("sim-unmet-kept")), CauseKind::KeptBack, "apt says: ex-kept: Depends: ex-missing"),
+        (
+            "pa-lib",
+            recorded!("policy-pinned"),
+            recorded!("sim-pinned"),
+            None,
+            CauseKind::Pinned,
+            "prefers pa-lib 1.0 to 1.1",
+        ),
+        (
+            "pa-lib",
+            recorded!("policy-forbidden"),
+            recorded!("sim-pinned"),
+            None,
+            CauseKind::Pinned,
+            "forbids pa-lib 1.1",
+        ),
+        (
+            "pa-breaks",
+            "",
+            upgrade,
+            Some(recorded!("sim-conflict")),
+            CauseKind::KeptBack,
+            "would remove pa-victim",
+        ),
+        (
+            "ex-kept",
+            recorded!("policy-kept"),
+            upgrade,
+            Some(recorded!("sim-unmet-kept")),
+            CauseKind::KeptBack,
+            "apt says: ex-kept: Depends: ex-missing",
+        ),
         ("pa-newdep", "", upgrade, None, CauseKind::KeptBack, "pa-new would be newly installed"),
         ("pa-victim", "", upgrade, None, CauseKind::UpToDate, "newest version"),
-        ("ex-needs", recorded!("policy-absent"), upgrade, None, CauseKind::NotInstalled, "1.0 could be installed"),
+        (
+            "ex-needs",
+            recorded!("policy-absent"),
+            upgrade,
+            None,
+            CauseKind::NotInstalled,
+            "1.0 could be installed",
+        ),
         ("nosuch", "", upgrade, None, CauseKind::NoCandidate, "no archive offers it"),
         ("dpkg", "", upgrade, None, CauseKind::NoCandidate, "was installed from a file"),
     ] {
         let answer = reasons(name, policy, patching, alone, 1);
-        assert_eq!(answer.causes.iter().map(|c| c.kind).collect::<Vec<_>>(), [expected], "{name}: {answer:?}");
+        assert_eq!(
+            answer.causes.iter().map(|c| c.kind).collect::<Vec<_>>(),
+            [expected],
+            "{name}: {answer:?}"
+        );
         let cause = &answer.causes[0];
         assert!(cause.message.contains(words), "{name}: {}", cause.message);
         assert!(!cause.next_step.is_empty());
     }
     let old = reasons("pa-victim", "", upgrade, None, 30);
-    assert_eq!(old.causes.iter().map(|c| c.kind).collect::<Vec<_>>(), [CauseKind::UpToDate, CauseKind::StaleIndexes]);
+    assert_eq!(
+        old.causes.iter().map(|c| c.kind).collect::<Vec<_>>(),
+        [CauseKind::UpToDate, CauseKind::StaleIndexes]
+    );
     assert!(old.causes[1].message.contains("30 hours ago"));
 }

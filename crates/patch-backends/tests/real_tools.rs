@@ -68,8 +68,9 @@ fn the_order_of_versions_is_dpkgs() {
         let a = numbers.version();
         // Half of the pairs differ in one place only: near misses find more than strangers do.
         let b = if numbers.below(2) == 0 {
-            let at = numbers.below(a.len() - 1) + 1;
-            format!("{}{}{}", &a[..at], numbers.part(b"01a.~+", 3), &a[at + numbers.below(2).min(a.len() - at)..])
+            let at = numbers.below(a.len()) + 1;
+            let after = (at + numbers.below(2)).min(a.len());
+            format!("{}{}{}", &a[..at], numbers.part(b"01a.~+", 3), &a[after..])
         } else {
             numbers.version()
         };
@@ -115,7 +116,9 @@ const FORMAT: &str = "${Package}\t${Architecture}\t${Version}\t${db:Status-Want}
 
 /// Every package as `dpkg-query` prints it, compared with the database that was read.
 fn compare_with_dpkg_query(admindir: &str, database: &Database) {
-    let Some(output) = run("dpkg-query", &[&format!("--admindir={admindir}"), "-W", "-f", FORMAT], "") else { return };
+    let Some(output) = run("dpkg-query", &[&format!("--admindir={admindir}"), "-W", "-f", FORMAT], "") else {
+        return;
+    };
     let mut theirs: Vec<Vec<&str>> = output.lines().map(|l| l.split('\t').collect()).collect();
     theirs.retain(|fields| fields[5] != "not-installed");
     assert_eq!(theirs.len(), database.len());
@@ -123,7 +126,13 @@ fn compare_with_dpkg_query(admindir: &str, database: &Database) {
         let package = database.find(fields[0], Some(fields[1])).unwrap();
         let status = serde_json::to_value(package.status()).unwrap();
         let flag = if package.reinstall_required() { "reinstreq" } else { "ok" };
-        let ours = [package.architecture(), package.version_text(), flag, status.as_str().unwrap(), package.synopsis()];
+        let ours = [
+            package.architecture(),
+            package.version_text(),
+            flag,
+            status.as_str().unwrap(),
+            package.synopsis(),
+        ];
         assert_eq!(ours, [fields[1], fields[2], fields[4], fields[5], fields[7]], "{}", fields[0]);
         assert_eq!(package.size(), fields[6].parse::<u64>().unwrap_or(0) * 1024, "{}", fields[0]);
         assert_eq!((package.source(), package.section()), (fields[8], fields[9]));
@@ -152,10 +161,19 @@ fn a_database_with_unmerged_changes_is_what_dpkg_query_says() {
         format!("Package: {name}\n{rest}Maintainer: Test <t@test.invalid>\nDescription: changed\n")
     };
     for (number, text) in [
-        stanza("pa-lib", "Status: install ok unpacked\nArchitecture: all\nVersion: 1.1\nConfig-Version: 1.0\n"),
-        stanza("pa-lib", "Status: install ok half-configured\nArchitecture: all\nVersion: 1.1\nConfig-Version: 1.0\n"),
+        stanza(
+            "pa-lib",
+            "Status: install ok unpacked\nArchitecture: all\nVersion: 1.1\nConfig-Version: 1.0\n",
+        ),
+        stanza(
+            "pa-lib",
+            "Status: install ok half-configured\nArchitecture: all\nVersion: 1.1\nConfig-Version: 1.0\n",
+        ),
         stanza("pa-fresh", "Status: install reinstreq half-installed\nArchitecture: all\nVersion: 1\n"),
-        stanza("ex-multi", "Status: install ok unpacked\nArchitecture: i386\nMulti-Arch: same\nVersion: 1.0\n"),
+        stanza(
+            "ex-multi",
+            "Status: install ok unpacked\nArchitecture: i386\nMulti-Arch: same\nVersion: 1.0\n",
+        ),
         "Package: pa-victim\nStatus: purge ok not-installed\nArchitecture: all\n".to_owned(),
     ]
     .iter()
@@ -176,8 +194,7 @@ fn a_database_with_unmerged_changes_is_what_dpkg_query_says() {
 
 #[test]
 fn automatic_marks_are_what_apt_mark_says() {
-    let (Ok(inventory), Some(output)) =
-        (Inventory::read(Path::new("/")), run("apt-mark", &["showauto"], ""))
+    let (Ok(inventory), Some(output)) = (Inventory::read(Path::new("/")), run("apt-mark", &["showauto"], ""))
     else {
         return;
     };

@@ -2,7 +2,6 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     reason = "a test that cannot go on has failed; Clippy spares test functions only, not what they share"
 )]
 

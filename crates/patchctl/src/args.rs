@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use patch_client::{Address, PackageSort};
-use patch_types::{JobId, JobStatus, PackageName, PlanHash, api::OnFailure, operation::PackageSpec};
+use patch_types::{JobId, JobStatus, PackageName, PlanHash, operation::PackageSpec};
 
 use crate::exit;
 
@@ -293,35 +293,11 @@ pub(crate) struct ApplyArgs {
     /// Allow the package manager to remove packages for it
     #[arg(long)]
     pub(crate) allow_removals: bool,
-    /// What to do with the rest when a part fails [default: group]
-    #[arg(long, value_enum)]
-    pub(crate) on_failure: Option<OnFailureArg>,
     /// Fetch the indexes first
     #[arg(long)]
     pub(crate) refresh: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
-}
-
-/// What becomes of the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnFailureArg {
-    /// Take the failed groups back, finish the others
-    Group,
-    /// Take everything back
-    All,
-    /// Leave what succeeded
-    Keep,
-}
-
-impl From<OnFailureArg> for OnFailure {
-    fn from(arg: OnFailureArg) -> Self {
-        match arg {
-            OnFailureArg::Group => Self::Group,
-            OnFailureArg::All => Self::All,
-            OnFailureArg::Keep => Self::Keep,
-        }
-    }
 }
 
 /// Arguments of `jobs`.

@@ -1,7 +1,7 @@
 //! Throw-away Debian hosts with systemd as PID 1, up in about a second, that really reboot, lose power and run out
 //! of disk space.
 //!
-//! A host is `systemd-nspawn` over an overlay of the cached [base](crate::base) whose upper layer, the host's disk,
+//! A host is `systemd-nspawn` over an overlay of the cached [`base`] whose upper layer, the host's disk,
 //! is a tmpfs of limited size. What is different from a real machine: there is no kernel or boot loader of its own,
 //! control-group limits are not enforced on every machine, and a power cut loses no writes that were not synced.
 

@@ -178,6 +178,7 @@ impl Drop for Landing<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::join_all;
     use patch_types::{
         api::{PatchSet, ServiceList},
         plan::Plan,
@@ -215,25 +216,25 @@ mod tests {
     async fn equal_queries_share_a_run_until_the_host_changes() {
         let root = Root::new();
         let executor = root.executor();
-        let ask = || {
-            let executor = executor.clone();
-            tokio::spawn(async move { executor.query(Query::Patches).await })
-        };
-        let mut asked: Vec<_> = (0..20).map(|_| ask()).collect();
+        let ask = || Box::pin(executor.query(Query::Patches));
+        let mut first = ask();
+        let mut others = join_all((0..20).map(|_| ask()));
+        // Each is looked at once, in this order, and so has joined.
+        assert!(timeout(Duration::ZERO, &mut first).await.is_err());
+        assert!(timeout(Duration::ZERO, &mut others).await.is_err());
+        drop(first);
         root.until(|requests| requests.len() == 1).await;
-        // The one that began it hangs up; the others still get their answer.
-        asked.remove(0).abort();
-        let before = root.requests()[0].id;
         executor.host_changed();
-        let later = ask();
+        let mut later = ask();
+        assert!(timeout(Duration::ZERO, &mut later).await.is_err());
         root.until(|requests| requests.len() == 2).await;
-        let after = root.requests()[1].id;
-        root.emit(before, answered(patches()));
-        for one in asked {
-            assert_eq!(within(one).await.unwrap().unwrap(), patches());
+        root.emit(root.requests()[0].id, answered(patches()));
+        for answer in within(others).await {
+            assert_eq!(answer.unwrap(), patches(), "also when the one that began the run has hung up");
         }
-        root.emit(after, answered(patches()));
-        assert!(within(later).await.unwrap().is_ok());
+        assert!(timeout(Duration::ZERO, &mut later).await.is_err(), "it waits for its own run");
+        root.emit(root.requests()[1].id, answered(patches()));
+        assert_eq!(within(later).await.unwrap(), patches());
         assert_eq!(root.requests().len(), 2);
     }
 

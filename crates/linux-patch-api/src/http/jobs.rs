@@ -148,7 +148,6 @@ pub(super) async fn rollback(
 /// The body of a rollback.
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
-#[expect(dead_code, reason = "checked now, acted upon once rolling back is possible")]
 pub(super) struct RollbackRequest {
     /// Even if later jobs touched the same packages.
     force: bool,

@@ -221,7 +221,11 @@ impl Jobs {
             Ok(Err(_)) if !self.table().slots.contains_key(&id) => None,
             Ok(Err(error)) => {
                 tracing::error!(%error, job = %id, "of this job only the summary is left");
-                self.table().problems.push(error.to_string());
+                let problem = error.to_string();
+                let mut table = self.table();
+                if !table.problems.contains(&problem) {
+                    table.problems.push(problem);
+                }
                 Some(Job { log_truncated: true, ..listed })
             }
             Err(_) => Some(Job { log_truncated: true, ..listed }),

@@ -2,10 +2,11 @@
 //!
 //! A file is written under another name, synced, renamed, and the directory is synced, so that whatever happens there
 //! is either the old record or the new one. One thread does all writing: records of one job keep their order, and those
-//! that wait together share the directory's sync. What is found damaged is set aside as `ID.json.corrupt` and reported,
+//! that wait together share their syncs. What is found damaged is set aside as `ID.json.corrupt` and reported,
 //! never deleted and never a reason not to start.
 
 use std::{
+    collections::HashSet,
     fmt,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
@@ -26,8 +27,8 @@ pub(super) const JOBS_DIR: &str = "var/lib/linux_patch_api/jobs";
 /// A larger file is none of ours: a record is bounded by the log's and the plan's bounds.
 const MAX_FILE: u64 = 64 << 20;
 
-/// How many writes share a sync of the directory at most.
-const GROUP: usize = 256;
+/// How many writes share their syncs at most. Each holds a file open meanwhile.
+const GROUP: usize = 64;
 
 /// Why a record is not on disk, or cannot be read from there.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -53,11 +54,12 @@ pub(super) struct Found {
 }
 
 enum Task {
-    Write(JobId, Vec<u8>),
-    Remove(JobId),
+    Write(Vec<u8>),
+    Remove,
 }
 
 struct Work {
+    id: JobId,
     task: Task,
     done: oneshot::Sender<Result<(), StoreError>>,
 }
@@ -93,21 +95,21 @@ impl Store {
 
     /// Puts a record on disk. When this returns it will survive a power cut.
     pub(super) async fn write(&self, id: JobId, record: Vec<u8>) -> Result<(), StoreError> {
-        self.run(Task::Write(id, record)).await
+        self.run(id, Task::Write(record)).await
     }
 
     /// Removes a job's file, durably. One that is not there is no error.
     pub(super) async fn remove(&self, id: JobId) -> Result<(), StoreError> {
-        self.run(Task::Remove(id)).await
+        self.run(id, Task::Remove).await
     }
 
-    async fn run(&self, task: Task) -> Result<(), StoreError> {
+    async fn run(&self, id: JobId, task: Task) -> Result<(), StoreError> {
         let stopped = || StoreError::new("cannot write to", &self.dir, &"the agent is stopping");
         let (done, result) = oneshot::channel();
         {
             let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
             let queue = queue.as_ref().ok_or_else(stopped)?;
-            queue.send(Work { task, done }).map_err(|_| stopped())?;
+            queue.send(Work { id, task, done }).map_err(|_| stopped())?;
         }
         result.await.map_err(|_| stopped())?
     }
@@ -145,48 +147,76 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn write_all(dir: &Path, work: &mpsc::Receiver<Work>) {
-    while let Ok(first) = work.recv() {
+    let mut held = None;
+    while let Some(first) = held.take().or_else(|| work.recv().ok()) {
+        let mut ids = HashSet::from([first.id]);
         let mut group = vec![first];
         while group.len() < GROUP
             && let Ok(more) = work.try_recv()
         {
+            if !ids.insert(more.id) {
+                // A second record of the same job: after the first one.
+                held = Some(more);
+                break;
+            }
             group.push(more);
         }
-        let done: Vec<_> = group
+        // First all are written and then all are synced: the first sync commits what the others need as well.
+        let staged: Vec<_> = group
             .into_iter()
-            .map(|work| {
-                let result = match work.task {
-                    Task::Write(id, record) => replace(dir, id, &record),
-                    Task::Remove(id) => remove(dir, id),
+            .map(|Work { id, task, done }| {
+                let staged = match task {
+                    Task::Write(record) => stage(dir, id, &record).map(Some),
+                    Task::Remove => remove(dir, id).map(|()| None),
                 };
-                (work.done, result)
+                (id, done, staged)
+            })
+            .collect();
+        let results: Vec<_> = staged
+            .into_iter()
+            .map(|(id, done, staged)| {
+                let result = staged.and_then(|file| file.map_or(Ok(()), |file| replace(dir, id, &file)));
+                (done, result)
             })
             .collect();
         let synced = File::open(dir)
             .and_then(|d| d.sync_all())
             .map_err(|e| StoreError::new("cannot sync the directory", dir, &e));
-        for (waiting, result) in done {
+        for (waiting, result) in results {
             // Whoever asked may be gone; the record is on disk all the same.
             let _ = waiting.send(result.and_then(|()| synced.clone()));
         }
     }
 }
 
-fn replace(dir: &Path, id: JobId, record: &[u8]) -> Result<(), StoreError> {
-    let path = file_of(dir, id);
-    let new = dir.join(format!("{id}.json.new"));
+fn new_of(dir: &Path, id: JobId) -> PathBuf {
+    dir.join(format!("{id}.json.new"))
+}
+
+/// Writes a record beside the one that it is to replace.
+fn stage(dir: &Path, id: JobId, record: &[u8]) -> Result<File, StoreError> {
+    let new = new_of(dir, id);
     let write = || {
         // Not `create_new`: a leftover of a write that failed half-way is simply overwritten.
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(record)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)
+        Ok(file)
     };
-    write().map_err(|e| {
-        // On a full disk this gives back what the attempt took.
-        let _ = fs::remove_file(&new);
-        StoreError::new("cannot write", &path, &e)
-    })
+    write().map_err(|e| give_up(dir, id, &e))
+}
+
+/// Puts a staged record in its place.
+fn replace(dir: &Path, id: JobId, staged: &File) -> Result<(), StoreError> {
+    staged
+        .sync_all()
+        .and_then(|()| fs::rename(new_of(dir, id), file_of(dir, id)))
+        .map_err(|e| give_up(dir, id, &e))
+}
+
+fn give_up(dir: &Path, id: JobId, error: &io::Error) -> StoreError {
+    // On a full disk this gives back what the attempt took.
+    let _ = fs::remove_file(new_of(dir, id));
+    StoreError::new("cannot write", &file_of(dir, id), error)
 }
 
 fn remove(dir: &Path, id: JobId) -> Result<(), StoreError> {

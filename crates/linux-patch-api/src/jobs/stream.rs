@@ -7,7 +7,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::extract::ws::Utf8Bytes;
@@ -34,6 +37,8 @@ pub(super) const FEED: usize = 2048;
 pub(super) struct Published {
     job: JobId,
     version: u64,
+    /// Over all jobs.
+    number: u64,
     last: bool,
     frame: Utf8Bytes,
 }
@@ -58,11 +63,13 @@ pub(super) fn status(live: &Live, with_plan: bool) -> Utf8Bytes {
 /// Sends messages to whoever looks on.
 pub(super) struct Hub {
     feed: broadcast::Sender<Published>,
+    /// The last message's number. Changed under the lock of the table only.
+    number: AtomicU64,
 }
 
 impl Hub {
     pub(super) fn new() -> Self {
-        Self { feed: broadcast::channel(FEED).0 }
+        Self { feed: broadcast::channel(FEED).0, number: AtomicU64::new(0) }
     }
 
     /// A message about a job that has not ended. It is only made if somebody looks on.
@@ -83,8 +90,9 @@ impl Hub {
 
     fn send(&self, live: &Live, frame: Utf8Bytes, last: bool) {
         let job = live.mirror.head.job.job_id;
+        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
         // An error only says that the last subscriber has just left.
-        let _ = self.feed.send(Published { job, version: live.version, last, frame });
+        let _ = self.feed.send(Published { job, version: live.version, number, last, frame });
     }
 }
 
@@ -111,7 +119,8 @@ pub struct Subscriber {
     jobs: Jobs,
     feed: broadcast::Receiver<Published>,
     following: HashMap<JobId, Known>,
-    all: bool,
+    /// Whether all jobs are looked at: by what comes after the message of that number.
+    all: Option<u64>,
     /// Jobs that are not to be shown although all are.
     muted: HashSet<JobId>,
 }
@@ -124,7 +133,7 @@ impl Jobs {
             jobs: self.clone(),
             feed: self.inner.hub.feed.subscribe(),
             following: HashMap::new(),
-            all: false,
+            all: None,
             muted: HashSet::new(),
         }
     }
@@ -174,7 +183,7 @@ impl Subscriber {
     pub fn unsubscribe(&mut self, id: JobId) {
         self.following.remove(&id);
         // Only what can still have messages: otherwise a client could fill the set with inventions.
-        if self.all && matches!(self.jobs.table().slots.get(&id), Some(Slot::Live(_))) {
+        if self.all.is_some() && matches!(self.jobs.table().slots.get(&id), Some(Slot::Live(_))) {
             self.muted.insert(id);
         }
     }
@@ -188,9 +197,11 @@ impl Subscriber {
                 Slot::Live(live) if !self.following.contains_key(&live.id()) => Some(Snapshot::of(live)),
                 _ => None,
             });
-            if self.all && self.muted.is_empty() { Vec::new() } else { live.collect() }
+            let snapshots = live.collect();
+            // What the feed still holds of jobs that have ended is not news to one that comes only now.
+            self.all.get_or_insert(self.jobs.inner.hub.number.load(Ordering::Relaxed));
+            snapshots
         };
-        self.all = true;
         self.muted.clear();
         for snapshot in &snapshots {
             let known = Known { version: snapshot.version, by_name: false };
@@ -246,7 +257,7 @@ impl Subscriber {
             if published.last { self.following.remove(&id) } else { self.following.get(&id).copied() };
         let wanted = match known {
             Some(known) => published.version > known.version,
-            None => self.all && !muted,
+            None => !muted && self.all.is_some_and(|since| published.number > since),
         };
         wanted.then_some(published.frame)
     }

@@ -270,13 +270,13 @@ async fn the_rest_waits_in_order() {
     }
     let full = jobs.submit(submission()).await.unwrap_err();
     assert_eq!((full.code, full.retryable), (ErrorCode::JobConflict, true));
-    for n in 0..5 {
-        root.begun(ids[n]).await;
+    for (n, id) in ids.iter().copied().enumerate() {
+        root.begun(id).await;
         let expected = (5 - n).min(2);
         assert_eq!(jobs.counts().active, expected);
         assert!(root.changes().len() <= n + 2);
-        root.complete(ids[n]);
-        end_of(&jobs, ids[n]).await;
+        root.complete(id);
+        end_of(&jobs, id).await;
     }
     // Two at a time may change places on their way to the root side; no more, as was checked above.
     let mut handed_over = root.changes();
@@ -526,37 +526,4 @@ async fn an_operation_that_makes_no_sense_is_refused() {
     assert!(fs::read_dir(root.path().join(JOBS_DIR)).unwrap().next().is_none());
     jobs.shutdown().await;
     assert_eq!(jobs.submit(submission()).await.unwrap_err().code, ErrorCode::ServiceUnhealthy);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore]
-async fn bench_submit() {
-    let root = Root::new();
-    let log = patch_audit::AuditLog::open(
-        &root.path().join("audit.log"),
-        patch_audit::Options { identifier: "x".into(), journal: None, queue: 1000, keep_days: None },
-    )
-    .unwrap();
-    let audit = crate::audit::Audit::new(std::sync::Arc::new(log));
-    let jobs = Jobs::open(root.path(), root.executor(), audit, JobSettings { max_active: 1, ..settings() })
-        .await
-        .unwrap();
-    let mut t = Vec::new();
-    for _ in 0..500 {
-        let b = std::time::Instant::now();
-        jobs.submit(submission()).await.unwrap();
-        t.push(b.elapsed());
-    }
-    t.sort();
-    eprintln!("submit p50 {:?} p99 {:?}", t[250], t[495]);
-    let b = std::time::Instant::now();
-    let dir = root.path().join("x");
-    fs::create_dir(&dir).unwrap();
-    for n in 0..200 {
-        let f = fs::File::create(dir.join(n.to_string())).unwrap();
-        use std::io::Write;
-        (&f).write_all(b"hello").unwrap();
-        f.sync_data().unwrap();
-    }
-    eprintln!("raw file+fdatasync {:?}", b.elapsed() / 200);
 }

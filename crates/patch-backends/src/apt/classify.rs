@@ -96,8 +96,9 @@ pub fn classify(exit: Option<i32>, output: &str, kind: OperationKind) -> ErrorDe
             None => "the package manager was ended by a signal".to_owned(),
         };
     }
-    let mut detail = ErrorDetail::new(code, format!("{}. Next: {next}.", shortened(&said).trim_end_matches('.')))
-        .with("exit_code", exit);
+    let mut detail =
+        ErrorDetail::new(code, format!("{}. Next: {next}.", shortened(&said).trim_end_matches('.')))
+            .with("exit_code", exit);
     if !packages.is_empty() {
         let mut distinct: Vec<String> = Vec::new();
         packages.into_iter().for_each(|p| {
@@ -137,7 +138,11 @@ struct Rule {
 impl Rule {
     fn applies(&self, words: &Words, output: &str) -> bool {
         self.needles.iter().any(|needle| {
-            if self.anywhere { output.contains(needle) } else { words.all().any(|line| line.contains(needle)) }
+            if self.anywhere {
+                output.contains(needle)
+            } else {
+                words.all().any(|line| line.contains(needle))
+            }
         })
     }
 }
@@ -247,7 +252,11 @@ const RULES: &[Rule] = &[
     },
     Rule {
         code: ErrorCode::PkgNotFound,
-        needles: &["Unable to locate package", "has no installation candidate", "Couldn't find any package by"],
+        needles: &[
+            "Unable to locate package",
+            "has no installation candidate",
+            "Couldn't find any package by",
+        ],
         anywhere: false,
         packages: Packages::Quoted,
         next: "check the name, the host's sources and, with POST /api/v1/patches/refresh, whether the indexes are fresh",
@@ -329,7 +338,11 @@ impl Words {
     /// What to repeat: the errors; where they only say that something failed, the warnings that say what.
     fn said(&self, code: ErrorCode) -> Vec<String> {
         let tells_why = matches!(code, ErrorCode::SignatureError | ErrorCode::NetworkError);
-        if self.errors.is_empty() || tells_why { self.all().map(str::to_owned).collect() } else { self.errors.clone() }
+        if self.errors.is_empty() || tells_why {
+            self.all().map(str::to_owned).collect()
+        } else {
+            self.errors.clone()
+        }
     }
 }
 
@@ -363,7 +376,8 @@ fn failed_scripts(output: &str) -> Vec<Script> {
     let mut scripts = Vec::new();
     for line in output.lines() {
         if let Some((_, rest)) = line.split_once("dpkg: error processing ") {
-            let rest = rest.strip_prefix("package ").or_else(|| rest.strip_prefix("archive ")).unwrap_or(rest);
+            let rest =
+                rest.strip_prefix("package ").or_else(|| rest.strip_prefix("archive ")).unwrap_or(rest);
             package = rest.split(' ').next().unwrap_or_default();
             continue;
         }

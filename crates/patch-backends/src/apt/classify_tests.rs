@@ -58,7 +58,11 @@ fn recorded_failures_have_their_codes_packages_and_a_next_step() {
         assert_eq!(detail.code, code, "{name}: {}", detail.message);
         assert_eq!(packages(&detail), expected, "{name}");
         assert_eq!(detail.details["exit_code"], 100, "{name}");
-        assert!(detail.message.contains("Next: ") && detail.message.len() < 3000, "{name}: {}", detail.message);
+        assert!(
+            detail.message.contains("Next: ") && detail.message.len() < 3000,
+            "{name}: {}",
+            detail.message
+        );
     }
 }
 
@@ -82,7 +86,9 @@ fn messages_carry_the_tools_own_words() {
 
 #[test]
 fn a_failing_script_is_named_with_its_status() {
-    for (name, script, status) in [("preinst", "preinst", 4), ("postinst", "postinst", 3), ("prerm", "prerm", 5)] {
+    for (name, script, status) in
+        [("preinst", "preinst", 4), ("postinst", "postinst", 3), ("prerm", "prerm", 5)]
+    {
         let (_, output, ..) = TABLE.iter().find(|(n, ..)| *n == name).unwrap();
         let detail = classify(Some(100), output, OperationKind::ApplyPatches);
         assert_eq!(detail.details["script"], script);
@@ -92,7 +98,10 @@ fn a_failing_script_is_named_with_its_status() {
     let scripts = failed_scripts(old.replace(" subprocess", " x subprocess").as_str());
     assert_eq!(scripts[0].package, "aa");
     let killed = "dpkg: error processing package aa:i386 (--configure):\n installed aa:i386 package post-installation script subprocess was killed by signal (Terminated)\n";
-    assert_eq!(failed_scripts(killed)[0].sentence(), "the postinst script of aa:i386 failed: was killed by signal (Terminated)");
+    assert_eq!(
+        failed_scripts(killed)[0].sentence(),
+        "the postinst script of aa:i386 failed: was killed by signal (Terminated)"
+    );
 }
 
 #[test]

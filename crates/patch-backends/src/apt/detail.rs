@@ -83,7 +83,8 @@ pub fn detail(
         essential: installed.map_or_else(|| offer.is_some_and(|o| o.essential), Installed::essential),
         source: text(installed.map(Installed::source), offer.map(|o| &o.source)),
         maintainer: text(installed.map(Installed::maintainer), offer.map(|o| &o.maintainer)),
-        homepage: Some(text(installed.map(Installed::homepage), offer.map(|o| &o.homepage))).filter(|h| !h.is_empty()),
+        homepage: Some(text(installed.map(Installed::homepage), offer.map(|o| &o.homepage)))
+            .filter(|h| !h.is_empty()),
         versions: available(name.name(), architecture, current.as_ref(), policy, indexes),
         relations: installed
             .map(Installed::relations)
@@ -111,7 +112,12 @@ fn available(
             Some(at) => at,
             None => {
                 let installed = current == Some(version);
-                list.push(AvailableVersion { version: version.clone(), priority: None, origins: Vec::new(), installed });
+                list.push(AvailableVersion {
+                    version: version.clone(),
+                    priority: None,
+                    origins: Vec::new(),
+                    installed,
+                });
                 list.len() - 1
             }
         };
@@ -122,7 +128,8 @@ fn available(
     for version in policy.iter().flat_map(|p| &p.versions) {
         add(&version.version, Some(version.priority), None);
     }
-    for offer in indexes.versions(name).iter().filter(|o| super::indexes::fits(&o.architecture, architecture)) {
+    for offer in indexes.versions(name).iter().filter(|o| super::indexes::fits(&o.architecture, architecture))
+    {
         add(&offer.version, None, indexes.origin(offer));
     }
     if let Some(current) = current {

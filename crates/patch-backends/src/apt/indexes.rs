@@ -16,9 +16,11 @@ use memchr::memmem;
 use patch_types::{PackageName, PackageVersion, api::Relations, plan::Origin};
 
 use super::{
-    Inventory, Simulation, simulate::Listed,
+    Inventory, Simulation,
     deb822::{self, Stanza},
-    relations, release::Release,
+    relations,
+    release::Release,
+    simulate::Listed,
     status::unfold,
     versions,
 };
@@ -129,7 +131,8 @@ impl Indexes {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn for_simulations(inventory: &Inventory, simulations: &[&Simulation]) -> Result<Self, ReadError> {
-        let mentioned: BTreeSet<String> = simulations.iter().flat_map(|s| s.names()).map(str::to_owned).collect();
+        let mentioned: BTreeSet<String> =
+            simulations.iter().flat_map(|s| s.names()).map(str::to_owned).collect();
         let indexes = Self::read(&inventory.root, mentioned.clone())?;
         let stay = simulations.iter().flat_map(|s| s.kept_back.iter().chain(&s.phased)).map(Listed::name);
         indexes.with_dependencies_of(inventory, mentioned, stay)
@@ -169,10 +172,14 @@ impl Indexes {
         self.origins.push(origin);
         let Self { names, by_name, malformed, .. } = self;
         scan(reader, PIECE, |text| {
-            find(text, |name| names.contains(name), |stanza, name| match indexed(stanza, index) {
-                Some(version) => by_name.entry(name.to_owned()).or_default().push(version),
-                None => *malformed += 1,
-            });
+            find(
+                text,
+                |name| names.contains(name),
+                |stanza, name| match indexed(stanza, index) {
+                    Some(version) => by_name.entry(name.to_owned()).or_default().push(version),
+                    None => *malformed += 1,
+                },
+            );
         })
     }
 
@@ -230,7 +237,13 @@ impl Indexes {
     /// Whether going from `installed` (or nothing) to `new` brings a security fix: an archive of security fixes offers
     /// `new` or a version between the two.
     #[must_use]
-    pub fn brings_security(&self, name: &str, architecture: &str, installed: Option<&str>, new: &str) -> bool {
+    pub fn brings_security(
+        &self,
+        name: &str,
+        architecture: &str,
+        installed: Option<&str>,
+        new: &str,
+    ) -> bool {
         self.versions(name).iter().any(|v| {
             fits(&v.architecture, architecture)
                 && self.origin(v).is_some_and(|o| o.security)

@@ -2,8 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PACKAGES: &[u8] =
-    include_bytes!("fixtures/root/var/lib/apt/lists/_srv_repo_day1_dists_bookworm-security_main_binary-amd64_Packages");
+const PACKAGES: &[u8] = include_bytes!(
+    "fixtures/root/var/lib/apt/lists/_srv_repo_day1_dists_bookworm-security_main_binary-amd64_Packages"
+);
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/apt/fixtures/root")
@@ -20,11 +21,21 @@ fn offers_are_found_with_their_origins() {
     let versions: Vec<_> = indexes
         .versions("pa-plain")
         .iter()
-        .map(|v| (v.version.as_str(), indexes.origin(v).unwrap().codename.as_str(), indexes.origin(v).unwrap().security))
+        .map(|v| {
+            (
+                v.version.as_str(),
+                indexes.origin(v).unwrap().codename.as_str(),
+                indexes.origin(v).unwrap().security,
+            )
+        })
         .collect();
     assert_eq!(
         versions,
-        [("1.1-1", "bookworm-security", true), ("1.0-2", "bookworm-updates", false), ("1.0-1", "bookworm", false)]
+        [
+            ("1.1-1", "bookworm-security", true),
+            ("1.0-2", "bookworm-updates", false),
+            ("1.0-1", "bookworm", false)
+        ]
     );
     let newest = indexes.newest("pa-plain", "amd64").unwrap();
     assert_eq!(newest.sha256.as_ref().unwrap().len(), 64);
@@ -33,7 +44,10 @@ fn offers_are_found_with_their_origins() {
     assert_eq!(indexes.origin(newest).unwrap().site, "");
     assert_eq!(indexes.newest("pa-phased", "all").unwrap().phased_percentage, Some(0));
     let foreign = indexes.newest("ex-multi", "i386").unwrap();
-    assert_eq!((&*foreign.architecture, &*foreign.multi_arch, foreign.installed_size), ("i386", "same", 12 * 1024));
+    assert_eq!(
+        (&*foreign.architecture, &*foreign.multi_arch, foreign.installed_size),
+        ("i386", "same", 12 * 1024)
+    );
     assert_eq!(foreign.long_description, "It does nothing.\n\nAt length.");
     // A flat archive without a Release file says nothing of itself.
     assert_eq!(indexes.origin(foreign), Some(&Origin::default()));
@@ -102,7 +116,11 @@ fn stanzas_are_found_whatever_comes_first_and_wherever_a_piece_ends() {
     for piece in 1..text.len() + 1 {
         let mut seen = Vec::new();
         scan(&text[..], piece.max(45), |part| {
-            find(part, |_| true, |stanza, name| seen.push((name.to_owned(), stanza.text("Version").unwrap().into_owned())));
+            find(
+                part,
+                |_| true,
+                |stanza, name| seen.push((name.to_owned(), stanza.text("Version").unwrap().into_owned())),
+            );
         })
         .unwrap();
         let expected = [("aa", "1"), ("bb", "2"), ("cc", "3")].map(|(n, v)| (n.to_owned(), v.to_owned()));

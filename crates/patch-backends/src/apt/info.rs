@@ -20,7 +20,8 @@ pub const INFO: &str = "var/lib/dpkg/info";
 /// The path of one of dpkg's files about a package, such as `list` or `postinst`.
 #[must_use]
 pub fn path(root: &Path, package: Installed<'_>, kind: &str) -> PathBuf {
-    let qualifier = if package.multi_arch_same() { format!(":{}", package.architecture()) } else { String::new() };
+    let qualifier =
+        if package.multi_arch_same() { format!(":{}", package.architecture()) } else { String::new() };
     root.join(INFO).join(format!("{}{qualifier}.{kind}", package.name()))
 }
 
@@ -79,8 +80,10 @@ pub fn is_kernel(name: &str) -> bool {
 pub fn kernel_release(name: &str) -> Option<&str> {
     let release = name.strip_prefix("linux-image-")?;
     let release = release.strip_prefix("unsigned-").unwrap_or(release);
-    (release.starts_with(|c: char| c.is_ascii_digit()) && !release.ends_with("-dbg") && !release.ends_with("-dbgsym"))
-        .then_some(release)
+    (release.starts_with(|c: char| c.is_ascii_digit())
+        && !release.ends_with("-dbg")
+        && !release.ends_with("-dbgsym"))
+    .then_some(release)
 }
 
 /// The configuration files of a package that differ from what it shipped or have been deleted. Files that this process

@@ -6,8 +6,7 @@ use patch_types::{
 };
 
 use super::{
-    Inventory,
-    history,
+    Inventory, history,
     indexes::{Indexed, Indexes},
     info,
     plan::changes,
@@ -109,7 +108,11 @@ fn requires_reboot(inventory: &Inventory, name: &PackageName, installed: Option<
 }
 
 /// The offer that a list speaks of: of the version that it names, or else the newest.
-pub(crate) fn candidate<'a>(listed: &'a Listed, architecture: &'a str, indexes: &'a Indexes) -> Option<&'a Indexed> {
+pub(crate) fn candidate<'a>(
+    listed: &'a Listed,
+    architecture: &'a str,
+    indexes: &'a Indexes,
+) -> Option<&'a Indexed> {
     match &listed.new {
         Some(version) => indexes.offers(listed.name(), architecture, version.as_str()).next(),
         None => indexes.newest(listed.name(), architecture),
@@ -136,7 +139,8 @@ pub fn why_it_stays(
             Some((version, percentage)) => format!(
                 "the archive offers {version} to {percentage} % of all machines so far, and this one is not among them"
             ),
-            None => "the archive offers it to a part of all machines so far, and this one is not among them".to_owned(),
+            None => "the archive offers it to a part of all machines so far, and this one is not among them"
+                .to_owned(),
         };
         return (PatchState::Phased, reason);
     }

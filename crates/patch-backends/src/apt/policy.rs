@@ -53,9 +53,10 @@ impl Policy {
     /// The newest version that any archive offers.
     #[must_use]
     pub fn newest_offered(&self) -> Option<&PolicyVersion> {
-        self.versions.iter().filter(|v| v.sources.iter().any(|s| !s.is_local())).max_by(|a, b| {
-            super::versions::compare(a.version.as_str(), b.version.as_str())
-        })
+        self.versions
+            .iter()
+            .filter(|v| v.sources.iter().any(|s| !s.is_local()))
+            .max_by(|a, b| super::versions::compare(a.version.as_str(), b.version.as_str()))
     }
 }
 
@@ -83,7 +84,8 @@ pub fn parse(output: &str) -> Vec<Policy> {
                 _ => {}
             }
         } else if line.starts_with("        ") {
-            if let (Some(version), Some((priority, place))) = (policy.versions.last_mut(), text.split_once(' '))
+            if let (Some(version), Some((priority, place))) =
+                (policy.versions.last_mut(), text.split_once(' '))
                 && let Ok(priority) = priority.parse()
             {
                 version.sources.push(PolicySource { priority, place: place.trim().to_owned() });
@@ -123,7 +125,10 @@ mod tests {
         let plain = &policies[1];
         assert_eq!(plain.installed.as_ref().unwrap().as_str(), "1.0-1");
         assert_eq!(plain.candidate.as_ref().unwrap().as_str(), "1.1-1");
-        assert_eq!(plain.versions.iter().map(|v| v.version.as_str()).collect::<Vec<_>>(), ["1.1-1", "1.0-2", "1.0-1"]);
+        assert_eq!(
+            plain.versions.iter().map(|v| v.version.as_str()).collect::<Vec<_>>(),
+            ["1.1-1", "1.0-2", "1.0-1"]
+        );
         let installed = &plain.versions[2];
         assert!(installed.installed && installed.sources[1].is_local());
         assert_eq!(
@@ -131,7 +136,10 @@ mod tests {
             PolicySource { priority: 500, place: "file:/srv/repo/day1 bookworm/main amd64 Packages".into() }
         );
         // Pinned to what is installed: the priority of the version counts, not that of its archive.
-        assert_eq!((policies[0].versions[1].priority, policies[0].versions[1].sources[0].priority), (1001, 500));
+        assert_eq!(
+            (policies[0].versions[1].priority, policies[0].versions[1].sources[0].priority),
+            (1001, 500)
+        );
         assert_eq!(policies[0].newest_offered().unwrap().version.as_str(), "1.1");
     }
 
@@ -140,7 +148,10 @@ mod tests {
         let phased = &parse(include_str!("fixtures/policy-phased.txt"))[0];
         assert_eq!(phased.versions[0].phased, Some(0));
         let forbidden = &parse(include_str!("fixtures/policy-forbidden.txt"))[0];
-        assert_eq!((forbidden.versions[0].priority, forbidden.candidate.as_ref().unwrap().as_str()), (-1, "1.0"));
+        assert_eq!(
+            (forbidden.versions[0].priority, forbidden.candidate.as_ref().unwrap().as_str()),
+            (-1, "1.0")
+        );
     }
 
     #[test]

@@ -88,10 +88,16 @@ mod tests {
 
     #[test]
     fn relations_are_taken_apart() {
-        let field = "libc6 (>= 2.34), python3:any | perl (<< 5.40),\n debconf (>= 0.5) | debconf-2.0, x [amd64]";
+        let field =
+            "libc6 (>= 2.34), python3:any | perl (<< 5.40),\n debconf (>= 0.5) | debconf-2.0, x [amd64]";
         assert_eq!(
             split(field),
-            ["libc6 (>= 2.34)", "python3:any | perl (<< 5.40)", "debconf (>= 0.5) | debconf-2.0", "x [amd64]"]
+            [
+                "libc6 (>= 2.34)",
+                "python3:any | perl (<< 5.40)",
+                "debconf (>= 0.5) | debconf-2.0",
+                "x [amd64]"
+            ]
         );
         let all: Vec<_> = groups(field).flat_map(alternatives).collect();
         assert_eq!(all[0], Alternative { name: "libc6", qualifier: None, version: Some((">=", "2.34")) });

@@ -100,10 +100,7 @@ impl Simulation {
     /// The names, without architecture, of all packages that would be changed or stay although they could be.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let lists = [&self.kept_back, &self.phased, &self.held, &self.downgraded];
-        self.changes
-            .iter()
-            .map(|c| c.package.name())
-            .chain(lists.into_iter().flatten().map(Listed::name))
+        self.changes.iter().map(|c| c.package.name()).chain(lists.into_iter().flatten().map(Listed::name))
     }
 
     /// The change of a package, if there is one besides being configured.
@@ -250,7 +247,8 @@ fn change(verb: Verb, text: &str) -> Option<SolverChange> {
         };
         let (version, sources) = offer.trim().split_once(' ').unwrap_or((offer.trim(), ""));
         change.new = Some(version.parse().ok()?);
-        change.sources = sources.split(", ").map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        change.sources =
+            sources.split(", ").map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect();
         change.architecture = architecture.map(|a| a.trim().parse()).transpose().ok()?;
     }
     Some(change)
@@ -284,7 +282,9 @@ fn listed(line: &str, list: &mut Vec<Listed>) {
 /// package.
 fn unmet(line: &str, list: &mut Vec<Unmet>) {
     let (package, problem) = match line.split_once(" : ") {
-        Some((package, problem)) if !package.trim().contains(' ') => (package.trim().to_owned(), problem.trim()),
+        Some((package, problem)) if !package.trim().contains(' ') => {
+            (package.trim().to_owned(), problem.trim())
+        }
         _ => match list.last_mut() {
             Some(last) if last.problem.ends_with(" or") => {
                 last.problem.push(' ');

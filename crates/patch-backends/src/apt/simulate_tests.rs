@@ -7,9 +7,27 @@ macro_rules! fixtures {
 }
 
 const ALL: [(&str, &str); 21] = fixtures![
-    "autoremove", "broken-deps", "configure", "conflict", "dist-upgrade", "downgrade", "downgrade-pair", "essential",
-    "exact", "held", "held-refused", "install", "install-two", "no-verbose", "nothing", "pinned", "purge", "reinstall",
-    "remove", "unmet", "upgrade",
+    "autoremove",
+    "broken-deps",
+    "configure",
+    "conflict",
+    "dist-upgrade",
+    "downgrade",
+    "downgrade-pair",
+    "essential",
+    "exact",
+    "held",
+    "held-refused",
+    "install",
+    "install-two",
+    "no-verbose",
+    "nothing",
+    "pinned",
+    "purge",
+    "reinstall",
+    "remove",
+    "unmet",
+    "upgrade",
 ];
 
 fn recorded(name: &str) -> Simulation {
@@ -57,8 +75,14 @@ fn recorded_simulations_are_read_whole() {
     for (name, text) in ALL {
         let simulation = parse(text);
         assert_eq!(simulation.malformed, 0, "{name}");
-        let lines = text.lines().filter(|l| l.starts_with("Inst ") || l.starts_with("Remv ") || l.starts_with("Purg "));
-        assert_eq!(simulation.changes.iter().filter(|c| c.verb != Verb::Configure).count(), lines.count(), "{name}");
+        let lines = text
+            .lines()
+            .filter(|l| l.starts_with("Inst ") || l.starts_with("Remv ") || l.starts_with("Purg "));
+        assert_eq!(
+            simulation.changes.iter().filter(|c| c.verb != Verb::Configure).count(),
+            lines.count(),
+            "{name}"
+        );
     }
 }
 
@@ -70,7 +94,10 @@ fn the_lists_are_read_with_versions() {
     assert_eq!((kept.old.as_ref().unwrap().as_str(), kept.new.as_ref().unwrap().as_str()), ("1.0", "1.1"));
     assert!(upgrade.changes.iter().any(|c| c.package.as_str() == "ex-multi:i386"));
     let first = &upgrade.changes[0];
-    assert_eq!((first.architecture.as_ref().unwrap().as_str(), &*first.sources), ("amd64", &["localhost".to_owned()][..]));
+    assert_eq!(
+        (first.architecture.as_ref().unwrap().as_str(), &*first.sources),
+        ("amd64", &["localhost".to_owned()][..])
+    );
     assert_eq!(upgrade.change("pa-conf", None).unwrap().sources, ["Debian:12/stable-updates"]);
     assert_eq!(upgrade.names().filter(|n| *n == "ex-multi").count(), 2);
     assert_eq!(names(&recorded("held").held), ["pa-held"]);
@@ -88,7 +115,10 @@ fn what_cannot_be_is_told() {
     let unmet = recorded("unmet");
     assert_eq!(
         unmet.unmet,
-        [Unmet { package: "ex-needs".into(), problem: "Depends: ex-missing (>= 2) but it is not installable".into() }]
+        [Unmet {
+            package: "ex-needs".into(),
+            problem: "Depends: ex-missing (>= 2) but it is not installable".into()
+        }]
     );
     assert_eq!(unmet.errors, ["Unable to correct problems, you have held broken packages."]);
     assert!(recorded("held-refused").errors[0].starts_with("Held packages were changed"));
@@ -99,7 +129,10 @@ fn what_cannot_be_is_told() {
     );
     assert_eq!(several.unmet.len(), 2);
     assert!(several.unmet[0].problem.ends_with("or install-info but it is not installable"));
-    assert_eq!((&*several.unmet[1].package, &*several.unmet[1].problem), ("grep", "Recommends: x but it is not installable"));
+    assert_eq!(
+        (&*several.unmet[1].package, &*several.unmet[1].problem),
+        ("grep", "Recommends: x but it is not installable")
+    );
 }
 
 #[test]

@@ -52,7 +52,19 @@ fn names_mean_the_native_package_or_the_one_there_is() {
     let names: Vec<_> = database.iter().filter_map(Installed::package_name).map(String::from).collect();
     assert_eq!(
         names,
-        ["awaits", "dpkg", "foreign:i386", "gone", "halfconf", "halfinst", "libx", "libx:i386", "pending", "strange", "unpacked"]
+        [
+            "awaits",
+            "dpkg",
+            "foreign:i386",
+            "gone",
+            "halfconf",
+            "halfinst",
+            "libx",
+            "libx:i386",
+            "pending",
+            "strange",
+            "unpacked"
+        ]
     );
     assert_eq!(database.skipped(), 2);
 }
@@ -74,13 +86,17 @@ fn fields_are_read() {
     assert_eq!(get(&database, "libx:i386").unwrap().source(), "xsource");
     assert_eq!(package.source(), "libx");
     let api = package.to_api(true, Some("9".parse().unwrap())).unwrap();
-    assert_eq!((api.name.as_str(), api.version.as_str(), api.upgradable, api.held), ("libx", "1:2.0-1", true, true));
+    assert_eq!(
+        (api.name.as_str(), api.version.as_str(), api.upgradable, api.held),
+        ("libx", "1:2.0-1", true, true)
+    );
 }
 
 #[test]
 fn the_audit_names_what_is_not_in_order() {
     let findings = made().audit();
-    let found: Vec<_> = findings.iter().map(|f| (f.package.as_str(), f.status, f.reinstall_required)).collect();
+    let found: Vec<_> =
+        findings.iter().map(|f| (f.package.as_str(), f.status, f.reinstall_required)).collect();
     assert_eq!(
         found,
         [
@@ -126,7 +142,11 @@ fn unmerged_changes_are_applied_in_their_order() {
     let database = Database::read(root.path()).unwrap();
     let unpacked = get(&database, "unpacked").unwrap();
     assert_eq!((unpacked.status(), unpacked.version_text()), (PackageStatus::HalfConfigured, "2"));
-    assert!(get(&database, "fresh").is_some() && get(&database, "gone").is_none() && get(&database, "scratch").is_none());
+    assert!(
+        get(&database, "fresh").is_some()
+            && get(&database, "gone").is_none()
+            && get(&database, "scratch").is_none()
+    );
     assert_eq!((database.pending_updates(), database.len()), (4, made().len()));
     // A package of another architecture is replaced, unless the two can stand side by side.
     let cross = "Package: foreign\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2\n\n\

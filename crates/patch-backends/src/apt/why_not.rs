@@ -245,7 +245,11 @@ fn pinned(name: &PackageName, current: &str, policy: &Policy) -> Option<Cause> {
 fn kept_back(name: &PackageName, reason: &str, evidence: &Evidence<'_>) -> Cause {
     let mut message = format!("{name} is kept back: {reason}");
     let Some(alone) = evidence.alone else {
-        return cause(CauseKind::KeptBack, message, format!("see what it would take: `apt-get -s install {name}`"));
+        return cause(
+            CauseKind::KeptBack,
+            message,
+            format!("see what it would take: `apt-get -s install {name}`"),
+        );
     };
     let of = |verbs: &[Verb], new: bool| -> Vec<String> {
         alone
@@ -258,8 +262,12 @@ fn kept_back(name: &PackageName, reason: &str, evidence: &Evidence<'_>) -> Cause
     let removed = of(&[Verb::Remove, Verb::Purge], false);
     let added = of(&[Verb::Install], true);
     let next = if !alone.unmet.is_empty() || !alone.errors.is_empty() {
-        let problems: Vec<String> =
-            alone.unmet.iter().map(|u| format!("{}: {}", u.package, u.problem)).chain(alone.errors.clone()).collect();
+        let problems: Vec<String> = alone
+            .unmet
+            .iter()
+            .map(|u| format!("{}: {}", u.package, u.problem))
+            .chain(alone.errors.clone())
+            .collect();
         message = format!("{message}. apt says: {}", problems.join("; "));
         "wait until the archives are consistent again, or add the archive that has what is missing; then refresh the \
          indexes: POST /api/v1/patches/refresh"

@@ -108,7 +108,6 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<
         security_only: args.security_only,
         exclude: args.exclude,
         allow_removals: args.allow_removals,
-        on_failure: args.on_failure.map(Into::into),
         ..Default::default()
     };
     run(context, Change::Apply(request), args.change).await

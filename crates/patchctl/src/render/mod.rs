@@ -83,6 +83,7 @@ impl Rows {
 }
 
 /// A cell without a tone.
+#[expect(clippy::needless_pass_by_value, reason = "texts, versions and numbers alike, by value or reference")]
 pub(crate) fn plain(text: impl ToString) -> (String, Tone) {
     (text.to_string(), Tone::Plain)
 }

@@ -142,7 +142,7 @@ async fn what_is_no_event_file_is_refused() {
     };
     assert!(matches!(check("nonsense\n").await, FollowError::Malformed { after: 1, .. }));
     assert!(matches!(
-        check(&good.replace(":2", ":3").replace("2026", "2026").replace('}', "}\n")).await,
+        check(&format!("{}\n", good.replace(":2", ":3"))).await,
         FollowError::Gap { after: 1, found: 3, .. }
     ));
     assert!(matches!(check(&format!("{good}\n{good}\n")).await, FollowError::Gap { after: 2, found: 2, .. }));

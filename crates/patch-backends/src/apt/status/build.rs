@@ -58,7 +58,8 @@ impl Builder {
     /// A stanza of an update replaces the one of the same package; when it can exist only once, of whatever
     /// architecture.
     pub(super) fn replace(&mut self, stanza: deb822::Stanza<'_>) {
-        let (Some(name), architecture) = (stanza.get("Package"), stanza.get("Architecture").unwrap_or_default())
+        let (Some(name), architecture) =
+            (stanza.get("Package"), stanza.get("Architecture").unwrap_or_default())
         else {
             self.skipped += 1;
             return;
@@ -67,14 +68,31 @@ impl Builder {
         let store = std::mem::take(&mut self.store);
         let text = |e: &Entry, which: Text| {
             let span = e.texts[which as usize];
-            store.as_bytes().get(span.start as usize..span.start as usize + span.len as usize).unwrap_or_default()
+            store
+                .as_bytes()
+                .get(span.start as usize..span.start as usize + span.len as usize)
+                .unwrap_or_default()
         };
+        let mut replaced = None;
         self.entries.retain(|e| {
-            text(e, Text::Name) != name
-                || (text(e, Text::Architecture) != architecture && (same || e.multi_arch_same))
+            let stays = text(e, Text::Name) != name
+                || (text(e, Text::Architecture) != architecture && (same || e.multi_arch_same));
+            if !stays {
+                replaced = Some((e.texts[Text::Section as usize], e.texts[Text::Priority as usize]));
+            }
+            stays
         });
         self.store = store;
-        self.add(stanza);
+        let Some(mut entry) = self.entry(stanza) else { return };
+        if let Some((section, priority)) = replaced {
+            // What a stanza does not classify keeps its class, for dpkg.
+            for (which, old) in [(Text::Section, section), (Text::Priority, priority)] {
+                if entry.texts[which as usize].len == 0 {
+                    entry.texts[which as usize] = old;
+                }
+            }
+        }
+        self.entries.push(entry);
     }
 
     fn entry(&mut self, stanza: deb822::Stanza<'_>) -> Option<Entry> {
@@ -114,7 +132,8 @@ impl Builder {
             }
         }
         let name = entry.texts[Text::Name as usize];
-        let name = self.store.get(name.start as usize..name.start as usize + name.len as usize).unwrap_or_default();
+        let name =
+            self.store.get(name.start as usize..name.start as usize + name.len as usize).unwrap_or_default();
         if name.contains(':') || name.parse::<PackageName>().is_err() {
             self.skipped += 1;
             return None;
@@ -134,8 +153,14 @@ impl Builder {
         let Self { mut store, mut entries, known: _, skipped, .. } = self;
         store.shrink_to_fit();
         entries.shrink_to_fit();
-        let mut database =
-            Database { store, entries: Vec::new(), native: String::new(), stamp: None, skipped, pending_updates };
+        let mut database = Database {
+            store,
+            entries: Vec::new(),
+            native: String::new(),
+            stamp: None,
+            skipped,
+            pending_updates,
+        };
         entries.sort_by(|a, b| {
             let key = |e| (database.text(e, Text::Name), database.text(e, Text::Architecture));
             key(a).cmp(&key(b))

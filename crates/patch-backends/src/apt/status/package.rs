@@ -173,10 +173,16 @@ impl<'a> Installed<'a> {
             return Some("its installation was interrupted badly: install it again, or remove it");
         }
         match self.entry.status {
-            PackageStatus::HalfInstalled => Some("its installation was begun and not ended: install it again, or remove it"),
+            PackageStatus::HalfInstalled => {
+                Some("its installation was begun and not ended: install it again, or remove it")
+            }
             PackageStatus::Unpacked => Some("it is unpacked and not configured: run dpkg --configure -a"),
-            PackageStatus::HalfConfigured => Some("its configuration was begun and not ended: run dpkg --configure -a"),
-            PackageStatus::TriggersAwaited => Some("it waits for another package's trigger: run dpkg --configure -a"),
+            PackageStatus::HalfConfigured => {
+                Some("its configuration was begun and not ended: run dpkg --configure -a")
+            }
+            PackageStatus::TriggersAwaited => {
+                Some("it waits for another package's trigger: run dpkg --configure -a")
+            }
             PackageStatus::TriggersPending => Some("its trigger is due: run dpkg --triggers-only -a"),
             _ if self.architecture().is_empty() => Some("it has no architecture: install it again"),
             _ => None,
