@@ -186,7 +186,10 @@ impl Inventory {
     pub async fn patch_set(&self) -> Result<PatchSet, ErrorDetail> {
         let known = self.known_now().await?;
         serde_json::from_slice(&known.cached.body).map_err(|e| {
-            ErrorDetail::new(ErrorCode::ServiceUnhealthy, format!("the list of updates cannot be read again: {e}"))
+            ErrorDetail::new(
+                ErrorCode::ServiceUnhealthy,
+                format!("the list of updates cannot be read again: {e}"),
+            )
         })
     }
 

@@ -153,7 +153,11 @@ fn notify(state: &[NotifyState<'_>]) {
 }
 
 fn job_settings(settings: &Settings) -> JobSettings {
-    JobSettings { max_active: settings.max_concurrent_jobs, timeout: settings.job_timeout, ..JobSettings::default() }
+    JobSettings {
+        max_active: settings.max_concurrent_jobs,
+        timeout: settings.job_timeout,
+        ..JobSettings::default()
+    }
 }
 
 /// Reads the certificates and makes a TLS configuration of them.
@@ -206,7 +210,8 @@ fn reload_tls(settings: &Settings, door: &Door, app: &App, log: &AuditLog) {
             let paths = &settings.tls;
             let crl = patch_service::PemInput::read(&paths.crl);
             let ca = patch_service::PemInput::read(&paths.ca_cert);
-            let crl_is_bad = matches!((crl, ca), (Ok(crl), Ok(ca)) if patch_service::tls::verify_crl(&crl, &ca).is_err());
+            let crl_is_bad =
+                matches!((crl, ca), (Ok(crl), Ok(ca)) if patch_service::tls::verify_crl(&crl, &ca).is_err());
             app.note_certificates(Certificates { crl_refused: crl_is_bad, ..Certificates::of(&before) });
             let role = if crl_is_bad { CertificateRole::Crl } else { CertificateRole::Server };
             let refused = AuditKind::CertificateRefused { role, error: format!("{error:#}") };
@@ -233,7 +238,11 @@ fn changes(before: &LoadedTls, after: &LoadedTls) -> Vec<AuditKind> {
         }
     }
     if before.crls.len() != after.crls.len()
-        || before.crls.iter().zip(&after.crls).any(|(a, b)| a.number != b.number || a.this_update != b.this_update)
+        || before
+            .crls
+            .iter()
+            .zip(&after.crls)
+            .any(|(a, b)| a.number != b.number || a.this_update != b.this_update)
     {
         use sha2::Digest as _;
         let numbers: Vec<&str> = after.crls.iter().filter_map(|c| c.number.as_deref()).collect();

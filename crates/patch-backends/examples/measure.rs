@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         list.memory() / list.len()
     );
     println!("extended states      {:8.3} ms", best(50, || ExtendedStates::read(&root)));
-    let names: Vec<&str> = all.iter().take(100).map(|p| p.name()).collect();
+    let names: Vec<&str> = all.iter().take(100).map(patch_backends::apt::Installed::name).collect();
     let indexes = Indexes::read(&root, names.iter().copied())?;
     println!(
         "100 names in {} of {LISTS} ({} skipped) {:8.3} ms",

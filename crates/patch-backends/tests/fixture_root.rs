@@ -1,5 +1,7 @@
 //! Plans, patches, details and reasons, out of the files of a recorded root and of what apt printed in it.
 
+#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
+
 use std::path::{Path, PathBuf};
 
 use patch_backends::apt::{

@@ -1,6 +1,8 @@
 //! What this crate reads, compared with what dpkg's and apt's own programs say on the machine that runs the tests. Each
 //! test is silent on a machine that does not have the program.
 
+#![expect(clippy::unwrap_used, reason = "a test ends by panicking")]
+
 use std::{
     cmp::Ordering,
     fmt::Write as _,
@@ -64,7 +66,7 @@ impl Numbers {
 fn the_order_of_versions_is_dpkgs() {
     let mut numbers = Numbers(20_261_122);
     let mut pairs = Vec::new();
-    for _ in 0..3000 {
+    for _ in 0..2000 {
         let a = numbers.version();
         // Half of the pairs differ in one place only: near misses find more than strangers do.
         let b = if numbers.below(2) == 0 {
@@ -108,7 +110,7 @@ fn the_order_of_versions_is_dpkgs() {
             assert_eq!(ours, answer, "{a} {b}");
         }
     }
-    assert!(compared > 2500, "{compared}");
+    assert!(compared > 1500, "{compared}");
 }
 
 const FORMAT: &str = "${Package}\t${Architecture}\t${Version}\t${db:Status-Want}\t${db:Status-Eflag}\t${db:Status-Status}\t\

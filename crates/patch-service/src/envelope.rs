@@ -97,10 +97,10 @@ async fn foreign(parts: &http::response::Parts, body: Body) -> ErrorDetail {
     let said = axum::body::to_bytes(body, FOREIGN_MESSAGE).await.unwrap_or_default();
     let said = String::from_utf8_lossy(&said).trim().to_owned();
     let reason = parts.status.canonical_reason().unwrap_or("the request was refused");
-    let allow = parts.headers.get(header::ALLOW).and_then(|v| v.to_str().ok());
-    let message = match allow {
-        Some(allow) if parts.status == StatusCode::METHOD_NOT_ALLOWED => {
-            format!("this path does not take that method; it takes: {allow}")
+    let message = match parts.status {
+        // The router adds the header itself, after this; its content is not known here.
+        StatusCode::METHOD_NOT_ALLOWED if said.is_empty() => {
+            "this path does not take that method; the header `Allow` lists those that it takes".to_owned()
         }
         _ if said.is_empty() => reason.to_owned(),
         _ => said,

@@ -171,3 +171,66 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gate<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// A server hello in two records, then something encrypted.
+    const FLIGHT: &[u8] = &[22, 3, 3, 0, 2, 1, 2, 20, 3, 3, 0, 1, 1, 23, 3, 3, 0, 3, 7, 8, 9];
+
+    async fn peer_sees(peer: &mut tokio::io::DuplexStream) -> Vec<u8> {
+        let mut seen = Vec::new();
+        peer.read_to_end(&mut seen).await.unwrap();
+        seen
+    }
+
+    #[tokio::test]
+    async fn what_is_not_flushed_is_never_said() {
+        let (mut peer, io) = tokio::io::duplex(1024);
+        let mut gate = Gate::new(io);
+        gate.write_all(b"alert").await.unwrap();
+        drop(gate);
+        assert!(peer_sees(&mut peer).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn after_the_flight_and_an_answer_nothing_more_is_said_until_it_opens() {
+        let (mut peer, io) = tokio::io::duplex(1024);
+        let mut gate = Gate::new(io);
+        assert!(!gate.has_greeted());
+        // In pieces, so that a record's header is split.
+        for piece in FLIGHT.chunks(4) {
+            gate.write_all(piece).await.unwrap();
+            gate.flush().await.unwrap();
+        }
+        assert!(gate.has_greeted());
+        peer.write_all(b"answer").await.unwrap();
+        let mut answer = [0; 6];
+        gate.read_exact(&mut answer).await.unwrap();
+        gate.write_all(b"alert").await.unwrap();
+        gate.flush().await.unwrap();
+        gate.open();
+        gate.write_all(b"welcome").await.unwrap();
+        gate.flush().await.unwrap();
+        drop(gate);
+        assert_eq!(peer_sees(&mut peer).await, [FLIGHT, b"welcome"].concat());
+    }
+
+    #[tokio::test]
+    async fn a_plain_answer_may_be_followed_by_more() {
+        // A request to retry is not encrypted; the flight comes after the peer's second hello.
+        let (mut peer, io) = tokio::io::duplex(1024);
+        let mut gate = Gate::new(io);
+        gate.write_all(&FLIGHT[..13]).await.unwrap();
+        gate.flush().await.unwrap();
+        peer.write_all(b"x").await.unwrap();
+        gate.read_u8().await.unwrap();
+        gate.write_all(&FLIGHT[13..]).await.unwrap();
+        gate.flush().await.unwrap();
+        drop(gate);
+        assert_eq!(peer_sees(&mut peer).await, FLIGHT);
+    }
+}

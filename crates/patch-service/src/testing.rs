@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ClientConfig, RootCertStore, version::TLS13};
+use rustls::{ClientConfig, RootCertStore, crypto::SupportedKxGroup, version::TLS13};
 use rustls_pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::{net::TcpStream, sync::watch};
@@ -100,7 +100,20 @@ impl Pki {
 
     /// A client of `name`, from this or another directory, that trusts this CA.
     pub(crate) fn client(&self, from: &Path, name: Option<&str>) -> ClientConfig {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        self.client_with_groups(from, name, rustls::crypto::aws_lc_rs::default_provider().kx_groups)
+    }
+
+    /// The same with other key exchange groups; a share is sent of the first.
+    pub(crate) fn client_with_groups(
+        &self,
+        from: &Path,
+        name: Option<&str>,
+        kx_groups: Vec<&'static dyn SupportedKxGroup>,
+    ) -> ClientConfig {
+        let provider = Arc::new(rustls::crypto::CryptoProvider {
+            kx_groups,
+            ..rustls::crypto::aws_lc_rs::default_provider()
+        });
         let mut roots = RootCertStore::empty();
         for der in PemInput::read(&self.path().join("ca.pem")).unwrap().certificates().unwrap() {
             roots.add(der).unwrap();

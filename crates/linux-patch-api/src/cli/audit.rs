@@ -51,14 +51,17 @@ pub(super) fn execute(root: &Path, command: &Command) -> anyhow::Result<u8> {
 fn files(log: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let directory = log.parent().unwrap_or(Path::new("/"));
     let prefix = format!("{}.", log.file_name().unwrap_or_default().to_string_lossy());
-    let entries = std::fs::read_dir(directory)
-        .with_context(|| format!("cannot read {}; run this as root or as linux-patch-api", directory.display()))?;
+    let entries = std::fs::read_dir(directory).with_context(|| {
+        format!("cannot read {}; run this as root or as linux-patch-api", directory.display())
+    })?;
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .filter(|e| {
             let name = e.file_name();
             // What was set aside is damaged, and the trail begun after it says so.
-            name.to_string_lossy().strip_prefix(&prefix).is_some_and(|day| day.starts_with(|c: char| c.is_ascii_digit()))
+            name.to_string_lossy()
+                .strip_prefix(&prefix)
+                .is_some_and(|day| day.starts_with(|c: char| c.is_ascii_digit()))
         })
         .map(|e| e.path())
         .collect();
@@ -109,12 +112,8 @@ fn verify_all(files: &[PathBuf], json: bool) -> anyhow::Result<u8> {
 }
 
 fn show_last(files: &[PathBuf], show: &Show) -> anyhow::Result<u8> {
-    let filter = Filter {
-        kind: show.kind.clone(),
-        job: show.job,
-        identity: show.identity.clone(),
-        priority: None,
-    };
+    let filter =
+        Filter { kind: show.kind.clone(), job: show.job, identity: show.identity.clone(), priority: None };
     let mut groups = Vec::new();
     let mut missing = show.last;
     for path in files.iter().rev() {
@@ -122,9 +121,8 @@ fn show_last(files: &[PathBuf], show: &Show) -> anyhow::Result<u8> {
             break;
         }
         let mut reader = Reader::new(open(path)?);
-        let records = reader
-            .tail(missing, &filter)
-            .with_context(|| format!("cannot read {}", path.display()))?;
+        let records =
+            reader.tail(missing, &filter).with_context(|| format!("cannot read {}", path.display()))?;
         missing -= records.len();
         groups.push(records);
     }
@@ -134,7 +132,13 @@ fn show_last(files: &[PathBuf], show: &Show) -> anyhow::Result<u8> {
             text.push_str(&record.line);
         } else {
             let event = &record.event;
-            text.push_str(&format!("{:>6}  {:.0}  {:<6}  {}", record.seq, event.at, event.priority.as_str(), event.message));
+            text.push_str(&format!(
+                "{:>6}  {:.0}  {:<6}  {}",
+                record.seq,
+                event.at,
+                event.priority.as_str(),
+                event.message
+            ));
         }
         text.push('\n');
     }

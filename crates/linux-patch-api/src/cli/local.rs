@@ -124,8 +124,11 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
     }
     let unknown = || "unknown".to_owned();
     let time = |at: Option<jiff::Timestamp>| at.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"));
-    let reboot =
-        if info.pending_reboot { format!("due: {}", info.reboot_reasons.join("; ")) } else { "not due".to_owned() };
+    let reboot = if info.pending_reboot {
+        format!("due: {}", info.reboot_reasons.join("; "))
+    } else {
+        "not due".to_owned()
+    };
     let rows = [
         ["host", &info.hostname].map(str::to_owned),
         ["system".to_owned(), format!("{} {} ({})", info.os, info.os_version, info.architecture)],
@@ -138,7 +141,10 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
         ["reboot".to_owned(), reboot],
         [
             "jobs".to_owned(),
-            jobs.map_or_else(|e| e.to_string(), |jobs| format!("{}, {} active", jobs.len(), active.unwrap_or(0))),
+            jobs.map_or_else(
+                |e| e.to_string(),
+                |jobs| format!("{}, {} active", jobs.len(), active.unwrap_or(0)),
+            ),
         ],
     ];
     print(&table(&rows))?;

@@ -83,7 +83,6 @@ impl From<Fragment> for Inputs {
 /// `server:`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Server {
     pub port: u16,
     pub bind_address: String,
@@ -99,7 +98,6 @@ impl Default for Server {
 /// `tls:`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Tls {
     pub enabled: bool,
     pub min_version: String,
@@ -125,7 +123,6 @@ impl Default for Tls {
 /// `logging:`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Logging {
     pub level: String,
     pub retention_days: u32,
@@ -141,7 +138,6 @@ impl Default for Logging {
 /// `security:`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Security {
     pub job_timeout_minutes: u64,
     pub max_concurrent_jobs: usize,
@@ -176,7 +172,6 @@ pub enum RollbackRequire {
 /// `rollback:`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Rollback {
     pub auto: bool,
     pub require: RollbackRequire,
@@ -192,7 +187,6 @@ impl Default for Rollback {
 /// One of `health_checks:`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub enum HealthCheck {
     Command { command: Vec<String>, timeout_seconds: Option<u32> },
     Http { url: String, expect_status: Option<u16>, timeout_seconds: Option<u32> },
@@ -214,7 +208,6 @@ pub enum PolicyMode {
 /// `policy:`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Policy {
     pub mode: PolicyMode,
 }
@@ -222,7 +215,6 @@ pub struct Policy {
 /// A recurring span of time.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Window {
     pub rule: String,
     #[serde(default = "utc")]
@@ -242,7 +234,6 @@ fn an_hour() -> u32 {
 /// `reboot:`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Reboot {
     pub window: Option<Window>,
     pub drain_command: Option<Vec<String>>,
@@ -251,7 +242,6 @@ pub struct Reboot {
 /// When a report is sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum ReportMode {
     Always,
     #[default]
@@ -262,7 +252,6 @@ pub enum ReportMode {
 /// `notifications.mail:`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Mail {
     pub host: String,
     pub port: Option<u16>,
@@ -277,7 +266,6 @@ pub struct Mail {
 /// `notifications:`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub struct Notifications {
     pub mail: Option<Mail>,
     pub webhooks: Vec<String>,

@@ -259,7 +259,8 @@ impl Checker {
     }
 
     fn syslog(&mut self, target: &str) {
-        let rest = ["udp://", "tcp://", "tls://"].iter().find_map(|s| target.strip_prefix(s)).unwrap_or(target);
+        let rest =
+            ["udp://", "tcp://", "tls://"].iter().find_map(|s| target.strip_prefix(s)).unwrap_or(target);
         if !is_host_and_port(rest) {
             self.refuse(
                 "logging.remote_syslog",
@@ -278,7 +279,9 @@ impl Checker {
             let Some(role) = Role::parse(&role) else {
                 self.refuse(
                     "security.roles",
-                    format!("{identity} has the role {role:?}, which is not one of viewer, operator and admin"),
+                    format!(
+                        "{identity} has the role {role:?}, which is not one of viewer, operator and admin"
+                    ),
                 );
                 continue;
             };
@@ -310,7 +313,10 @@ impl Checker {
                 }
                 HealthCheck::Systemd { unit, timeout_seconds } => {
                     if !crate::http::system::is_unit_name(unit) {
-                        self.refuse(&*key, format!("{unit:?} is not the name of a unit, such as ssh.service"));
+                        self.refuse(
+                            &*key,
+                            format!("{unit:?} is not the name of a unit, such as ssh.service"),
+                        );
                     }
                     timeout_seconds
                 }
@@ -340,7 +346,10 @@ impl Checker {
             if !window.rule.split(';').any(|part| part.starts_with("FREQ=")) {
                 self.refuse(
                     "reboot.window.rule",
-                    format!("{:?} is not an RFC 5545 rule: it has no FREQ, such as FREQ=WEEKLY;BYDAY=SU;BYHOUR=4", window.rule),
+                    format!(
+                        "{:?} is not an RFC 5545 rule: it has no FREQ, such as FREQ=WEEKLY;BYDAY=SU;BYHOUR=4",
+                        window.rule
+                    ),
                 );
             }
             if window.timezone != "UTC" && jiff::tz::TimeZone::get(&window.timezone).is_err() {

@@ -124,7 +124,6 @@ pub struct Follow {
     ended: bool,
     /// Whether the executor was once found dead: then a torn line in the middle is no surprise.
     was_abandoned: bool,
-    check_life: bool,
     next_check: Instant,
     pause: Duration,
     /// How often the lock was free while the file was still empty.
@@ -168,7 +167,6 @@ impl Follow {
             after,
             ended: false,
             was_abandoned: false,
-            check_life: true,
             // At once: who picks up an old file wants to know now whether anybody is alive.
             next_check: Instant::now(),
             pause: AFTER_CLOSE,
@@ -176,10 +174,9 @@ impl Follow {
         })
     }
 
-    /// Whether to look for the executor's life at all. Not while another one repairs what it left.
-    pub fn check_life(&mut self, check: bool) {
-        self.check_life = check;
-        self.next_check = Instant::now();
+    /// Looks for life no sooner than after so long: somebody is about to take the dead executor's place.
+    pub fn grant(&mut self, grace: Duration) {
+        self.next_check = Instant::now() + grace;
     }
 
     /// Waits for what comes next. Safe to drop and to call again.
@@ -195,15 +192,14 @@ impl Follow {
             if self.ended {
                 return Ok(Step::End(FollowEnd::Ended));
             }
-            if self.check_life && Instant::now() >= self.next_check {
+            if Instant::now() >= self.next_check {
                 match self.look_for_life()? {
                     Some(step) => return Ok(step),
                     None => continue,
                 }
             }
-            let wake = if self.check_life { self.next_check } else { Instant::now() + HEARTBEAT };
             tokio::select! {
-                () = sleep_until(wake) => {}
+                () = sleep_until(self.next_check) => {}
                 closed = changed(&mut self.watch) => if closed {
                     self.next_check = Instant::now() + AFTER_CLOSE;
                     self.pause = AFTER_CLOSE;

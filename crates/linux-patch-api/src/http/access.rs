@@ -19,7 +19,12 @@ use crate::config::Role;
 const UPLOAD: &str = "/api/v1/system/crl";
 
 /// Finds the identity's role, and takes the request out of its bucket.
-pub(super) async fn admit(State(app): State<App>, caller: Caller, mut request: Request, next: Next) -> Response {
+pub(super) async fn admit(
+    State(app): State<App>,
+    caller: Caller,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let settings = app.settings();
     let role = settings.role_of(caller.identity(), caller.fingerprint());
     let Some(role) = role.filter(|_| caller.is_known()) else {
@@ -48,7 +53,10 @@ fn too_many(caller: &Caller, per_minute: u32, wait: std::time::Duration) -> Resp
     let mut response = Refusal::from(
         ErrorDetail::new(
             ErrorCode::RateLimitExceeded,
-            format!("{} sent more than {per_minute} requests a minute; try again in {seconds} s", caller.identity()),
+            format!(
+                "{} sent more than {per_minute} requests a minute; try again in {seconds} s",
+                caller.identity()
+            ),
         )
         .with("limit_per_minute", per_minute)
         .with("retry_after_seconds", seconds),

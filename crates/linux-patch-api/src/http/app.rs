@@ -13,9 +13,7 @@ use patch_service::LoadedTls;
 use patch_types::{JobId, api::CrlStatus};
 
 use super::{metrics::Metrics, rate::RateLimit};
-use crate::{
-    config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory, jobs::Jobs,
-};
+use crate::{config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory, jobs::Jobs};
 
 /// How long the end of a job is waited for in order to look for updates again.
 const NOTICE: Duration = Duration::from_secs(24 * 3600);

@@ -5,11 +5,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use patch_service::{Refusal, Reply};
-use patch_types::{
-    ErrorCode, ErrorDetail, Operation, Plan,
-    api::Job,
-    plan::PlanHash,
-};
+use patch_types::{ErrorCode, ErrorDetail, Operation, Plan, api::Job, plan::PlanHash};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};

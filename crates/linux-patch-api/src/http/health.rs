@@ -52,10 +52,7 @@ fn part(name: &str, weight: Weight, result: Result<String, String>) -> Part {
         (status = 503, description = "It cannot; `error.details` holds the same fields (SERVICE_UNHEALTHY)"),
     )
 )]
-pub(super) async fn get(
-    State(app): State<App>,
-    _: StrictQuery<Nothing>,
-) -> Result<Response, Refusal> {
+pub(super) async fn get(State(app): State<App>, _: StrictQuery<Nothing>) -> Result<Response, Refusal> {
     let health = examine(&app).await;
     if health.status == HealthStatus::Unhealthy {
         return Err(reply::unhealthy(&health));
@@ -78,7 +75,11 @@ async fn examine(app: &App) -> Health {
         part("jobs", Weight::Attention, jobs(app)),
         part("state", Weight::Vital, directory(&app.root().join(crate::config::STATE_DIR))),
         part("log", Weight::Vital, space(&app.root().join(crate::config::LOG_DIR))),
-        part("certificate", Weight::Vital, expiry("the server's certificate", certificates.server_expires, now)),
+        part(
+            "certificate",
+            Weight::Vital,
+            expiry("the server's certificate", certificates.server_expires, now),
+        ),
         part("ca", Weight::Vital, expiry("the CA's certificate", certificates.ca_expires, now)),
         part("crl", Weight::Attention, crl(&certificates, now)),
     ];
@@ -141,12 +142,17 @@ fn directory(path: &Path) -> Result<String, String> {
 }
 
 fn space(path: &Path) -> Result<String, String> {
-    let stat = rustix::fs::statvfs(path).map_err(|e| format!("{} cannot be examined: {e}", path.display()))?;
+    let stat =
+        rustix::fs::statvfs(path).map_err(|e| format!("{} cannot be examined: {e}", path.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     let total = stat.f_blocks.saturating_mul(stat.f_frsize).max(1);
     let percent = free.saturating_mul(100) / total;
     let said = format!("{} has {} MiB ({percent} %) free", path.display(), free >> 20);
-    if free < LEAST_FREE_BYTES || percent < LEAST_FREE_PERCENT { Err(format!("{said}; make room")) } else { Ok(said) }
+    if free < LEAST_FREE_BYTES || percent < LEAST_FREE_PERCENT {
+        Err(format!("{said}; make room"))
+    } else {
+        Ok(said)
+    }
 }
 
 fn expiry(what: &str, at: Option<Timestamp>, now: Timestamp) -> Result<String, String> {
@@ -163,7 +169,10 @@ fn expiry(what: &str, at: Option<Timestamp>, now: Timestamp) -> Result<String, S
 fn crl(certificates: &Certificates, now: Timestamp) -> Result<String, String> {
     match certificates.crl_status(now) {
         CrlStatus::Valid => Ok("the revocation list is in force".to_owned()),
-        CrlStatus::Missing => Err("there is no revocation list: a stolen client certificate cannot be shut out; put one at tls.crl".to_owned()),
+        CrlStatus::Missing => Err(
+            "there is no revocation list: a stolen client certificate cannot be shut out; put one at tls.crl"
+                .to_owned(),
+        ),
         CrlStatus::Expired => Err("the revocation list has expired; replace it and send SIGHUP".to_owned()),
         CrlStatus::Invalid => Err("the revocation list cannot be used; the log says why".to_owned()),
     }

@@ -10,13 +10,7 @@ use patch_types::{
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{
-    app::App,
-    caller::Caller,
-    changes,
-    path::StrictPath,
-    reply,
-};
+use super::{app::App, caller::Caller, changes, path::StrictPath, reply};
 use crate::{inventory::filter, jobs::JobFilter};
 
 /// The query of `GET /jobs`.

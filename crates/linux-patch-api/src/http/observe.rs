@@ -27,7 +27,12 @@ const BODY_LIMIT: u64 = 1 << 20;
 /// The largest header block, as a refusal is recorded.
 const HEADER_LIMIT: u64 = 8 << 10;
 
-pub(super) async fn request(State(app): State<App>, caller: Caller, request: Request, next: Next) -> Response {
+pub(super) async fn request(
+    State(app): State<App>,
+    caller: Caller,
+    request: Request,
+    next: Next,
+) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(MAX_PATH).collect();
@@ -70,7 +75,9 @@ fn record(app: &App, caller: &Caller, method: &Method, path: &str, status: Statu
                 .to_owned(),
         }),
         StatusCode::PAYLOAD_TOO_LARGE => Some(AuditKind::PayloadRefused { limit: BODY_LIMIT }),
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Some(AuditKind::PayloadRefused { limit: HEADER_LIMIT }),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            Some(AuditKind::PayloadRefused { limit: HEADER_LIMIT })
+        }
         StatusCode::TOO_MANY_REQUESTS => Some(AuditKind::RateLimited { count: 1 }),
         _ => None,
     };

@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use patch_service::{Refusal, StrictQuery};
-use patch_types::ErrorDetail;
+use patch_types::{ErrorCode, ErrorDetail};
 use serde_json::{Map, Value, json};
 use utoipa::{
     OpenApi,
@@ -17,14 +17,12 @@ use utoipa::{
     },
 };
 
-use super::{
-    reply::Nothing,
-    router,
-};
+use super::{reply::Nothing, router};
 use crate::config::Role;
 
 /// The checked-in document: what is served is what was reviewed, and it costs no memory until somebody asks.
-const CHECKED_IN: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/linux-patch-api.json"));
+const CHECKED_IN: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/linux-patch-api.json"));
 
 /// The extension that names an operation's role.
 const ROLE: &str = "x-required-role";
@@ -34,7 +32,10 @@ const ALWAYS: [(&str, &str); 7] = [
     ("400", "The request cannot be read (INVALID_REQUEST)"),
     ("403", "The identity's role does not suffice (AUTHZ_FORBIDDEN)"),
     ("422", "The request can be read but is not acceptable (INVALID_REQUEST)"),
-    ("429", "Too many requests from this identity (RATE_LIMIT_EXCEEDED); `Retry-After` says when to come back"),
+    (
+        "429",
+        "Too many requests from this identity (RATE_LIMIT_EXCEEDED); `Retry-After` says when to come back",
+    ),
     ("431", "The header block is too large (INVALID_REQUEST)"),
     ("500", "The agent failed (the code says how)"),
     ("503", "The agent, or a part of it that is needed here, is not available (SERVICE_UNHEALTHY)"),
@@ -107,6 +108,9 @@ pub fn document() -> Result<Value, serde_json::Error> {
         }
     });
     document["components"]["schemas"]["Failure"] = failure();
+    // The codes' texts come out of a macro, where the derive does not see them.
+    let codes: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.as_str()).collect();
+    document["components"]["schemas"]["ErrorCode"]["enum"] = json!(codes);
     if let Some(paths) = document["paths"].as_object_mut() {
         for operations in paths.values_mut().filter_map(Value::as_object_mut) {
             for operation in operations.values_mut().filter(|o| o.is_object()) {

@@ -1,10 +1,6 @@
 //! `/packages`: what is installed, and changing it.
 
-use axum::{
-    extract::State,
-    http::HeaderMap,
-    response::Response,
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Query,
@@ -205,8 +201,7 @@ pub(super) async fn remove(
         }
     };
     let request = changes::as_asked(&options);
-    let operation =
-        Operation::Remove(Remove { name, purge: options.purge, autoremove: options.autoremove });
+    let operation = Operation::Remove(Remove { name, purge: options.purge, autoremove: options.autoremove });
     let change = Change { operation, dry_run: options.dry_run, if_plan: options.if_plan, request };
     changes::carry_out(&app, &caller, &headers, change).await
 }

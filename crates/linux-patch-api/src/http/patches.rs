@@ -2,11 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use axum::{
-    extract::State,
-    http::HeaderMap,
-    response::Response,
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Operation, PackageName, Query,
@@ -145,11 +141,13 @@ pub(super) async fn apply(
 }
 
 fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
-    let refuse = |message: String| {
-        Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "patches"))
-    };
+    let refuse =
+        |message: String| Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "patches"));
     if body.patches.len() > MAX_PACKAGES {
-        return refuse(format!("{} patches were named; at most {MAX_PACKAGES} are allowed", body.patches.len()));
+        return refuse(format!(
+            "{} patches were named; at most {MAX_PACKAGES} are allowed",
+            body.patches.len()
+        ));
     }
     for id in &body.patches {
         let printable = id.bytes().all(|b| b.is_ascii_graphic());
@@ -189,7 +187,9 @@ fn named(ids: &[String], known: &PatchSet) -> Result<BTreeSet<PackageName>, Erro
         if !found {
             return Err(ErrorDetail::new(
                 ErrorCode::PatchNotFound,
-                format!("{id} is neither an available update nor an advisory of one; GET /patches lists them"),
+                format!(
+                    "{id} is neither an available update nor an advisory of one; GET /patches lists them"
+                ),
             )
             .with("patch", id.as_str()));
         }

@@ -28,9 +28,8 @@ impl RateLimit {
     pub(super) fn take(&self, identity: &str, per_minute: u32, now: Instant) -> Result<(), Duration> {
         let (capacity, rate) = (f64::from(per_minute), f64::from(per_minute) / 60.0);
         let mut buckets = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let level = |b: &Bucket| {
-            (b.tokens + now.saturating_duration_since(b.at).as_secs_f64() * rate).min(capacity)
-        };
+        let level =
+            |b: &Bucket| (b.tokens + now.saturating_duration_since(b.at).as_secs_f64() * rate).min(capacity);
         if let Some(bucket) = buckets.get_mut(identity) {
             let tokens = level(bucket);
             if tokens < 1.0 {

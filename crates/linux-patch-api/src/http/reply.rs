@@ -46,14 +46,17 @@ pub(super) fn later(what: &str, instead: &str) -> Refusal {
 pub(super) fn wrong_answer(question: &str) -> Refusal {
     Refusal::new(
         ErrorCode::ServiceUnhealthy,
-        format!("the root side answered another question than {question}; daemon and executor may be of different versions: restart both"),
+        format!(
+            "the root side answered another question than {question}; daemon and executor may be of different versions: restart both"
+        ),
     )
 }
 
 /// 500 for a fault of this program.
 pub(super) fn internal(what: &str, error: impl std::fmt::Display) -> Refusal {
     tracing::error!(%error, "{what}");
-    Refusal::new(ErrorCode::ServiceUnhealthy, format!("{what}: {error}")).status(StatusCode::INTERNAL_SERVER_ERROR)
+    Refusal::new(ErrorCode::ServiceUnhealthy, format!("{what}: {error}"))
+        .status(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// 503 with the whole state, so that whoever asks sees what is wrong.

@@ -1,7 +1,11 @@
 //! The table of contents: every path, its handler, the role that it takes.
 
-use axum::{Router, middleware};
-use patch_service::{envelope, strict};
+use axum::{
+    Router,
+    http::{Method, StatusCode, Uri},
+    middleware,
+};
+use patch_service::{Refusal, envelope, strict};
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
     routes,
@@ -63,12 +67,19 @@ fn requires(role: Role, (schemas, mut paths, methods): Routes) -> Routes {
     (schemas, paths, methods).map(|methods| methods.route_layer(middleware::from_fn(access::check(role))))
 }
 
+/// 405; the router adds the header `Allow`.
+async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
+    let message = format!("{} does not take {method}; the header Allow lists what it takes", uri.path());
+    Refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
 /// The service behind the door. Outermost first: the request's id, the record of it, the strict checks, the rate limit,
 /// the role, the handler.
 pub fn service(app: App) -> Router {
     let (routes, _) = table().split_for_parts();
     routes
         .fallback(strict::not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .with_state(app.clone())
         .layer(middleware::from_fn_with_state(app.clone(), access::admit))
         .layer(middleware::from_fn(strict::strict))

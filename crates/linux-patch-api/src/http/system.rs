@@ -1,10 +1,6 @@
 //! `/system`: the host, its units, its reboots, its revocation list.
 
-use axum::{
-    extract::State,
-    http::StatusCode,
-    response::Response,
-};
+use axum::{extract::State, http::StatusCode, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Query,
@@ -14,12 +10,7 @@ use patch_types::{
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use super::{
-    app::App,
-    changes,
-    path::StrictPath,
-    reply,
-};
+use super::{app::App, changes, path::StrictPath, reply};
 use crate::inventory::{host, unreadable};
 
 /// The longest name of a unit, as systemd has it.
@@ -27,7 +18,17 @@ const MAX_UNIT: usize = 255;
 
 /// The kinds of units.
 const UNIT_KINDS: [&str; 11] = [
-    "service", "socket", "target", "timer", "mount", "automount", "swap", "path", "slice", "scope", "device",
+    "service",
+    "socket",
+    "target",
+    "timer",
+    "mount",
+    "automount",
+    "swap",
+    "path",
+    "slice",
+    "scope",
+    "device",
 ];
 
 /// Whether a text is the name of a unit (`systemd.unit(5)`): a prefix of letters, digits, `:-_.\` with at most one
@@ -175,14 +176,17 @@ pub(super) async fn reboot_state(
     request_body(content = Option<RebootRequest>, description = "When and why"),
     responses((status = 202, description = "Accepted as a job", body = Job))
 )]
-pub(super) async fn reboot(
-    body: Option<StrictJson<RebootRequest>>,
-) -> Result<Response, Refusal> {
+pub(super) async fn reboot(body: Option<StrictJson<RebootRequest>>) -> Result<Response, Refusal> {
     let body = body.map(|StrictJson(b)| b).unwrap_or_default();
     if body.reason.is_some_and(|r| r.chars().count() > 1000) {
-        return Err(ErrorDetail::new(ErrorCode::InvalidRequest, "reason has more than 1000 characters").into());
+        return Err(
+            ErrorDetail::new(ErrorCode::InvalidRequest, "reason has more than 1000 characters").into()
+        );
     }
-    Err(reply::later("scheduling a reboot", "reboot the host by hand; GET /system/reboot says whether it is due"))
+    Err(reply::later(
+        "scheduling a reboot",
+        "reboot the host by hand; GET /system/reboot says whether it is due",
+    ))
 }
 
 /// A revocation list to be put in force.
@@ -204,7 +208,10 @@ pub(super) struct CrlRequest {
     responses((status = 200, description = "In force"))
 )]
 pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, Refusal> {
-    Err(reply::later("replacing the revocation list", "put the file in its place on the host and send SIGHUP"))
+    Err(reply::later(
+        "replacing the revocation list",
+        "put the file in its place on the host and send SIGHUP",
+    ))
 }
 
 /// How well this host keeps the promises about patching. Not available in this version.
@@ -228,8 +235,21 @@ mod tests {
         for good in ["ssh.service", "getty@tty1.service", "dev-disk-by\\x2did.device", "a.b.timer"] {
             assert!(is_unit_name(good), "{good}");
         }
-        for bad in ["", "ssh", "-ssh.service", "../ssh.service", "a..b.service", "ssh.service;x", "a b.service",
-            "ssh.exe", ".service", "a@b@c.service", "ä.service", "a/b.service", "a\0.service"] {
+        for bad in [
+            "",
+            "ssh",
+            "-ssh.service",
+            "../ssh.service",
+            "a..b.service",
+            "ssh.service;x",
+            "a b.service",
+            "ssh.exe",
+            ".service",
+            "a@b@c.service",
+            "ä.service",
+            "a/b.service",
+            "a\0.service",
+        ] {
             assert!(!is_unit_name(bad), "{bad:?}");
         }
         assert!(is_unit_name(&format!("{}.service", "a".repeat(247))));

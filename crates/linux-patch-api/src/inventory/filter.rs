@@ -103,7 +103,9 @@ impl PackageFilter {
             if name.starts_with('-') || name.contains("..") || !name.bytes().all(known) {
                 return Err((
                     "name",
-                    format!("{name:?} is neither a package name nor a pattern of one; write lower-case letters, digits, + - . : and * for any characters"),
+                    format!(
+                        "{name:?} is neither a package name nor a pattern of one; write lower-case letters, digits, + - . : and * for any characters"
+                    ),
                 ));
             }
         }

@@ -41,7 +41,9 @@ pub(super) fn packages(root: &Path, candidates: &[Candidate]) -> Result<Vec<Pack
     let packages = inventory.database.iter().filter_map(|installed| {
         let version = installed.version()?;
         let candidate = candidates
-            .binary_search_by(|c| (&*c.name, &*c.architecture).cmp(&(installed.name(), installed.architecture())))
+            .binary_search_by(|c| {
+                (&*c.name, &*c.architecture).cmp(&(installed.name(), installed.architecture()))
+            })
             .ok()
             .map(|at| &candidates[at])
             .filter(|c| {

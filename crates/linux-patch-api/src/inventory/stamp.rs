@@ -10,12 +10,12 @@ use std::{
 /// What a set of files looked like. Two equal stamps mean that none was written, replaced, added or removed between.
 /// (The time is the kernel's of the last change of the inode, which no program can set back.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp(u64);
+pub(super) struct Stamp(u64);
 
 impl Stamp {
     /// The stamp of the installed packages: dpkg's status and apt's marks.
     #[must_use]
-    pub fn of_packages(root: &Path) -> Self {
+    pub(super) fn of_packages(root: &Path) -> Self {
         let mut hasher = DefaultHasher::new();
         for file in ["var/lib/dpkg/status", "var/lib/apt/extended_states"] {
             file_into(&root.join(file), &mut hasher);
@@ -25,7 +25,7 @@ impl Stamp {
 
     /// The stamp of all that the solver's choice of candidates depends on.
     #[must_use]
-    pub fn of_candidates(root: &Path) -> Self {
+    pub(super) fn of_candidates(root: &Path) -> Self {
         let mut hasher = DefaultHasher::new();
         Self::of_packages(root).0.hash(&mut hasher);
         file_into(&root.join("var/lib/apt/lists"), &mut hasher);
@@ -45,7 +45,16 @@ fn file_into(path: &Path, hasher: &mut DefaultHasher) {
 }
 
 fn metadata_into(meta: &Metadata, hasher: &mut DefaultHasher) {
-    (true, meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec(), meta.mtime(), meta.mtime_nsec())
+    (
+        true,
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+    )
         .hash(hasher);
 }
 

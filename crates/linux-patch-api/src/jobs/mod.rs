@@ -72,6 +72,8 @@ pub struct JobSettings {
     pub retry: Duration,
     /// How often the root side may fail to settle a job before that is its end.
     pub settle_attempts: u32,
+    /// How long the root side has to begin settling after it has said that it will.
+    pub settle_grace: Duration,
 }
 
 impl Default for JobSettings {
@@ -86,6 +88,7 @@ impl Default for JobSettings {
             patience: Duration::from_secs(60),
             retry: Duration::from_millis(250),
             settle_attempts: 3,
+            settle_grace: Duration::from_secs(1),
         }
     }
 }

@@ -174,7 +174,7 @@ impl Jobs {
                     tracing::error!(job = %id, "the job cannot be followed for now: {}", chain(&failed));
                     sleep(settling.next_pause()).await;
                 }
-                FollowError::Missing(_) => match self.settle(id, None, &mut settling).await {
+                FollowError::Missing(_) => match self.settle(id, &mut settling).await {
                     Some(end) => return end,
                     None => sleep(settling.next_pause()).await,
                 },
@@ -217,9 +217,11 @@ impl Jobs {
                     if !std::mem::take(&mut first_death) {
                         sleep(settling.next_pause()).await;
                     }
-                    if let Some(end) = self.settle(id, Some(follow), settling).await {
+                    if let Some(end) = self.settle(id, settling).await {
                         return Ok(end);
                     }
+                    // Who settles it replies first and locks the file then: until that it looks dead.
+                    follow.grant(self.table().settings.settle_grace);
                 }
             }
         }
@@ -267,108 +269,38 @@ impl Jobs {
         });
     }
 
-    /// Has the root side repair what a dead executor left, and follows that. `None`: look at the event file again.
-    async fn settle(
-        &self,
-        id: JobId,
-        mut follow: Option<&mut Follow>,
-        settling: &mut Settling,
-    ) -> Option<End> {
-        let never_seen = self.table().live(id).is_some_and(|live| live.mirror.head.job.last_seq == 0);
+    /// Has the root side repair what a dead executor left. What comes of it stands in the job's own event file, so
+    /// `None` says: look there.
+    async fn settle(&self, id: JobId, settling: &mut Settling) -> Option<End> {
+        if settling.failures >= self.table().settings.settle_attempts {
+            let words = settling.last_words.take().unwrap_or_else(|| "it gave no reason".to_owned());
+            return Some(now(ended_by_us(
+                JobStatus::Failed,
+                None,
+                ErrorDetail::new(
+                    ErrorCode::ServiceUnhealthy,
+                    format!(
+                        "the root side died over the job and could not settle it ({words}); what the job did to the \
+                         host is not known: see `journalctl -u 'linux-patch-executor@*'` and `dpkg --audit`"
+                    ),
+                ),
+            )));
+        }
         let request = crate::executor::request(RequestBody::Settle { job: id });
         match self.inner.executor.submit(&request).await {
-            Ok(Reply::Accepted | Reply::Known) => {
-                settling.pause = self.table().settings.retry;
-                if let Some(follow) = &mut follow {
-                    // The job's own executor is known to be dead; the one that repairs may not hold its lock yet.
-                    follow.check_life(false);
-                }
-                let end = self.watch_settling(id, request.id, follow.as_deref_mut(), settling).await;
-                if end.is_some() {
-                    return end;
-                }
-                if let Some(follow) = follow {
-                    follow.check_life(true);
-                }
-                settling.failures += 1;
-            }
-            Ok(Reply::Refused { code: ErrorCode::JobNotFound, message }) if never_seen => {
-                return Some(now(unchanged(ErrorDetail::new(
-                    ErrorCode::ServiceUnhealthy,
-                    format!("the root side knows nothing of this job, so it never began: {message}"),
-                ))));
-            }
+            Ok(Reply::Accepted | Reply::Known) => settling.failures += 1,
             // Somebody else is at it: recovery at boot, or the executor itself, still alive.
-            Ok(Reply::Refused { code: ErrorCode::JobConflict | ErrorCode::LockTimeout, .. }) => return None,
+            Ok(Reply::Refused { code: ErrorCode::JobConflict | ErrorCode::LockTimeout, .. }) => {}
             Ok(Reply::Refused { code, message }) => {
                 settling.failures += 1;
                 settling.last_words = Some(format!("{code}: {message}"));
             }
+            // Not counted: as long as nobody can be asked, nothing is known to have failed.
             Err(error) => {
                 tracing::error!(job = %id, "the job cannot be settled yet: {}", ErrorDetail::from(error).message);
-                return None;
             }
         }
-        if settling.failures < self.table().settings.settle_attempts {
-            return None;
-        }
-        let words = settling.last_words.take().unwrap_or_else(|| "it gave no reason".to_owned());
-        Some(now(ended_by_us(
-            JobStatus::Failed,
-            None,
-            ErrorDetail::new(
-                ErrorCode::ServiceUnhealthy,
-                format!(
-                    "the root side died over the job and could not settle it ({words}); what the job did to the host \
-                     is not known: see `journalctl -u 'linux-patch-executor@*'` and `dpkg --audit`"
-                ),
-            ),
-        )))
-    }
-
-    async fn watch_settling(
-        &self,
-        id: JobId,
-        settler: JobId,
-        mut follow: Option<&mut Follow>,
-        settling: &mut Settling,
-    ) -> Option<End> {
-        let path = self.inner.executor.events_of(settler);
-        let mut settler = match Follow::open(path, 0, APPEARANCE).await {
-            Ok(settler) => settler,
-            Err(error) => {
-                settling.last_words = Some(chain(&error));
-                return None;
-            }
-        };
-        loop {
-            let step = tokio::select! {
-                biased;
-                step = next_of(&mut follow) => match step {
-                    Ok(Step::Events(events)) => match self.mirror(id, events) {
-                        Some(end) => return Some(end),
-                        None => continue,
-                    },
-                    // The caller comes upon it again, and knows what to do.
-                    Ok(Step::End(_)) | Err(_) => return None,
-                },
-                step = settler.next() => step,
-            };
-            match step {
-                Ok(Step::Events(events)) => {
-                    for event in events {
-                        if let patch_types::EventKind::Ended(ended) = event.kind {
-                            settling.last_words = ended.error.map(|e| format!("{}: {}", e.code, e.message));
-                        }
-                    }
-                }
-                Ok(Step::End(_)) => return None,
-                Err(error) => {
-                    settling.last_words = Some(chain(&error));
-                    return None;
-                }
-            }
-        }
+        None
     }
 }
 
@@ -384,13 +316,6 @@ impl Settling {
         let pause = self.pause;
         self.pause = (pause * 2).min(LONGEST_PAUSE);
         pause
-    }
-}
-
-async fn next_of(follow: &mut Option<&mut Follow>) -> Result<Step, FollowError> {
-    match follow {
-        Some(follow) => follow.next().await,
-        None => std::future::pending().await,
     }
 }
 

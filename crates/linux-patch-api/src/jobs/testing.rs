@@ -132,7 +132,7 @@ struct Inside {
     operations: BTreeMap<JobId, Operating>,
     requests: Vec<Request>,
     manners: Manners,
-    /// Jobs by the id of the query or cancellation about them.
+    /// How often each operation was begun.
     begun: HashMap<JobId, u32>,
 }
 
@@ -273,7 +273,8 @@ impl Root {
 }
 
 pub(crate) fn settings() -> JobSettings {
-    JobSettings { retry: Duration::from_millis(5), ..JobSettings::default() }
+    let short = Duration::from_millis(5);
+    JobSettings { retry: short, settle_grace: short, ..JobSettings::default() }
 }
 
 /// Waits until a job satisfies a condition.
@@ -337,14 +338,12 @@ impl Inside {
                 Some(refused(ErrorCode::JobConflict, "too late"))
             }
             RequestBody::Cancel { job } => {
-                self.begin(events, request.id);
                 let cancelled = self.operations.get_mut(job).unwrap();
                 cancelled.append(ended(JobStatus::Cancelled, Outcome::Unchanged));
                 cancelled.file = None;
                 Some(Reply::Accepted)
             }
             RequestBody::Settle { job } => {
-                self.begin(events, request.id);
                 if let Some(kind) = self.manners.settle.clone() {
                     let left = self.operations.get_mut(job).unwrap();
                     let path = events.join(format!("{job}.jsonl"));
@@ -352,9 +351,6 @@ impl Inside {
                     left.append(kind);
                     left.file = None;
                 }
-                let settler = self.operations.get_mut(&request.id).unwrap();
-                settler.append(ended(JobStatus::Completed, Outcome::Unchanged));
-                settler.file = None;
                 Some(Reply::Accepted)
             }
             RequestBody::Query { .. } | RequestBody::Plan { .. } => {

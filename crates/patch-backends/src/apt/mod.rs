@@ -8,7 +8,7 @@
 //! | [`release`], [`indexes`] | what the archives offer, and who they are |
 //! | [`simulate`], [`policy`] | what apt's solver and policy printed |
 //! | [`versions`], [`relations`] | version order; dependencies |
-//! | [`classify`] | what a failed run means |
+//! | [`mod@classify`] | what a failed run means |
 //!
 //! [`plan`](plan()), [`patch_set`], [`detail`](detail()) and [`why_not`](why_not()) put these together into the values
 //! of the API.

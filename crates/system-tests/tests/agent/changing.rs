@@ -82,7 +82,7 @@ fn a_package_is_installed_updated_held_and_removed() -> Result<()> {
         let job = agent.change("POST", "/packages", &json!({"packages": [{"name": name}]}))?;
         ensure!(job["status"] == "failed" && job["error_detail"]["code"] == code, "{name}: {job:#}");
     }
-    let job = agent.change("DELETE", "/packages/lp-plain?purge=true", &json!({}))?;
+    let job = agent.change("DELETE", "/packages/lp-plain", &json!({"purge": true}))?;
     ensure!(job["outcome"] == "applied" && job["plan"]["changes"][0]["action"] == "purge", "{job:#}");
     ensure!(agent.version("lp-plain")?.is_empty());
     let job = agent.change("DELETE", "/packages/dpkg", &json!({}))?;
@@ -214,14 +214,22 @@ fn a_failing_script_is_reported_truthfully() -> Result<()> {
     Ok(())
 }
 
-/// Starts a job that hangs in a maintainer script until told to go on, and waits until it is there.
-fn start_slow(agent: &Agent) -> Result<String> {
+/// A host on which the next update of lp-slow hangs in its maintainer script until told to go on.
+fn boot_with_slow(name: &str) -> Result<Agent> {
+    let agent = Agent::boot(name, &["lp-slow"])?;
+    agent.repository.publish_day(1)?;
+    agent.change("POST", "/patches/refresh", &json!({}))?;
     agent.host.push("600\n", "/run/lp-slow-seconds", "644")?;
-    let id = agent.submit("POST", "/packages", &json!({"packages": [{"name": "lp-slow"}]}))?;
-    agent.wait_job(&id, "applies", |job| job["phase"] == "applying")?;
+    Ok(agent)
+}
+
+/// Starts that update and waits until the script is there.
+fn start_slow(agent: &Agent) -> Result<String> {
+    let id = agent.submit("PUT", "/packages/lp-slow", &json!({}))?;
     wait::until("the script runs", Duration::from_secs(30), || {
-        Ok(agent.host.exec(&["pgrep", "-f", "lp-slow.postinst"])?.success().then_some(()))
+        Ok(agent.host.exec(&["test", "-e", "/run/lp-slow-started"])?.success().then_some(()))
     })?;
+    agent.wait_job(&id, "applies", |job| job["phase"] == "applying")?;
     Ok(id)
 }
 
@@ -230,7 +238,7 @@ fn let_go(agent: &Agent) -> Result<()> {
 }
 
 fn the_daemons_death_does_not_hurt_a_transaction() -> Result<()> {
-    let agent = Agent::boot("orphan", &[])?;
+    let agent = boot_with_slow("orphan")?;
     let id = start_slow(&agent)?;
     let answer = agent.send("DELETE", &format!("/jobs/{id}"), &json!({}))?;
     ensure!(answer.status == 409, "a job that changes packages was cancelled: {}", answer.text);
@@ -248,19 +256,19 @@ fn the_daemons_death_does_not_hurt_a_transaction() -> Result<()> {
 }
 
 fn a_killed_executor_is_settled_truthfully() -> Result<()> {
-    let agent = Agent::boot("settled", &[])?;
+    let agent = boot_with_slow("settled")?;
     let id = start_slow(&agent)?;
     agent.host.exec_ok(&["pkill", "-KILL", "-x", "patch-executor"])?;
     let_go(&agent)?;
     let job = agent.end_of(&id)?;
     // apt outlived its executor and finished: the database says so, and so does the job.
     ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
-    ensure!(agent.version("lp-slow")? == "1.0");
+    ensure!(agent.version("lp-slow")? == "1.1");
     agent.assert_in_order()
 }
 
 fn a_power_cut_in_mid_transaction_is_settled_truthfully() -> Result<()> {
-    let agent = Agent::boot("powercut", &[])?;
+    let agent = boot_with_slow("powercut")?;
     let id = start_slow(&agent)?;
     agent.host.power_cut()?;
     // What lay in /run is gone with the power; the repair must not hang again.
@@ -268,7 +276,7 @@ fn a_power_cut_in_mid_transaction_is_settled_truthfully() -> Result<()> {
     agent.wait_until_up()?;
     let job = agent.end_of(&id)?;
     ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
-    ensure!(agent.version("lp-slow")? == "1.0");
+    ensure!(agent.version("lp-slow")? == "1.1");
     agent.assert_in_order()
 }
 

@@ -1,0 +1,263 @@
+//! What each endpoint answers when all is well, and its own errors.
+
+use axum::http::{Method, StatusCode};
+use patch_types::{Plan, event::QueryResult, executor::RequestBody, operation::Operation};
+use serde_json::json;
+
+use super::{Api, request};
+
+#[tokio::test]
+async fn packages_are_listed_with_their_candidates_and_cached() {
+    let api = Api::new().await;
+    let answer = api.get("/packages").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let data = answer.data();
+    assert_eq!(data["total"], 3);
+    assert_eq!(data["packages"][1]["name"], "libssl3");
+    assert_eq!(data["packages"][1]["upgradable"], true);
+    assert_eq!(data["packages"][1]["latest_version"], "3.0.2-1");
+    assert_eq!(data["packages"][0]["latest_version"], json!(null));
+
+    let tag = answer.header("etag").to_owned();
+    let mut again = request("ops", Method::GET, "/packages", None);
+    again.headers_mut().insert("if-none-match", tag.parse().unwrap());
+    let answer = api.send(again).await;
+    assert_eq!((answer.status, answer.body.len()), (StatusCode::NOT_MODIFIED, 0));
+
+    let changed = super::STATUS.replace("3.0.1-1", "3.0.2-1");
+    std::fs::write(api.root.path().join("var/lib/dpkg/status"), changed).unwrap();
+    let answer = api.get("/packages").await;
+    assert_ne!(answer.header("etag"), tag);
+    assert_eq!(answer.data()["packages"][1]["upgradable"], false, "what is installed now is no candidate");
+}
+
+#[tokio::test]
+async fn filters_select_sort_and_page() {
+    let api = Api::new().await;
+    for (query, names) in [
+        ("name=bash", &["bash"][..]),
+        ("name=*s*", &["bash", "libssl3"]),
+        ("version=1.0", &["old"]),
+        ("status=held", &["libssl3"]),
+        ("status=installed", &["bash", "libssl3"]),
+        ("status=upgradable", &["libssl3"]),
+        ("status=broken", &[]),
+        ("upgradable=false", &["bash", "old"]),
+        ("order=desc", &["old", "libssl3", "bash"]),
+        ("sort=size", &["old", "libssl3", "bash"]),
+        ("sort=version", &["old", "libssl3", "bash"]),
+        ("limit=1", &["bash"]),
+        ("limit=1&offset=1", &["libssl3"]),
+        ("offset=9", &[]),
+    ] {
+        let data = api.get(&format!("/packages?{query}")).await.data();
+        let found: Vec<&str> =
+            data["packages"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+        assert_eq!(found, names, "{query}");
+    }
+    assert_eq!(api.get("/packages?limit=1").await.data()["total"], 3);
+}
+
+#[tokio::test]
+async fn without_the_root_side_reads_go_on() {
+    let mut api = Api::new().await;
+    api.root.unlisten();
+    assert_eq!(api.get("/packages").await.data()["total"], 3);
+    for path in ["/patches", "/packages?upgradable=true", "/system/services", "/packages/bash"] {
+        let answer = api.get(path).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNHEALTHY"),
+            "{path}"
+        );
+    }
+    let health = api.get("/health").await;
+    assert_eq!(health.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(health.json()["error"]["details"]["status"], "unhealthy");
+}
+
+#[tokio::test]
+async fn patches_are_asked_for_once() {
+    let api = Api::new().await;
+    for _ in 0..3 {
+        assert_eq!(api.get("/patches").await.data()["security_updates"], 1);
+    }
+    assert_eq!(api.root.requests().len(), 1);
+    std::fs::create_dir_all(api.root.path().join("etc/apt/preferences.d")).unwrap();
+    api.get("/patches").await.data();
+    assert_eq!(api.root.requests().len(), 2, "a pin may have changed the solver's mind");
+}
+
+#[tokio::test]
+async fn a_change_is_a_job() {
+    let api = Api::new().await;
+    let answer = api.post("/packages", json!({"packages": [{"name": "bash"}]})).await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    let data = answer.data();
+    let id = data["job_id"].as_str().unwrap();
+    assert_eq!(answer.header("location"), format!("/api/v1/jobs/{id}"));
+    assert_eq!((&data["status"], &data["kind"]), (&json!("pending"), &json!("install")));
+    let job = api.get(&format!("/jobs/{id}")).await.data();
+    assert_eq!(job["requested_by"]["identity"], "ops");
+    assert_eq!(api.get("/jobs?kind=install&package=bash").await.data()["total"], 1);
+    assert_eq!(api.get("/jobs?kind=remove").await.data()["total"], 0);
+    assert_eq!(api.get("/jobs?since=2200-01-01T00:00:00Z").await.data()["total"], 0);
+}
+
+#[tokio::test]
+async fn a_client_may_wait_for_the_end() {
+    let api = Api::new().await;
+    let mut change = request("ops", Method::POST, "/patches/refresh", None);
+    change.headers_mut().insert("prefer", "wait=20".parse().unwrap());
+    let (answer, ()) = tokio::join!(api.send(change), async {
+        api.root
+            .until(|requests| requests.iter().any(|r| matches!(r.body, RequestBody::Change { .. })))
+            .await;
+        for id in api.root.changes() {
+            api.root.complete(id);
+        }
+    });
+    assert_eq!((answer.status, answer.header("preference-applied")), (StatusCode::OK, "wait=20"));
+    assert_eq!(answer.data()["status"], "completed");
+
+    let mut change = request("ops", Method::POST, "/patches/refresh", None);
+    change.headers_mut().insert("prefer", "wait=0".parse().unwrap());
+    assert_eq!(api.send(change).await.status, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn a_key_makes_a_retry_harmless() {
+    let api = Api::new().await;
+    let send = async |body: &str| {
+        let mut change = request("ops", Method::POST, "/packages", Some(body.to_owned()));
+        change.headers_mut().insert("idempotency-key", "k1".parse().unwrap());
+        api.send(change).await
+    };
+    let first = send(r#"{"packages": [{"name": "bash"}]}"#).await.data()["job_id"].clone();
+    assert_eq!(send(r#"{"packages":[{"name":"bash"}]}"#).await.data()["job_id"], first);
+    let other = send(r#"{"packages": [{"name": "dash"}]}"#).await;
+    assert_eq!((other.status, other.code().as_str()), (StatusCode::UNPROCESSABLE_ENTITY, "INVALID_REQUEST"));
+}
+
+#[tokio::test]
+async fn a_dry_run_answers_with_the_plan() {
+    let api = Api::new().await;
+    api.answers(QueryResult::Plan(Plan::of(vec![])));
+    let body = json!({"packages": [{"name": "bash"}], "options": {"dry_run": true}});
+    let answer = api.post("/packages", body).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert!(answer.data()["hash"].is_string());
+    let answer =
+        api.send(request("ops", Method::DELETE, "/packages/bash?dry_run=true&purge=true", None)).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert!(matches!(
+        &api.root.requests().last().unwrap().body,
+        RequestBody::Plan { operation: Operation::Remove(r) } if r.purge
+    ));
+}
+
+#[tokio::test]
+async fn patches_are_named_by_package_or_advisory() {
+    let api = Api::new().await;
+    for id in ["libssl3", "dsa-1-1", "CVE-2026-0001"] {
+        let answer = api.post("/patches/apply", json!({"patches": [id], "allow_reboot": false})).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{id}: {}", answer.json());
+    }
+    let answer = api.post("/patches/apply", json!({"patches": ["DSA-9-9"]})).await;
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::NOT_FOUND, "PATCH_NOT_FOUND"));
+    assert_eq!(api.post("/patches/apply", json!({"packages": []})).await.status, StatusCode::ACCEPTED);
+    api.root
+        .until(|requests| {
+            requests.iter().any(|r| {
+                matches!(&r.body, RequestBody::Change { operation: Operation::ApplyPatches(a), .. }
+                if a.refresh_if_older == Some(3600) && a.packages.iter().any(|p| p.as_str() == "libssl3"))
+            })
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_yet_is_refused() {
+    let api = Api::new().await;
+    let job = api.post("/patches/refresh", json!({})).await.data()["job_id"].as_str().unwrap().to_owned();
+    let hash = "0".repeat(64);
+    for (method, path, body) in [
+        (Method::POST, "/packages", json!({"packages": [{"name": "bash"}], "options": {"if_plan": hash}})),
+        (Method::POST, "/patches/apply", json!({"confirm_within": 60})),
+        (Method::POST, "/patches/apply", json!({"rehearse": true})),
+        (Method::POST, "/patches/apply", json!({"allow_reboot": true})),
+        (Method::POST, "/patches/apply", json!({"on_failure": "all"})),
+        (Method::POST, "/system/reboot", json!({"delay_seconds": 5})),
+        (Method::POST, &format!("/jobs/{job}/rollback"), json!({"force": true})),
+        (Method::POST, &format!("/jobs/{job}/confirm"), json!({})),
+        (Method::PUT, "/system/crl", json!({"crl": "x"})),
+    ] {
+        let answer = api.send(request("ops", method, path, Some(body.to_string()))).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNHEALTHY"),
+            "{path} {body}"
+        );
+        assert_eq!(answer.json()["error"]["retryable"], false);
+    }
+    assert_eq!(api.get("/compliance").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn unknown_things_are_not_found() {
+    let api = Api::new().await;
+    let id = "00000000-0000-0000-0000-000000000000";
+    for (method, path) in [
+        (Method::GET, format!("/jobs/{id}")),
+        (Method::DELETE, format!("/jobs/{id}")),
+        (Method::POST, format!("/jobs/{id}/rollback")),
+        (Method::POST, format!("/jobs/{id}/confirm")),
+    ] {
+        let answer = api.send(request("ops", method, &path, None)).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (StatusCode::NOT_FOUND, "JOB_NOT_FOUND"),
+            "{path}"
+        );
+    }
+    api.answers(QueryResult::Services(serde_json::from_value(json!({"services": [], "total": 0})).unwrap()));
+    assert_eq!(api.get("/system/services/ssh.service").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn services_are_those_that_need_attention_unless_all_are_asked_for() {
+    let api = Api::new().await;
+    let unit = |name: &str, state: &str, old: bool| {
+        json!({"name": name, "description": "", "active_state": state, "sub_state": "x", "load_state": "loaded",
+            "runs_old_code": old, "replaced_files": []})
+    };
+    let services = json!({"services": [unit("a.service", "active", false), unit("b.service", "failed", false),
+        unit("c.service", "active", true)], "total": 3});
+    api.answers(QueryResult::Services(serde_json::from_value(services).unwrap()));
+    assert_eq!(api.get("/system/services").await.data()["total"], 2);
+    assert_eq!(api.get("/system/services?all=true").await.data()["total"], 3);
+    assert_eq!(api.get("/system/services/a.service").await.data()["active_state"], "active");
+}
+
+#[tokio::test]
+async fn the_rate_is_limited_by_identity() {
+    let api = Api::with_config("security: {rate_limit_requests_per_minute: 2}").await;
+    for expected in [StatusCode::OK, StatusCode::OK, StatusCode::TOO_MANY_REQUESTS] {
+        let answer = api.get("/jobs").await;
+        assert_eq!(answer.status, expected);
+        if expected == StatusCode::TOO_MANY_REQUESTS {
+            assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn metrics_name_routes_and_never_paths() {
+    let api = Api::new().await;
+    api.get("/jobs/00000000-0000-0000-0000-000000000000").await;
+    let answer = api.get("/metrics").await;
+    let text = String::from_utf8(answer.body).unwrap();
+    assert!(text.contains(r#"route="/api/v1/jobs/{id}",status="404"} 1"#), "{text}");
+    assert!(text.contains("linux_patch_api_packages_installed 3"));
+    assert!(text.ends_with("# EOF\n"));
+}
