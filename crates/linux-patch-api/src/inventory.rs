@@ -123,10 +123,16 @@ impl Inventory {
     /// Asks the solver at once, and again whenever [`changed`](Self::changed) is called or a request finds the
     /// candidates stale. Runs until it is dropped.
     pub async fn keep_fresh(self) {
+        let mut said = None;
         loop {
-            if let Err(error) = self.known_now().await {
+            let error = self.known_now().await.err().map(|e| e.message);
+            // Requests ask again and again while the root side is away; the log hears it once.
+            if let Some(error) = &error
+                && said.as_ref() != Some(error)
+            {
                 tracing::warn!(%error, "the available updates could not be determined; the last known ones are shown");
             }
+            said = error;
             self.0.stale.notified().await;
             tokio::time::sleep(DEBOUNCE).await;
         }
@@ -164,7 +170,7 @@ impl Inventory {
             self.known()
         };
         let candidates = known.as_ref().map_or(&[][..], |k| &k.candidates);
-        let mut packages = render::packages(&self.0.root, candidates).map_err(unreadable)?;
+        let mut packages = render::packages(&self.0.root, candidates).map_err(|e| unreadable(&e))?;
         packages.retain(|p| filter.passes(p));
         filter.sort(&mut packages, versions::compare);
         let total = packages.len();
@@ -232,7 +238,7 @@ impl Inventory {
             state.known.clone()
         };
         let candidates = known.as_ref().map_or(&[][..], |k| &k.candidates);
-        let packages = render::packages(&self.0.root, candidates).map_err(unreadable)?;
+        let packages = render::packages(&self.0.root, candidates).map_err(|e| unreadable(&e))?;
         let broken = packages.iter().filter(|p| p.status.is_broken()).count();
         let total = packages.len();
         let cached = Arc::new(cached(&PackageList { packages, total })?);
@@ -320,8 +326,8 @@ fn cached<T: serde::Serialize>(data: &T) -> Result<Cached, ErrorDetail> {
 }
 
 /// What a client is told when the package database cannot be read.
-pub(crate) fn unreadable(error: patch_backends::ReadError) -> ErrorDetail {
-    let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
+pub(crate) fn unreadable(error: &patch_backends::ReadError) -> ErrorDetail {
+    let source = std::error::Error::source(error).map(|s| format!(": {s}")).unwrap_or_default();
     ErrorDetail::new(
         ErrorCode::ServiceUnhealthy,
         format!("{error}{source}; without the package database there is nothing to list"),

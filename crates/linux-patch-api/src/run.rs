@@ -30,6 +30,9 @@ use crate::{
 /// How long requests in flight may take when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How long requests in flight have before the jobs are closed.
+const LAST_REQUESTS: Duration = Duration::from_millis(500);
+
 /// How often open connections are judged again, so that a certificate that expires ends its connections.
 const JUDGE: Duration = Duration::from_secs(300);
 
@@ -137,11 +140,16 @@ async fn serve(root: &Path, settings: Settings, log: &Arc<AuditLog>) -> anyhow::
     notify(&[NotifyState::Stopping]);
     stop.cancel();
     fresh.abort();
-    door.drain(DRAIN).await;
+    // Streams would last as long as their clients like, so they are ended after a moment for the requests in flight.
+    tokio::join!(door.drain(DRAIN), async {
+        if door.open_connections() > 0 {
+            tokio::time::sleep(LAST_REQUESTS).await;
+        }
+        jobs.shutdown().await;
+    });
     if serving.await.is_err() {
         tracing::error!("the listener ended badly");
     }
-    jobs.shutdown().await;
     Ok(signal)
 }
 

@@ -241,7 +241,8 @@ impl Change<'_> {
     fn refresh_is_due(&self) -> bool {
         let limit = match &self.journal.record.operation {
             Operation::Refresh => return true,
-            Operation::ApplyPatches(apply) => apply.refresh_if_older,
+            // Fetching new indexes now could only make the approved plan another one.
+            Operation::ApplyPatches(apply) if self.journal.record.if_plan.is_none() => apply.refresh_if_older,
             _ => None,
         };
         limit.is_some_and(|limit| {
@@ -278,6 +279,7 @@ impl Change<'_> {
             }
         };
         if end.code == Some(0) {
+            stamp_refresh(root);
             if !asked_for {
                 return Ok(State::Planning);
             }
@@ -320,6 +322,20 @@ impl Change<'_> {
         let operation = self.journal.record.operation.clone();
         let planned = solver::plan(root, &operation)?;
         self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
+        if let Some(approved) =
+            self.journal.record.if_plan.as_ref().filter(|approved| **approved != planned.plan.hash)
+        {
+            let message = format!(
+                "the plan of this moment is {}, approved was {approved}; nothing was changed. Look at the new plan and \
+                 approve that",
+                planned.plan.hash
+            );
+            let error = ErrorDetail::new(ErrorCode::PlanDrift, message);
+            return Err(error
+                .with("approved", approved.as_str())
+                .with("current", planned.plan.hash.as_str())
+                .into());
+        }
         if planned.plan.is_empty() {
             return Ok(State::Ended {
                 ended: Box::new(Ended {
@@ -473,6 +489,24 @@ impl Change<'_> {
     fn verify(&mut self, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
         judge(self.paths.root(), &self.journal.record.operation, plan, tool)
     }
+}
+
+/// Leaves the mark by which Debian's tools tell when the indexes were last fetched: apt does not touch the indexes
+/// themselves when there is nothing new.
+fn stamp_refresh(root: &Path) {
+    let dir = root.join("var/lib/apt/periodic");
+    if let Err(error) =
+        fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join("update-success-stamp"), ""))
+    {
+        eprintln!("patch-executor: cannot write the time of the refresh into {}: {error}", dir.display());
+    }
+}
+
+/// Waits for the turn without an end. Without the file there is nobody to wait for.
+pub(crate) fn blocking_turn(paths: &Paths) -> Option<File> {
+    let turn = File::options().create(true).truncate(false).write(true).open(paths.turn()).ok()?;
+    while flock(&turn, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
+    Some(turn)
 }
 
 /// Packages that an earlier run left unpacked or half-configured.

@@ -14,7 +14,8 @@ use nix::{
 };
 use patch_types::{
     ErrorCode, EventKind, JobId,
-    executor::{PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
+    executor::{FrameError, PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
+    operation::OperationError,
 };
 
 use crate::{
@@ -30,6 +31,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The longest limits that a request may set for itself, in seconds.
 const MAX_LIMIT_SECONDS: u64 = 24 * 3600;
+
+/// A request that sets itself limits beyond reason.
+#[derive(Debug, thiserror::Error)]
+#[error("limits of more than {MAX_LIMIT_SECONDS} seconds are not accepted")]
+struct LimitTooLarge;
+
+/// A job that is past the point where it can be cancelled.
+#[derive(Debug, thiserror::Error)]
+#[error("job {job} cannot be cancelled any more: it is {state}")]
+struct NotNow {
+    job: JobId,
+    state: &'static str,
+}
 
 /// What is begun once the reply is out.
 enum Work {
@@ -114,9 +128,16 @@ fn read_request(socket: &mut UnixStream) -> anyhow::Result<Request> {
 }
 
 fn refused(error: &anyhow::Error) -> Reply {
-    let code = match error.downcast_ref::<EventsError>() {
+    // What the request itself is to blame for can never be accepted; all else may be over at the next try.
+    let invalid = error.chain().any(|cause| {
+        cause.is::<OperationError>()
+            || cause.is::<LimitTooLarge>()
+            || matches!(cause.downcast_ref(), Some(FrameError::Body(_)))
+    });
+    let code = match error.downcast_ref::<NotNow>() {
         Some(_) => ErrorCode::JobConflict,
-        None => ErrorCode::InvalidRequest,
+        None if invalid => ErrorCode::InvalidRequest,
+        None => ErrorCode::ServiceUnhealthy,
     };
     let mut message = format!("{error:#}");
     message.truncate(message.floor_char_boundary(2000));
@@ -128,12 +149,12 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
     paths.prepare()?;
     let Request { id, body, .. } = request;
     match body {
-        RequestBody::Change { operation, limits } => {
+        RequestBody::Change { operation, limits, if_plan } => {
             operation.check()?;
             if limits.timeout_seconds > MAX_LIMIT_SECONDS || limits.lock_wait_seconds > MAX_LIMIT_SECONDS {
-                bail!("limits of more than {MAX_LIMIT_SECONDS} seconds are not accepted");
+                return Err(LimitTooLarge.into());
             }
-            let journal = match Journal::create(&paths.journal(id), id, operation, limits) {
+            let journal = match Journal::create(&paths.journal(id), id, operation, limits, if_plan) {
                 Ok(journal) => journal,
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     return Ok((Reply::Known, Work::Nothing));
@@ -157,7 +178,7 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
             if !journal.record.state.phase().is_none_or(patch_types::Phase::is_cancellable)
                 || matches!(journal.record.state, State::Ended { .. })
             {
-                bail!("job {job} cannot be cancelled any more: it is {}", state_name(&journal.record.state));
+                return Err(NotNow { job, state: state_name(&journal.record.state) }.into());
             }
             journal.request_cancel().with_context(|| format!("cannot ask job {job} to stop"))?;
             Ok((Reply::Accepted, Work::Nothing))

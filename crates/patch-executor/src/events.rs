@@ -33,6 +33,8 @@ pub(crate) struct Events {
 pub(crate) enum EventsError {
     #[error("the event file {path} exists already")]
     Exists { path: PathBuf },
+    #[error("there is no event file {path}")]
+    Missing { path: PathBuf },
     #[error("another process works on {path}")]
     Alive { path: PathBuf },
     #[error("cannot use the event file {path}: {source}")]
@@ -56,10 +58,12 @@ impl Events {
 
     /// Goes on with a file whose writer is dead: locks it, cuts a torn last line off, and returns its events.
     pub(crate) fn resume(path: &Path) -> Result<(Self, Vec<Event>), EventsError> {
-        let error = |source: io::Error| EventsError::File { path: path.to_owned(), source };
+        let error = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => EventsError::Missing { path: path.to_owned() },
+            _ => EventsError::File { path: path.to_owned(), source },
+        };
         let mut file = File::options().append(true).read(true).open(path).map_err(error)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| EventsError::Alive { path: path.to_owned() })?;
+        lock(&file, path)?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(error)?;
         let mut events: Vec<Event> = Vec::new();
@@ -81,8 +85,7 @@ impl Events {
     }
 
     fn locked(path: &Path, file: File, next: u64, good: u64) -> Result<Self, EventsError> {
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| EventsError::Alive { path: path.to_owned() })?;
+        lock(&file, path)?;
         Ok(Self { path: path.to_owned(), file, next, good, waiting: Vec::new() })
     }
 
@@ -135,6 +138,18 @@ impl Events {
             }
         }
     }
+}
+
+/// Takes the lock that says "alive". A follower that asks whether it is held takes it for some microseconds itself, so
+/// one refusal means nothing yet.
+fn lock(file: &File, path: &Path) -> Result<(), EventsError> {
+    for _ in 0..20 {
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Err(EventsError::Alive { path: path.to_owned() })
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use patch_types::{JobId, Operation, Outcome, PackageName, Phase, Plan, event::Ended, executor::Limits};
+use patch_types::{
+    JobId, Operation, Outcome, PackageName, Phase, Plan, PlanHash, event::Ended, executor::Limits,
+};
 use serde::{Deserialize, Serialize};
 
 /// How far a change is. Each state is on disk before its work begins, with all that the work needs.
@@ -91,6 +93,8 @@ pub(crate) struct Record {
     pub(crate) accepted_at: Timestamp,
     pub(crate) operation: Operation,
     pub(crate) limits: Limits,
+    /// The approved plan, if there is one.
+    pub(crate) if_plan: Option<PlanHash>,
     pub(crate) state: State,
 }
 
@@ -103,9 +107,16 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Makes the directory, exclusively: a job that is submitted again finds it and is not run again.
-    pub(crate) fn create(dir: &Path, id: JobId, operation: Operation, limits: Limits) -> io::Result<Self> {
+    pub(crate) fn create(
+        dir: &Path,
+        id: JobId,
+        operation: Operation,
+        limits: Limits,
+        if_plan: Option<PlanHash>,
+    ) -> io::Result<Self> {
         DirBuilder::new().mode(0o700).create(dir)?;
-        let record = Record { id, accepted_at: Timestamp::now(), operation, limits, state: State::Accepted };
+        let record =
+            Record { id, accepted_at: Timestamp::now(), operation, limits, if_plan, state: State::Accepted };
         let journal = Self { dir: dir.to_owned(), record };
         journal.write()?;
         sync_dir(dir.parent().unwrap_or(dir))?;
@@ -171,8 +182,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("job");
         let id = JobId(Uuid::now_v7());
-        let mut journal = Journal::create(&path, id, Operation::Refresh, Limits::default()).unwrap();
-        let again = Journal::create(&path, id, Operation::Refresh, Limits::default()).unwrap_err();
+        let mut journal = Journal::create(&path, id, Operation::Refresh, Limits::default(), None).unwrap();
+        let again = Journal::create(&path, id, Operation::Refresh, Limits::default(), None).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         let state = State::Applying { plan: Plan::of(Vec::new()), auto: vec!["aa".parse().unwrap()] };
         journal.enter(state.clone()).unwrap();

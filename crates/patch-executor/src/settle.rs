@@ -28,6 +28,12 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
     let (mut events, seen) = match Events::resume(&paths.event_file(id)) {
         Ok(resumed) => resumed,
         Err(EventsError::Alive { .. }) => return Ok(()),
+        // The executor died between its journal and its event file.
+        Err(EventsError::Missing { path }) => {
+            let mut events = Events::create(&path).with_context(|| format!("cannot settle job {id}"))?;
+            events.emit(EventKind::Accepted);
+            (events, Vec::new())
+        }
         Err(error) => return Err(error).with_context(|| format!("cannot settle job {id}")),
     };
     if seen.iter().any(|event| matches!(event.kind, EventKind::Ended(_))) {
@@ -47,6 +53,8 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
             answer: None,
         }),
         State::Applying { plan, .. } => {
+            // Another change may be under way meanwhile; repairs are changes as well.
+            let _turn = change::blocking_turn(paths);
             remark(
                 &mut events,
                 "the executor was interrupted while packages were being changed; looking what is left",

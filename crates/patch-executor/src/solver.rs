@@ -116,6 +116,7 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
         },
     };
     let simulation = simulation(root, &task, kind_of(operation))?;
+    understood(&simulation)?;
     let indexes = Indexes::for_simulations(&inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
     let plan = apt::plan(&simulation, &inventory, &indexes);
     if let Operation::ApplyPatches(apply) = operation {
@@ -127,6 +128,19 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
         .filter(|name| inventory.database.get(name).is_some_and(|package| inventory.is_auto(package)))
         .collect();
     Ok(Planned { plan, task: Some(task), auto })
+}
+
+/// A plan is only as good as the reading of what the solver printed.
+fn understood(simulation: &Simulation) -> Result<(), ErrorDetail> {
+    let what = match simulation.errors.first() {
+        Some(error) => format!("apt-get said: {error}"),
+        None if simulation.malformed > 0 => {
+            format!("{} lines of what apt-get printed were not understood", simulation.malformed)
+        }
+        None => return Ok(()),
+    };
+    let message = format!("the solver's answer cannot be relied on, so nothing was begun: {what}");
+    Err(ErrorDetail::new(ErrorCode::PkgManagerError, message))
 }
 
 /// The names that an update hands to `apt-get install`, which marks them as wanted by a person.

@@ -8,6 +8,7 @@ use crate::{
     error::ErrorCode,
     job::JobId,
     operation::{Operation, Query},
+    plan::PlanHash,
 };
 
 /// The largest body of a frame in bytes.
@@ -55,6 +56,9 @@ pub enum RequestBody {
         operation: Operation,
         /// Its limits.
         limits: Limits,
+        /// The approved plan: with another one nothing is begun (`PLAN_DRIFT`).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        if_plan: Option<PlanHash>,
     },
     /// Say what a change would do; nothing is changed.
     Plan {
@@ -162,7 +166,11 @@ mod tests {
         let request = Request {
             protocol: PROTOCOL,
             id: JobId(Uuid::nil()),
-            body: RequestBody::Change { operation: Operation::Refresh, limits: Limits::default() },
+            body: RequestBody::Change {
+                operation: Operation::Refresh,
+                limits: Limits::default(),
+                if_plan: None,
+            },
         };
         let frame = encode(&request).unwrap();
         let prefix = [frame[0], frame[1], frame[2], frame[3]];

@@ -187,6 +187,7 @@ impl Default for Rollback {
 /// One of `health_checks:`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are documented in the sample file")]
 pub enum HealthCheck {
     Command { command: Vec<String>, timeout_seconds: Option<u32> },
     Http { url: String, expect_status: Option<u16>, timeout_seconds: Option<u32> },

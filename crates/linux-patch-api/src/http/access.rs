@@ -9,10 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
+use patch_audit::{AuditEvent, AuditKind};
 use patch_service::Refusal;
 use patch_types::{ErrorCode, ErrorDetail, api::CrlStatus};
 
-use super::{app::App, caller::Caller};
+use super::{app::App, caller::Caller, rate::Exceeded};
 use crate::config::Role;
 
 /// Where a newer revocation list is taken.
@@ -37,8 +38,13 @@ pub(super) async fn admit(
         )
         .into_response();
     };
-    if let Err(wait) = app.rate().take(caller.fingerprint(), settings.rate_limit, Instant::now()) {
+    if let Err(Exceeded { wait, report }) =
+        app.rate().take(caller.fingerprint(), settings.rate_limit, Instant::now())
+    {
         app.metrics().limited();
+        if let Some(count) = report {
+            app.audit().record_later(AuditEvent::new(AuditKind::RateLimited { count }, &caller.for_audit()));
+        }
         return too_many(&caller, settings.rate_limit, wait);
     }
     if let Some(refusal) = expired_crl(&app, &request) {

@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use patch_service::{Refusal, StrictQuery};
 use patch_types::JobStatus;
 use prometheus_client::{
@@ -166,8 +167,8 @@ impl Metrics {
         s.upgradable.set(signed(counts.upgradable as u64));
         s.security.set(signed(counts.security as u64));
         let certificates = app.certificates();
-        s.certificate_expiry.set(certificates.server_expires.map_or(0, |t| t.as_second()));
-        s.ca_expiry.set(certificates.ca_expires.map_or(0, |t| t.as_second()));
+        s.certificate_expiry.set(certificates.server_expires.map_or(0, Timestamp::as_second));
+        s.ca_expiry.set(certificates.ca_expires.map_or(0, Timestamp::as_second));
         s.uptime.set(signed(app.uptime().as_secs()));
         let mut out = String::with_capacity(8192);
         text::encode(&mut out, &self.registry)?;

@@ -78,7 +78,8 @@ fn record(app: &App, caller: &Caller, method: &Method, path: &str, status: Statu
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
             Some(AuditKind::PayloadRefused { limit: HEADER_LIMIT })
         }
-        StatusCode::TOO_MANY_REQUESTS => Some(AuditKind::RateLimited { count: 1 }),
+        // The rate limit reports its refusals itself, put together: a flood must not fill the disk.
+        StatusCode::TOO_MANY_REQUESTS => return,
         _ => None,
     };
     // The record of an accepted change is on disk before its answer: the jobs see to that. This one says how the

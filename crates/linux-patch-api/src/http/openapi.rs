@@ -158,14 +158,14 @@ fn success(data: Value) -> Value {
     let mut properties = properties(true);
     properties.insert("data".into(), data);
     properties.insert("error".into(), json!({ "type": "null" }));
-    envelope(properties)
+    envelope(&properties)
 }
 
 fn failure() -> Value {
     let mut properties = properties(false);
     properties.insert("data".into(), json!({ "type": "null" }));
     properties.insert("error".into(), json!({ "$ref": "#/components/schemas/ErrorDetail" }));
-    envelope(properties)
+    envelope(&properties)
 }
 
 fn properties(success: bool) -> Map<String, Value> {
@@ -177,7 +177,7 @@ fn properties(success: bool) -> Map<String, Value> {
     properties.as_object().cloned().unwrap_or_default()
 }
 
-fn envelope(properties: Map<String, Value>) -> Value {
+fn envelope(properties: &Map<String, Value>) -> Value {
     json!({
         "type": "object",
         "required": ["success", "request_id", "timestamp", "data", "error"],

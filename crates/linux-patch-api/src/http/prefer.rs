@@ -42,7 +42,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Err
         return refused("is given more than once; send one key");
     }
     match value.to_str() {
-        Ok(key) if key.is_empty() => refused("is empty; send a UUID, for example"),
+        Ok("") => refused("is empty; send a UUID, for example"),
         Ok(key) if key.len() > MAX_KEY => {
             refused(&format!("has {} characters; at most {MAX_KEY} are allowed", key.len()))
         }

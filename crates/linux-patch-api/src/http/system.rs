@@ -162,7 +162,7 @@ pub(super) async fn reboot_state(
     State(app): State<App>,
     _: StrictQuery<reply::Nothing>,
 ) -> Result<Response, Refusal> {
-    let state = host::reboot(app.root()).map_err(unreadable)?;
+    let state = host::reboot(app.root()).map_err(|e| unreadable(&e))?;
     reply::ok(state)
 }
 

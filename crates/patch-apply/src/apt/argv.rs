@@ -209,6 +209,8 @@ pub fn refresh(root: &Path, status_fd: i32) -> Argv {
     let mut args = common(root);
     option(&mut args, &format!("APT::Status-Fd={status_fd}"));
     option(&mut args, "APT::Update::Error-Mode=any");
+    // Images for containers keep the lists compressed, which would hide archive hashes and origins from our readers.
+    option(&mut args, "Acquire::GzipIndexes=false");
     option(&mut args, "Acquire::Retries=2");
     args.push("update".into());
     Argv { program: APT_GET, args }
