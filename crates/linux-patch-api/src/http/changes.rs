@@ -67,19 +67,23 @@ pub(super) async fn carry_out(
     change: Change,
 ) -> Result<Response, Refusal> {
     change.operation.check().map_err(|e| ErrorDetail::new(ErrorCode::InvalidRequest, e.to_string()))?;
-    if change.if_plan.is_some() {
-        return Err(reply::later("if_plan", "leave it out, or compare the hash of a dry_run yourself"));
-    }
     if change.dry_run {
         let plan = app.executor().plan(change.operation).await?;
         return reply::ok(plan);
     }
     let idempotency = prefer::idempotency_key(headers)?.map(|key| same_request(key, &change)).transpose()?;
+    // A request that is sent again must find its job, not the plan that this job has left behind.
+    let is_repeated =
+        idempotency.as_ref().is_some_and(|i| app.jobs().earlier(&caller.requester().identity, i).is_some());
+    if let Some(approved) = change.if_plan.as_ref().filter(|_| !is_repeated) {
+        as_approved(app, &change.operation, approved).await?;
+    }
     let submission = Submission {
         operation: change.operation,
         limits: None,
         requester: caller.requester(),
         request: change.request,
+        if_plan: change.if_plan,
         idempotency,
     };
     let job = app.jobs().submit(submission).await?.job;
@@ -92,6 +96,21 @@ pub(super) async fn carry_out(
         None => accepted(job),
     };
     Ok(answer.header(PREFERENCE_APPLIED, &format!("wait={}", granted.as_secs())).into_response())
+}
+
+/// Refuses when the plan of this moment is another one than was approved. The root side compares again before it begins.
+async fn as_approved(app: &App, operation: &Operation, approved: &PlanHash) -> Result<(), Refusal> {
+    let plan = app.executor().plan(operation.clone()).await?;
+    if plan.hash == *approved {
+        return Ok(());
+    }
+    let message = "the plan of this moment is another one than was approved; look at `details.plan` and, if it is \
+                   right, approve its hash";
+    let error = ErrorDetail::new(ErrorCode::PlanDrift, message)
+        .with("approved", approved.as_str())
+        .with("current", plan.hash.as_str())
+        .with("plan", as_asked(&plan));
+    Err(error.into())
 }
 
 /// A key with what it was sent with. The operation holds what stands in the path, the request what stands elsewhere;

@@ -17,7 +17,7 @@ use std::{
 
 use jiff::Timestamp;
 use patch_types::{
-    JobId, JobStatus, Operation, PackageName,
+    JobId, JobStatus, Operation, PackageName, PlanHash,
     api::{Job, JobList, Requester},
     executor::Limits,
 };
@@ -130,6 +130,8 @@ pub struct Submission {
     pub requester: Requester,
     /// What was asked, exactly.
     pub request: serde_json::Value,
+    /// The approved plan: with another one the root side begins nothing.
+    pub if_plan: Option<PlanHash>,
     /// The client's name for the request.
     pub idempotency: Option<Idempotency>,
 }

@@ -1,7 +1,7 @@
 //! What a job's file holds, and the two ways to read it: whole, or without what is only shown on demand.
 
 use patch_types::{
-    JobId, Operation, PackageName, Plan,
+    JobId, Operation, PackageName, Plan, PlanHash,
     api::{Job, LogLine},
     event::{LogStream, PackageResult},
     executor::Limits,
@@ -23,6 +23,9 @@ pub(super) struct Head {
     pub(super) operation: Operation,
     /// With which limits.
     pub(super) limits: Limits,
+    /// The approved plan, if there is one.
+    #[serde(default)]
+    pub(super) if_plan: Option<PlanHash>,
     /// The client's own name for the request.
     pub(super) idempotency: Option<Idempotency>,
     /// The packages that it named or changed, one a line. One string, because there may be a thousand of them, for
@@ -63,11 +66,12 @@ impl Head {
     pub(super) fn new(
         operation: Operation,
         limits: Limits,
+        if_plan: Option<PlanHash>,
         idempotency: Option<Idempotency>,
         job: Job,
     ) -> Self {
         let packages = named(&operation).collect::<Vec<_>>().join("\n").into();
-        Self { format: FORMAT, operation, limits, idempotency, packages, job }
+        Self { format: FORMAT, operation, limits, if_plan, idempotency, packages, job }
     }
 
     /// Reads a file, passing over what is only shown on demand.

@@ -101,7 +101,11 @@ impl Jobs {
             let (patience, pause) = (table.settings.patience, table.settings.retry);
             let live = table.live(id).ok_or_else(gone)?;
             let head = &live.mirror.head;
-            let body = RequestBody::Change { operation: head.operation.clone(), limits: head.limits };
+            let body = RequestBody::Change {
+                operation: head.operation.clone(),
+                limits: head.limits,
+                if_plan: head.if_plan.clone(),
+            };
             let audit_first = live.audit_first.then(|| accepted(&Caller::from(&head.job.requested_by), head));
             let request = Request { protocol: PROTOCOL, id, body };
             let events = self.inner.executor.events_of(id);

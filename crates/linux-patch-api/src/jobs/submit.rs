@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
 use super::{
-    Jobs, Submission, Submitted,
+    Idempotency, Jobs, Submission, Submitted,
     record::{Head, Record, full},
     stream,
     table::{Key, Live, Slot, Stage, is_remembered},
@@ -73,6 +73,17 @@ impl Jobs {
         })
     }
 
+    /// The job that this identity's earlier request with the same key and body made, if that is remembered.
+    #[must_use]
+    pub fn earlier(&self, identity: &str, idempotency: &Idempotency) -> Option<JobId> {
+        match self.table().keys.get(&(identity.to_owned(), idempotency.key.clone())) {
+            Some(Key::Made { body_sha256, job, at }) if *body_sha256 == idempotency.body_sha256 => {
+                is_remembered(*at, Timestamp::now()).then_some(*job)
+            }
+            _ => None,
+        }
+    }
+
     async fn accept(&self, submission: Submission) -> Result<Submitted, ErrorDetail> {
         let ticket = loop {
             match self.way(&submission)? {
@@ -111,7 +122,7 @@ impl Jobs {
             results: Vec::new(),
             last_seq: 0,
         };
-        let head = Head::new(submission.operation, limits, submission.idempotency, job);
+        let head = Head::new(submission.operation, limits, submission.if_plan, submission.idempotency, job);
         self.make_durable(&head).await?;
 
         let job = head.job.clone();

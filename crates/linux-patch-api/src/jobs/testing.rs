@@ -64,7 +64,7 @@ pub(super) fn head() -> Head {
         results: vec![],
         last_seq: 0,
     };
-    Head::new(Operation::Refresh, Limits::default(), None, job)
+    Head::new(Operation::Refresh, Limits::default(), None, None, job)
 }
 
 pub(crate) fn requester() -> Requester {
@@ -82,6 +82,7 @@ pub(crate) fn submission() -> Submission {
         limits: None,
         requester: requester(),
         request: serde_json::json!({"path": "/patches/refresh"}),
+        if_plan: None,
         idempotency: None,
     }
 }

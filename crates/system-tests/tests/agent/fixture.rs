@@ -340,4 +340,26 @@ impl Agent {
     pub(crate) fn packages(&self) -> &Packages {
         &self.packages
     }
+
+    /// The daemon's process: another one means that it has been started again.
+    pub(crate) fn pid(&self) -> Result<String> {
+        let shown =
+            self.host.exec_ok(&["systemctl", "show", "--value", "-p", "MainPID", "linux-patch-api"])?;
+        Ok(shown.trim().to_owned())
+    }
+
+    /// The records of the audit trail.
+    pub(crate) fn trail(&self) -> Result<Vec<Value>> {
+        let text = self.host.read_text("/var/log/linux_patch_api/audit.log")?;
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
+        whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+
+    /// Waits for a record of the audit trail that is as wished; records of reads come within about a second.
+    pub(crate) fn wait_record(&self, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait::until(&format!("the record: {what}"), Duration::from_secs(10), || {
+            Ok(self.trail()?.into_iter().rev().find(|record| wish(record)))
+        })
+    }
 }

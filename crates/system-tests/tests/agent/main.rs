@@ -1,9 +1,17 @@
 //! Black-box tests of the agent: the real packages on real hosts, spoken to over real TLS.
 #![expect(clippy::disallowed_methods, reason = "clients and tools are processes of their own")]
 
+mod audit;
+mod bad_input;
+mod certificates;
 mod changing;
+mod cli;
+mod door;
 mod fixture;
 mod lifecycle;
+mod openssl;
+mod reading;
+mod streaming;
 
 use std::process::ExitCode;
 
@@ -11,6 +19,13 @@ use system_tests::trials;
 
 fn main() -> ExitCode {
     let mut all = Vec::new();
+    all.extend(reading::trials());
+    all.extend(bad_input::trials());
+    all.extend(door::trials());
+    all.extend(certificates::trials());
+    all.extend(streaming::trials());
+    all.extend(audit::trials());
+    all.extend(cli::trials());
     all.extend(changing::trials());
     all.extend(lifecycle::trials());
     trials::main(all)

@@ -180,9 +180,7 @@ async fn patches_are_named_by_package_or_advisory() {
 async fn what_cannot_be_done_yet_is_refused() {
     let api = Api::new().await;
     let job = api.post("/patches/refresh", json!({})).await.data()["job_id"].as_str().unwrap().to_owned();
-    let hash = "0".repeat(64);
     for (method, path, body) in [
-        (Method::POST, "/packages", json!({"packages": [{"name": "bash"}], "options": {"if_plan": hash}})),
         (Method::POST, "/patches/apply", json!({"confirm_within": 60})),
         (Method::POST, "/patches/apply", json!({"rehearse": true})),
         (Method::POST, "/patches/apply", json!({"allow_reboot": true})),
@@ -201,6 +199,26 @@ async fn what_cannot_be_done_yet_is_refused() {
         assert_eq!(answer.json()["error"]["retryable"], false);
     }
     assert_eq!(api.get("/compliance").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn only_the_approved_plan_is_begun() {
+    let api = Api::new().await;
+    let plan = patch_types::Plan::of(Vec::new());
+    api.answers(QueryResult::Plan(plan.clone()));
+    let body = |hash: &str| json!({"packages": [{"name": "bash"}], "options": {"if_plan": hash}});
+    let drift = api.post("/packages", body(&"0".repeat(64))).await;
+    assert_eq!((drift.status, drift.code().as_str()), (StatusCode::CONFLICT, "PLAN_DRIFT"));
+    assert_eq!(drift.json()["error"]["details"]["current"], plan.hash.as_str());
+    api.answers(QueryResult::Plan(plan.clone()));
+    assert_eq!(api.post("/packages", body(plan.hash.as_str())).await.status, StatusCode::ACCEPTED);
+    api.root
+        .until(|requests| {
+            requests.iter().any(
+                |r| matches!(&r.body, RequestBody::Change { if_plan: Some(hash), .. } if *hash == plan.hash),
+            )
+        })
+        .await;
 }
 
 #[tokio::test]
