@@ -16,12 +16,10 @@ use patch_apply::{
     apt::{argv, argv::Task, lock::Locks},
     run::RunError,
 };
-use patch_backends::apt::{Installed, Inventory, OperationKind, classify, last_update_check};
+use patch_backends::apt::{Inventory, OperationKind, classify, last_update_check};
 use patch_types::{
-    Action, ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
-    PlannedChange,
-    api::PackageStatus,
-    event::{Ended, LogStream, PackageResult},
+    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
+    event::{Ended, LogStream},
 };
 use rustix::fs::{FlockOperation, flock};
 
@@ -31,6 +29,7 @@ use crate::{
     paths::Paths,
     solver::{self, run_failed},
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
+    verdict,
 };
 
 /// How much of the whole's progress each phase spans, in percent.
@@ -54,7 +53,7 @@ impl Stop {
     }
 
     fn cancelled() -> Self {
-        let message = "the job was cancelled before it changed anything";
+        let message = "the job was cancelled, or the host is going down, before anything was changed";
         Self::unchanged(JobStatus::Cancelled, ErrorDetail::new(ErrorCode::JobCancelled, message))
     }
 
@@ -171,12 +170,12 @@ impl Change<'_> {
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(unusable(error.into())),
             }
-            if self.journal.cancel_requested() {
+            if tool::must_stop(&self.journal) {
                 return Err(Stop::cancelled());
             }
             tool::pause();
         }
-        if self.journal.cancel_requested() {
+        if tool::must_stop(&self.journal) {
             return Err(Stop::cancelled());
         }
         Ok(turn)
@@ -348,7 +347,7 @@ impl Change<'_> {
                 }),
             });
         }
-        if self.journal.cancel_requested() {
+        if tool::must_stop(&self.journal) {
             return Err(Stop::cancelled());
         }
         self.task = planned.task;
@@ -416,7 +415,7 @@ impl Change<'_> {
     }
 
     fn apply(&mut self, plan: Plan, auto: &[PackageName]) -> Result<State, Stop> {
-        if self.journal.cancel_requested() {
+        if tool::must_stop(&self.journal) {
             return Err(Stop::cancelled());
         }
         self.wait_for_locks(Locks::Packages)?;
@@ -459,36 +458,35 @@ impl Change<'_> {
             // Its result is in the database, which is looked at next.
             let _ = self.configure_pending();
         }
-        self.restore_marks(auto);
+        restore_marks(&root, auto, &mut self.events);
         Ok(State::Verifying { plan, tool })
     }
 
-    fn restore_marks(&mut self, auto: &[PackageName]) {
-        let still: Vec<PackageName> = match Inventory::read(self.paths.root()) {
-            Ok(now) => auto
-                .iter()
-                .filter(|name| now.database.get(name).is_some_and(|p| p.is_present() && !now.is_auto(p)))
-                .cloned()
-                .collect(),
-            Err(_) => auto.to_vec(),
-        };
-        if still.is_empty() {
-            return;
-        }
-        match solver::capture(&argv::mark_auto(self.paths.root(), &still)) {
-            Ok(said) if said.code == Some(0) => {}
-            Ok(said) => {
-                self.remark(format!("the automatic marks could not be restored: {}", said.text().trim()));
-            }
-            Err(error) => {
-                self.remark(format!("the automatic marks could not be restored: {}", error.message));
-            }
-        }
-    }
-
     fn verify(&mut self, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
-        judge(self.paths.root(), &self.journal.record.operation, plan, tool)
+        verdict::judge(self.paths.root(), &self.journal.record.operation, plan, tool)
     }
+}
+
+/// Gives packages their automatic mark back: naming one to `apt-get install` makes it manual, which an update must not.
+pub(crate) fn restore_marks(root: &Path, auto: &[PackageName], events: &mut Events) {
+    let still: Vec<PackageName> = match Inventory::read(root) {
+        Ok(now) => auto
+            .iter()
+            .filter(|name| now.database.get(name).is_some_and(|p| p.is_present() && !now.is_auto(p)))
+            .cloned()
+            .collect(),
+        Err(_) => auto.to_vec(),
+    };
+    if still.is_empty() {
+        return;
+    }
+    let problem = match solver::capture(&argv::mark_auto(root, &still)) {
+        Ok(said) if said.code == Some(0) => return,
+        Ok(said) => said.text().trim().to_owned(),
+        Err(error) => error.message,
+    };
+    let line = format!("the automatic marks could not be restored: {problem}");
+    events.emit(EventKind::Log { stream: LogStream::Executor, line });
 }
 
 /// Leaves the mark by which Debian's tools tell when the indexes were last fetched: apt does not touch the indexes
@@ -527,113 +525,4 @@ fn keep_archives(partial: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The verdict: the database decides, not the exit code.
-pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
-    let kind = solver::kind_of(operation);
-    let inventory = match solver::inventory(root) {
-        Ok(inventory) => inventory,
-        Err(error) => {
-            return Box::new(Ended {
-                status: JobStatus::Failed,
-                outcome: Some(Outcome::Partial),
-                exit_code: tool.code,
-                error: Some(error),
-                results: Vec::new(),
-                answer: None,
-            });
-        }
-    };
-    let results: Vec<PackageResult> = plan.changes.iter().map(|change| result(change, &inventory)).collect();
-    // What an earlier run left half-configured is tried again by every run of apt. That it fails again is shown, but it
-    // is not this job's failure.
-    if results.iter().all(|result| result.done || result.action == Action::Configure) {
-        return Box::new(Ended {
-            status: JobStatus::Completed,
-            outcome: Some(Outcome::Applied),
-            exit_code: tool.code,
-            error: None,
-            results,
-            answer: None,
-        });
-    }
-    let untouched = plan
-        .changes
-        .iter()
-        .all(|change| change.action == Action::Configure || is_as_before(change, &inventory));
-    let mut error = classify(tool.code, &tool.output, kind);
-    if tool.timed_out {
-        error.code = ErrorCode::JobTimeout;
-        error.message =
-            format!("a maintainer script hung beyond the job's limit and was ended. {}", error.message);
-    }
-    Box::new(Ended {
-        status: if tool.timed_out { JobStatus::Timeout } else { JobStatus::Failed },
-        outcome: Some(if untouched { Outcome::Unchanged } else { Outcome::Partial }),
-        exit_code: tool.code,
-        error: Some(error),
-        results,
-        answer: None,
-    })
-}
-
-fn result(change: &PlannedChange, inventory: &Inventory) -> PackageResult {
-    let name = change.name.with_architecture(&change.architecture);
-    let found = inventory.database.get(&name);
-    let state = match found {
-        None => "not installed".to_owned(),
-        Some(package) => match package.problem() {
-            Some(problem) => {
-                format!("{} at version {}: {problem}", state_word(package), package.version_text())
-            }
-            None => format!("{} at version {}", state_word(package), package.version_text()),
-        },
-    };
-    let done = match change.action {
-        Action::Remove => found.is_none_or(|package| !package.is_present()),
-        Action::Purge => found.is_none(),
-        Action::Hold => found.is_some_and(Installed::is_held),
-        Action::Unhold => found.is_some_and(|package| !package.is_held()),
-        Action::Install | Action::Upgrade | Action::Downgrade | Action::Reinstall | Action::Configure => {
-            found.is_some_and(|package| {
-                in_order(package)
-                    && change.new_version.as_ref().is_none_or(|v| v.as_str() == package.version_text())
-            })
-        }
-    };
-    PackageResult {
-        name: change.name.clone(),
-        architecture: change.architecture.clone(),
-        action: change.action,
-        old_version: change.old_version.clone(),
-        new_version: change.new_version.clone(),
-        done,
-        reason: (!done).then(|| format!("the package database says: {state}")),
-    }
-}
-
-fn is_as_before(change: &PlannedChange, inventory: &Inventory) -> bool {
-    let found = inventory.database.get(&change.name.with_architecture(&change.architecture));
-    match &change.old_version {
-        None => found.is_none_or(|package| !package.is_present()),
-        Some(old) => found.is_some_and(|package| in_order(package) && package.version_text() == old.as_str()),
-    }
-}
-
-fn in_order(package: Installed<'_>) -> bool {
-    package.status() == PackageStatus::Installed && !package.reinstall_required()
-}
-
-fn state_word(package: Installed<'_>) -> &'static str {
-    match package.status() {
-        PackageStatus::NotInstalled => "not installed",
-        PackageStatus::ConfigFiles => "removed",
-        PackageStatus::HalfInstalled => "half-installed",
-        PackageStatus::Unpacked => "unpacked",
-        PackageStatus::HalfConfigured => "half-configured",
-        PackageStatus::TriggersAwaited => "waiting for a trigger",
-        PackageStatus::TriggersPending => "with a trigger due",
-        PackageStatus::Installed => "installed",
-    }
 }

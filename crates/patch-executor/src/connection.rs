@@ -23,7 +23,7 @@ use crate::{
     events::{Events, EventsError},
     journal::{Journal, State},
     paths::{self, Paths},
-    query, settle,
+    prune, query, settle,
 };
 
 /// How long a peer may take to say what it wants.
@@ -151,6 +151,7 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
     match body {
         RequestBody::Change { operation, limits, if_plan } => {
             operation.check()?;
+            prune::journals(paths);
             if limits.timeout_seconds > MAX_LIMIT_SECONDS || limits.lock_wait_seconds > MAX_LIMIT_SECONDS {
                 return Err(LimitTooLarge.into());
             }
@@ -188,7 +189,7 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
 }
 
 fn ask(paths: &Paths, id: JobId, asked: query::Asked) -> anyhow::Result<(Reply, Work)> {
-    query::prune(paths);
+    prune::answers(paths);
     match Events::create(&paths.event_file(id)) {
         Ok(mut events) => {
             events.emit(EventKind::Accepted);

@@ -10,11 +10,13 @@ mod events;
 mod journal;
 mod paths;
 mod protect;
+mod prune;
 mod query;
 mod services;
 mod settle;
 mod solver;
 mod tool;
+mod verdict;
 
 use std::{
     os::{

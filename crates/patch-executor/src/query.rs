@@ -1,11 +1,6 @@
 //! Reads that need root: the answer is the last event. They change nothing and leave nothing but the event file, which
 //! is pruned soon.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, SystemTime},
-};
-
 use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
@@ -16,9 +11,6 @@ use patch_types::{
 };
 
 use crate::{events::Events, paths::Paths, services, solver};
-
-/// How long a query's event file is kept for its reader.
-const KEPT: Duration = Duration::from_secs(600);
 
 /// What is asked.
 #[derive(Debug)]
@@ -150,27 +142,5 @@ impl Facts {
             now: jiff::Timestamp::now(),
         };
         Ok(apt::why_not(name, &evidence))
-    }
-}
-
-/// Removes event files of queries that nobody can be reading any more. A change's event file has a journal beside it
-/// and stays.
-pub(crate) fn prune(paths: &Paths) {
-    let Ok(entries) = std::fs::read_dir(paths.events()) else { return };
-    let now = SystemTime::now();
-    let old: HashMap<_, _> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let id = entry.file_name().to_str()?.strip_suffix(".jsonl")?.parse().ok()?;
-            let age = now.duration_since(entry.metadata().ok()?.modified().ok()?).ok()?;
-            (age > KEPT).then(|| (entry.path(), id))
-        })
-        .collect();
-    for (path, id) in old {
-        if !paths.journal(id).exists()
-            && let Err(error) = std::fs::remove_file(&path)
-        {
-            eprintln!("patch-executor: cannot remove {}: {error}", path.display());
-        }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     journal::{Journal, State, ToolEnd},
     paths::Paths,
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
+    verdict,
 };
 
 /// How long surviving tools are waited for.
@@ -52,7 +53,7 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
             results: Vec::new(),
             answer: None,
         }),
-        State::Applying { plan, .. } => {
+        State::Applying { plan, auto } => {
             // Another change may be under way meanwhile; repairs are changes as well.
             let _turn = change::blocking_turn(paths);
             remark(
@@ -86,7 +87,8 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
                     Err(error) => remark(&mut events, &format!("the repair could not be run: {error}")),
                 }
             }
-            let mut ended = change::judge(paths.root(), &journal.record.operation, &plan, &tool);
+            change::restore_marks(paths.root(), &auto, &mut events);
+            let mut ended = verdict::judge(paths.root(), &journal.record.operation, &plan, &tool);
             if ended.status != JobStatus::Completed {
                 ended.error = Some(interrupted(
                     "while packages were being changed; the results say how each one is now",
@@ -95,7 +97,7 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
             ended
         }
         State::Verifying { plan, tool } => {
-            change::judge(paths.root(), &journal.record.operation, &plan, &tool)
+            verdict::judge(paths.root(), &journal.record.operation, &plan, &tool)
         }
         // All others are told apart above: nothing had been changed in them.
         State::Accepted | State::Refreshing | State::Planning | State::Downloading { .. } => {

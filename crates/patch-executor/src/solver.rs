@@ -123,6 +123,7 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
         exclusions_hold(apply, &plan)?;
     }
     protect::check(&plan, &inventory)?;
+    holds_are_kept(&plan, &inventory)?;
     let auto = named(&task)
         .into_iter()
         .filter(|name| inventory.database.get(name).is_some_and(|package| inventory.is_auto(package)))
@@ -186,14 +187,26 @@ fn must_be_installed(inventory: &Inventory, name: &PackageName) -> Result<(), Er
 }
 
 fn must_not_be_held(inventory: &Inventory, name: &PackageName) -> Result<(), ErrorDetail> {
-    if !inventory.database.get(name).is_some_and(Installed::is_held) {
-        return Ok(());
-    }
-    Err(ErrorDetail::new(
-        ErrorCode::PkgHeld,
-        format!("package {name} is held and was left as it is; take it off hold first: PUT /packages/{name} with {{\"hold\": false}}"),
-    )
-    .with("package", name.as_str()))
+    if inventory.database.get(name).is_some_and(Installed::is_held) { Err(is_held(name)) } else { Ok(()) }
+}
+
+fn is_held(name: &PackageName) -> ErrorDetail {
+    let message = format!(
+        "package {name} is held and was left as it is; take it off hold first: PUT /packages/{name} with {{\"hold\": false}}"
+    );
+    ErrorDetail::new(ErrorCode::PkgHeld, message).with("package", name.as_str())
+}
+
+/// apt refuses to change a held package, but only when it is about to: here nothing has been fetched yet.
+fn holds_are_kept(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
+    let held = plan.changes.iter().find(|change| {
+        change.action != Action::Configure
+            && inventory
+                .database
+                .get(&change.name.with_architecture(&change.architecture))
+                .is_some_and(|package| package.is_held() && package.is_present())
+    });
+    held.map_or(Ok(()), |change| Err(is_held(&change.name)))
 }
 
 fn plan_hold(hold: &Hold, inventory: &Inventory) -> Result<Planned, ErrorDetail> {

@@ -159,7 +159,7 @@ impl Run<'_> {
             }
             let late = Instant::now() >= deadline;
             match care {
-                Care::Interruptible if late || journal.cancel_requested() => {
+                Care::Interruptible if late || must_stop(journal) => {
                     running.terminate();
                     while running.ended().is_none() {
                         running.wait(TICK)?;
@@ -208,7 +208,7 @@ pub(crate) fn wait_for_locks(
             events.emit(EventKind::Waiting { holder: holder.clone() });
         }
         let Some(holder) = holder else { return Ok(()) };
-        if journal.cancel_requested() {
+        if must_stop(journal) {
             return Err(Blocked::Cancelled);
         }
         if Instant::now() >= deadline {
@@ -223,6 +223,22 @@ pub(crate) fn wait_for_locks(
 pub(crate) enum Blocked {
     Cancelled,
     Held(LockHolder),
+}
+
+/// Whether somebody asked this change to stop, or systemd does because the host goes down. That signal is deferred for
+/// good (see `connection::serve`), so it is looked for where stopping harms nothing.
+pub(crate) fn must_stop(journal: &Journal) -> bool {
+    journal.cancel_requested() || termination_is_pending()
+}
+
+fn termination_is_pending() -> bool {
+    const SIGTERM: u32 = 15;
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
+    status
+        .lines()
+        .filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")))
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| mask & (1 << (SIGTERM - 1)) != 0)
 }
 
 /// A kernel lock of another process can only be asked about, not waited for together with a request to cancel, so the

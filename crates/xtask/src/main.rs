@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask help` lists them. One module a command.
 #![expect(clippy::disallowed_methods, reason = "the project's commands are made of other programs")]
 
+mod bench;
 mod check_deps;
 mod demo;
 mod dist;
@@ -28,6 +29,8 @@ enum Command {
     Demo(demo::Demo),
     /// Run all tests, lints and checks.
     Test(test::Test),
+    /// Measure the agent against its peers and write docs/benchmarks.md.
+    Bench(bench::BenchArgs),
     /// Build the Debian packages.
     Dist(dist::Dist),
     /// Write the OpenAPI document anew from the code.
@@ -53,6 +56,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Openapi => openapi::run().map(|()| ExitCode::SUCCESS),
         Command::CheckDeps => check_deps::run(),

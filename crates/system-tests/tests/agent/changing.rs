@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use serde_json::json;
+use serde_json::{Value, json};
 use system_tests::{trials::trial, wait};
 
 use crate::fixture::Agent;
@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             "all_patches_are_applied_and_the_rest_is_explained",
             all_patches_are_applied_and_the_rest_is_explained,
         ),
+        trial("only_the_approved_plan_is_applied", only_the_approved_plan_is_applied),
         trial("only_security_fixes_are_applied_if_asked", only_security_fixes_are_applied_if_asked),
         trial("a_failing_script_is_reported_truthfully", a_failing_script_is_reported_truthfully),
         trial("the_daemons_death_does_not_hurt_a_transaction", the_daemons_death_does_not_hurt_a_transaction),
@@ -172,6 +173,25 @@ fn all_patches_are_applied_and_the_rest_is_explained() -> Result<()> {
     agent.assert_in_order()
 }
 
+fn only_the_approved_plan_is_applied() -> Result<()> {
+    let agent = Agent::boot("approved", &["lp-plain"])?;
+    let approve = |hash: Option<&Value>| match hash {
+        None => json!({"packages": [{"name": "lp-conf"}], "options": {"dry_run": true}}),
+        Some(hash) => json!({"packages": [{"name": "lp-conf"}], "options": {"if_plan": hash}}),
+    };
+    let approved = agent.send("POST", "/packages", &approve(None))?.data()?["hash"].clone();
+    // Meanwhile the archive publishes another version.
+    agent.repository.publish_day(1)?;
+    agent.change("POST", "/patches/refresh", &json!({}))?;
+    let drift = agent.send("POST", "/packages", &approve(Some(&approved)))?;
+    ensure!(drift.status == 409 && drift.code() == "PLAN_DRIFT", "{}", drift.text);
+    ensure!(agent.version("lp-conf")?.is_empty(), "a plan was applied that nobody had approved");
+    let job =
+        agent.change("POST", "/packages", &approve(Some(&drift.body["error"]["details"]["current"])))?;
+    ensure!(job["outcome"] == "applied" && agent.version("lp-conf")? == "1.1", "{job:#}");
+    Ok(())
+}
+
 fn only_security_fixes_are_applied_if_asked() -> Result<()> {
     let agent = Agent::boot("security", &["lp-plain", "lp-conf", "lp-lib", "lp-app", "lp-tools"])?;
     agent.host.exec_ok(&["apt-mark", "auto", "lp-lib"])?;
@@ -215,7 +235,7 @@ fn a_failing_script_is_reported_truthfully() -> Result<()> {
 }
 
 /// A host on which the next update of lp-slow hangs in its maintainer script until told to go on.
-fn boot_with_slow(name: &str) -> Result<Agent> {
+pub(crate) fn boot_with_slow(name: &str) -> Result<Agent> {
     let agent = Agent::boot(name, &["lp-slow"])?;
     agent.repository.publish_day(1)?;
     agent.change("POST", "/patches/refresh", &json!({}))?;
@@ -224,7 +244,7 @@ fn boot_with_slow(name: &str) -> Result<Agent> {
 }
 
 /// Starts that update and waits until the script is there.
-fn start_slow(agent: &Agent) -> Result<String> {
+pub(crate) fn start_slow(agent: &Agent) -> Result<String> {
     let id = agent.submit("PUT", "/packages/lp-slow", &json!({}))?;
     wait::until("the script runs", Duration::from_secs(30), || {
         Ok(agent.host.exec(&["test", "-e", "/run/lp-slow-started"])?.success().then_some(()))
@@ -233,7 +253,7 @@ fn start_slow(agent: &Agent) -> Result<String> {
     Ok(id)
 }
 
-fn let_go(agent: &Agent) -> Result<()> {
+pub(crate) fn let_go(agent: &Agent) -> Result<()> {
     agent.host.push("", "/run/lp-slow-go", "644")
 }
 

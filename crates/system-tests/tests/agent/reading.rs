@@ -10,7 +10,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use system_tests::trials::trial;
 
-use crate::fixture::Agent;
+use crate::fixture::{Agent, Answer};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -127,14 +127,17 @@ fn the_package_list_is_what_dpkg_says() -> Result<()> {
         "lp-postfail does not fail"
     );
     ensure_list_is_true(&agent)?;
-    let etag = |answer: &crate::fixture::Answer| {
-        let line = answer.headers.lines().find_map(|line| line.strip_prefix("etag: ")).map(str::to_owned);
-        line.context("no ETag")
+    let etag = |answer: &Answer| -> Result<String> {
+        // The headers were made lower-case.
+        let tag = answer.headers.lines().find_map(|line| line.strip_prefix("etag: w/")).context("no ETag")?;
+        Ok(format!("W/{tag}"))
     };
+    // A filter for `upgradable` waits for the solver; without it the list may still be about to learn the candidates.
+    agent.get("/packages?upgradable=true")?;
     let tag = etag(&agent.get("/packages")?)?;
     let condition = format!("If-None-Match: {tag}");
     let unchanged = agent.curl("/packages", &["--header", &condition])?;
-    ensure!(unchanged.status == 304 && unchanged.text.is_empty(), "{unchanged:?}");
+    ensure!(unchanged.status == 304 && unchanged.text.is_empty(), "{}", unchanged.headers);
     host.shell("cd /root && apt-get -qq download lp-new && dpkg -i ./lp-new_*.deb")?;
     let changed = agent.curl("/packages", &["--header", &condition])?;
     ensure!(changed.status == 200 && etag(&changed)? != tag, "{}", changed.headers);
@@ -158,10 +161,7 @@ fn filters_select(agent: &Agent) -> Result<()> {
     for (query, expected) in [
         ("name=lp-plain", &["lp-plain"][..]),
         ("name=lp-pla", &[]),
-        (
-            "name=lp-*l*",
-            &["lp-epoch", "lp-held", "lp-lib", "lp-multi", "lp-plain", "lp-postfail", "lp-tools"],
-        ),
+        ("name=lp-*l*i*", &["lp-multi", "lp-plain", "lp-postfail"]),
         ("name=lp-l*", &["lp-lib"]),
         ("name=*-epoch", &["lp-epoch"]),
         ("name=lp-multi:amd64", &["lp-multi"]),
@@ -185,11 +185,7 @@ fn filters_select(agent: &Agent) -> Result<()> {
             ensure!(answer.status == 422 && answer.code() == "INVALID_REQUEST", "{query}: {}", answer.text);
             continue;
         }
-        let mut found = names(agent, query)?;
-        if query == "name=lp-*l*" {
-            // Whatever else of the test packages has an l in it after the dash.
-            found.retain(|name| expected.contains(&name.as_str()));
-        }
+        let found = names(agent, query)?;
         ensure!(found == expected, "{query}: {found:?}");
     }
     let page = agent.get("/packages?name=lp-*&status=installed&limit=1")?.data()?.clone();

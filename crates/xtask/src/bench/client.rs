@@ -94,7 +94,8 @@ impl Target {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let read =
+        CertificateDer::pem_file_iter(path).with_context(|| format!("cannot read {}", path.display()))?;
     read.collect::<Result<_, _>>().with_context(|| format!("{} holds no certificate", path.display()))
 }
 
@@ -126,7 +127,8 @@ impl Connection {
         self.stream.write_all(&message).await.context("the request cannot be sent")?;
         self.stream.flush().await?;
         let head = self.head().await?;
-        let status: u16 = head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).context("no status")?;
+        let status: u16 =
+            head.split_whitespace().nth(1).and_then(|code| code.parse().ok()).context("no status")?;
         let mut reply = Reply { status, head, body: Vec::new(), took: 0.0 };
         if !matches!(status, 101 | 204 | 304) {
             let length = reply.header("content-length").and_then(|text| text.parse().ok());

@@ -45,6 +45,12 @@ impl Samples {
         self.quantile(0.5)
     }
 
+    /// The mean, for what is measured more coarsely than it is small.
+    #[expect(clippy::cast_precision_loss, reason = "a count of samples")]
+    pub(super) fn mean(&self) -> Option<f64> {
+        (!self.0.is_empty()).then(|| self.0.iter().sum::<f64>() / self.0.len() as f64)
+    }
+
     /// The 99th percentile.
     pub(super) fn p99(&self) -> Option<f64> {
         self.quantile(0.99)

@@ -1,0 +1,123 @@
+//! What is over and was seen goes: answers of queries soon, journals of changes when even the daemon has forgotten them.
+
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use patch_types::JobId;
+
+use crate::{
+    journal::{Journal, State},
+    paths::Paths,
+};
+
+/// How long a query's event file is kept for its reader.
+const ANSWERS: Duration = Duration::from_secs(600);
+
+/// How long the journal of a change is kept after its end. A request that is sent again within this time is known.
+const JOURNALS: Duration = Duration::from_secs(180 * 24 * 3600);
+
+fn age(path: &Path, now: SystemTime) -> Option<Duration> {
+    now.duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
+}
+
+/// Removes event files of queries that nobody can be reading any more. A change's event file has a journal beside it
+/// and stays.
+pub(crate) fn answers(paths: &Paths) {
+    let now = SystemTime::now();
+    for (id, path) in ids(&paths.events(), Some(".jsonl")) {
+        if age(&path, now).is_some_and(|age| age > ANSWERS) && !paths.journal(id).exists() {
+            remove(&path, fs::remove_file(&path));
+        }
+    }
+}
+
+/// Removes changes that ended long ago. What has not ended stays, however old: it is to be settled.
+pub(crate) fn journals(paths: &Paths) {
+    let now = SystemTime::now();
+    for (id, dir) in ids(&paths.state().join("journal"), None) {
+        let old = age(&dir.join("state.json"), now).is_some_and(|age| age > JOURNALS);
+        if old && Journal::open(&dir).is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. }))
+        {
+            let events = paths.event_file(id);
+            remove(&events, fs::remove_file(&events));
+            remove(&dir, fs::remove_dir_all(&dir));
+        }
+    }
+}
+
+fn ids(dir: &Path, suffix: Option<&str>) -> Vec<(JobId, std::path::PathBuf)> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let name = name.to_str()?;
+            let id = suffix.map_or(Some(name), |suffix| name.strip_suffix(suffix))?.parse().ok()?;
+            Some((id, entry.path()))
+        })
+        .collect()
+}
+
+fn remove(path: &Path, result: io::Result<()>) {
+    match result {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => eprintln!("patch-executor: cannot remove {}: {error}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, time::UNIX_EPOCH};
+
+    use patch_types::{Operation, event::Ended, executor::Limits};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_what_ended_long_ago_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        for dir in [paths.state().join("journal"), paths.events()] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        let make = |ended: bool, old: bool| {
+            let id = JobId(Uuid::now_v7());
+            let mut journal =
+                Journal::create(&paths.journal(id), id, Operation::Refresh, Limits::default(), None).unwrap();
+            if ended {
+                let ended = Box::new(Ended {
+                    status: patch_types::JobStatus::Completed,
+                    outcome: None,
+                    exit_code: None,
+                    error: None,
+                    results: Vec::new(),
+                    answer: None,
+                });
+                journal.enter(State::Ended { ended }).unwrap();
+            }
+            fs::write(paths.event_file(id), "").unwrap();
+            if old {
+                for file in [paths.journal(id).join("state.json"), paths.event_file(id)] {
+                    File::options().write(true).open(file).unwrap().set_modified(UNIX_EPOCH).unwrap();
+                }
+            }
+            id
+        };
+        let (gone, unsettled, fresh) = (make(true, true), make(false, true), make(true, false));
+        let answer = JobId(Uuid::now_v7());
+        fs::write(paths.event_file(answer), "").unwrap();
+        File::options().write(true).open(paths.event_file(answer)).unwrap().set_modified(UNIX_EPOCH).unwrap();
+        answers(&paths);
+        assert!(!paths.event_file(answer).exists() && paths.event_file(gone).exists());
+        journals(&paths);
+        assert!(!paths.journal(gone).exists() && !paths.event_file(gone).exists());
+        for id in [unsettled, fresh] {
+            assert!(paths.journal(id).exists() && paths.event_file(id).exists());
+        }
+    }
+}
