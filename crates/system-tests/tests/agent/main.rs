@@ -6,6 +6,7 @@ mod bad_input;
 mod certificates;
 mod changing;
 mod cli;
+mod documentation;
 mod door;
 mod fixture;
 mod lifecycle;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     all.extend(audit::trials());
     all.extend(cli::trials());
     all.extend(changing::trials());
+    all.extend(documentation::trials());
     all.extend(lifecycle::trials());
     trials::main(all)
 }

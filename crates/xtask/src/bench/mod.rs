@@ -87,7 +87,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         stage::fetch_peers(&peers).context("the peers cannot be fetched")?;
         let options = HostOptions::named("large").disk("3g").bind(&peers, "/srv/peers");
         let bench = Bench::new(work.path(), "large", &packages, options)?;
-        bench.add_peers()?;
+        bench.add_updates_and_peers()?;
         bench.grow(PACKAGES)?;
         with_indexes(&bench, &mut report, rounds, wants)?;
     }
@@ -111,6 +111,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             );
             jobs::overhead(&bench, &mut report, 1, rounds)?;
             jobs::overhead(&bench, &mut report, 50, rounds.min(5))?;
+            jobs::explain(&mut report);
         }
         if wants(Subject::Events) {
             events::measure(&bench, &mut report, rounds)?;

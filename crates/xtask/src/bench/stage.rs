@@ -20,6 +20,9 @@ pub(super) const API: &str = "/api/v1";
 /// What is measured against, as Debian's packages. `python3-apt` comes with the base's `unattended-upgrades`.
 const PEERS: [&str; 5] = ["packagekit", "packagekit-tools", "polkitd", "python3-apt", "nginx-light"];
 
+/// For how many packages there are updates.
+const UPDATES: usize = 40;
+
 /// Nothing limits the load, and each host knows its client.
 const CONFIG: &str = "security:\n  rate_limit_requests_per_minute: 100000000\n";
 
@@ -47,7 +50,7 @@ pub(super) struct Bench {
     /// Where its certificates are.
     pub(super) pki: PathBuf,
     // The host sees it; it goes when the host has gone.
-    _repository: Repository,
+    repository: Repository,
 }
 
 /// Runs a command on the guest; none when it fails.
@@ -91,7 +94,7 @@ impl Bench {
         host.push(allowed, "/etc/linux_patch_api/whitelist.yaml", "644")?;
         host.push(CONFIG, "/etc/linux_patch_api/config.yaml", "644")?;
         let target = Target::new(host.ip(), 12443, &pki)?;
-        let bench = Self { host, network, target, pki, _repository: repository };
+        let bench = Self { host, network, target, pki, repository };
         bench.restart()?;
         Ok(bench)
     }
@@ -151,8 +154,15 @@ impl Bench {
         self.host.exec_ok(&["mv", "/var/lib/dpkg/status-bench", "/var/lib/dpkg/status"]).map(drop)
     }
 
-    /// Makes the machine's Debian indexes the host's as well, and installs the peers.
-    pub(super) fn add_peers(&self) -> Result<()> {
+    /// Installs packages for which there are updates then, makes the machine's Debian indexes the host's as well, and
+    /// installs the peers.
+    pub(super) fn add_updates_and_peers(&self) -> Result<()> {
+        let outdated = super::jobs::bulk(UPDATES);
+        let words = outdated.iter().map(String::as_str);
+        let install: Vec<&str> = ["apt-get", "-qq", "-y", "install"].into_iter().chain(words).collect();
+        self.host.exec_ok(&install)?;
+        self.repository.publish_day(1)?;
+        self.host.exec_ok(&["apt-get", "-qq", "update"])?;
         self.host.shell(
             "cp -a /srv/peers/lists/. /var/lib/apt/lists/\n\
              cp /srv/peers/archives/*.deb /var/cache/apt/archives/\n\

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     client::Target,
+    jobs,
     numbers::{Samples, digits, ratio, with_unit},
     stage::{API, Bench},
     table::{Bound, Report},
@@ -46,14 +47,14 @@ pub(super) fn measure(bench: &Bench, report: &mut Report, rounds: usize) -> Resu
     let nginx = Target::new(bench.host.ip(), PORT, &bench.pki)?;
     bench.host.push(NGINX, "/etc/nginx/nginx.conf", "644")?;
     bench.host.exec_ok(&["mkdir", "-p", "/srv/www"])?;
-    for (what, path, promised, new_connections) in [
-        ("the list", "/packages", 1.5, false),
-        ("the system's facts", "/system/info", 0.9, false),
-        ("full handshakes with a request", "/system/info", 1.5, true),
+    let job = a_job(bench)?;
+    for (what, ours, promised, new_connections) in [
+        ("the list", format!("{API}/packages"), 1.5, false),
+        ("a job", job.clone(), 0.9, false),
+        ("full handshakes with a request", job, 1.5, true),
     ] {
-        let ours = format!("{API}{path}");
         let reply = bench.on_network(async || bench.target.once(&ours).await)?;
-        ensure!(reply.status == 200, "{path} was answered with {}", reply.status);
+        ensure!(reply.status == 200, "{ours} was answered with {}", reply.status);
         bench.host.push(&reply.body, "/srv/www/same.json", "644")?;
         bench.host.exec_ok(&["systemctl", "restart", "nginx"])?;
         let mut servers = [
@@ -80,6 +81,19 @@ pub(super) fn measure(bench: &Bench, report: &mut Report, rounds: usize) -> Resu
         SPELL.as_secs_f64()
     ));
     Ok(())
+}
+
+/// The path of a job that has ended: a small answer.
+fn a_job(bench: &Bench) -> Result<String> {
+    bench.host.exec_ok(&["apt-get", "-qq", "-y", "install", "lp-plain"])?;
+    let body = jobs::install(&["lp-plain".to_owned()]);
+    let id = bench.on_network(async || {
+        let mut connection = bench.target.connect(None).await?;
+        let (id, _) = jobs::submit(&mut connection, &body).await?;
+        jobs::ended(&mut connection, &id).await?;
+        Ok(id)
+    })?;
+    Ok(format!("{API}/jobs/{id}"))
 }
 
 fn rows(report: &mut Report, what: &str, agent: &Load, nginx: &Load, promised: f64, new_connections: bool) {
