@@ -130,12 +130,12 @@ fn run(root: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn start_log(settings: &Settings) {
-    use tracing_subscriber::{EnvFilter, fmt};
-    let level = settings.level.as_str();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    use tracing_subscriber::{filter::LevelFilter, fmt};
+    // A level is all that the configuration offers; filters by target would cost a regular-expression engine.
+    let level = settings.level.as_str().parse().unwrap_or(LevelFilter::INFO);
     // The journal keeps the time itself.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    let log = fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).with_target(false);
     let started = if in_journal { log.without_time().try_init() } else { log.try_init() };
     if let Err(error) = started {
         eprintln!("linux-patch-api: the log cannot be started: {error}");

@@ -320,16 +320,16 @@ impl Keeper {
     fn take(&mut self, state: FileState) {
         let parsed = match state {
             FileState::Missing => {
-                self.refuse("there is no such file, so everyone is denied", true);
+                self.refuse("there is no such file", true);
                 self.apply(AllowList::deny_all());
                 return;
             }
             FileState::Unreadable(error) => {
-                return self.refuse(&format!("cannot be read: {error}; the last good list holds"), false);
+                return self.refuse(&format!("cannot be read: {error}"), false);
             }
             FileState::Present(bytes) => match std::str::from_utf8(&bytes) {
                 Ok(text) => AllowList::parse(text, &self.file),
-                Err(_) => return self.refuse("is not UTF-8 text; the last good list holds", false),
+                Err(_) => return self.refuse("is not UTF-8 text", false),
             },
         };
         match parsed {
@@ -338,7 +338,7 @@ impl Keeper {
                 let before = self.list.load();
                 self.apply(list.with_addresses(|name| before.addresses_of(name)));
             }
-            Err(error) => self.report(format!("{error}; the last good list holds"), false),
+            Err(error) => self.report(error.to_string(), false),
         }
     }
 

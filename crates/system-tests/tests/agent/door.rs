@@ -140,9 +140,12 @@ fn the_allow_list_holds_within_five_seconds() -> Result<()> {
     let pid = agent.pid()?;
     let host = &agent.host;
     let me = agent.network.address().to_string();
-    let (open, shut) = (format!("allowed_ips:\n  - {me}\n"), "allowed_ips: [192.0.2.7]\n".to_owned());
     let (prefix, _) = me.rsplit_once('.').context("no address")?;
     let network = format!("allowed_ips: [\"{prefix}.0/24\"]\n");
+    let other = format!("{prefix}.2");
+    let added = agent.network.exec(&["ip", "addr", "add", &format!("{other}/24"), "dev", "br0"])?;
+    ensure!(added.success(), "{added:?}");
+    let (open, shut) = (format!("allowed_ips:\n  - {me}\n"), format!("allowed_ips: [{other}]\n"));
     let replace = format!("mv {LIST}.new {LIST}");
     let in_place = |text: &str| host.shell(&format!("cat > {LIST} <<'END'\n{text}END")).map(drop);
     let by_rename = |text: &str| -> Result<()> {
@@ -181,6 +184,10 @@ fn the_allow_list_holds_within_five_seconds() -> Result<()> {
     wait_until_let_in(&agent, false, "written in place")?;
     wait::until("the open connection to be closed", PROMISED, || Ok(idle.try_wait()?))?;
     ensure!(told(&agent, b"\x16\x03\x01")?.is_empty(), "an address off the list got bytes");
+    ensure!(
+        agent.curl("/health", &["--interface", &other])?.status == 200,
+        "an address on the list was not let in"
+    );
     agent
         .wait_record("denial", |record| record["event"] == "allow_list_denied" && record["address"] == me)?;
     agent.wait_record("withdrawal", |record| {
@@ -189,7 +196,7 @@ fn the_allow_list_holds_within_five_seconds() -> Result<()> {
     agent.wait_record("change", |record| {
         record["event"] == "allow_list_changed"
             && record["removed"].to_string().contains(&me)
-            && record["added"].to_string().contains("192.0.2.7")
+            && record["added"].to_string().contains(&other)
     })?;
 
     by_rename(&open)?;
@@ -200,6 +207,12 @@ fn the_allow_list_holds_within_five_seconds() -> Result<()> {
     wait_until_let_in(&agent, true, "written in place with a network")?;
     host.exec_ok(&["rm", LIST])?;
     wait_until_let_in(&agent, false, "deleted")?;
+    agent.wait_record("missing file", |record| {
+        record["event"] == "allow_list_refused"
+            && record["error"]
+                .as_str()
+                .is_some_and(|error| error.ends_with(": there is no such file; everyone is denied"))
+    })?;
     by_rename(&open)?;
     wait_until_let_in(&agent, true, "made again")?;
     // The whole directory is exchanged, as configuration management may do.
@@ -215,7 +228,9 @@ fn the_allow_list_holds_within_five_seconds() -> Result<()> {
     let refused =
         agent.wait_record("refusal", |record| record["event"] == "allow_list_refused" && names_it(record))?;
     ensure!(
-        refused["error"].as_str().is_some_and(|error| error.contains("whitelist.yaml:2:")),
+        refused["error"].as_str().is_some_and(|error| {
+            error.contains("whitelist.yaml:2:") && error.matches("the last good list holds").count() == 1
+        }),
         "{refused:#}"
     );
     ensure!(agent.get("/health")?.status == 200, "a broken list shut everyone out");

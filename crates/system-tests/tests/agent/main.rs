@@ -11,6 +11,7 @@ mod door;
 mod fixture;
 mod lifecycle;
 mod openssl;
+mod prometheus;
 mod reading;
 mod streaming;
 

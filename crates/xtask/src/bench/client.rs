@@ -134,7 +134,7 @@ impl Connection {
             let length = reply.header("content-length").and_then(|text| text.parse().ok());
             let length: usize = length.context("an answer without a length")?;
             self.fill(length).await?;
-            reply.body = self.buffer.drain(..length).collect();
+            reply.body = self.take(length);
         }
         reply.took = begun.elapsed().as_secs_f64() * 1e3;
         Ok(reply)
@@ -143,7 +143,7 @@ impl Connection {
     async fn head(&mut self) -> Result<String> {
         loop {
             if let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-                let head = self.buffer.drain(..end + 4).collect();
+                let head = self.take(end + 4);
                 return String::from_utf8(head).context("the head of an answer is no text");
             }
             ensure!(self.buffer.len() < 65536, "the head of an answer does not end");
@@ -159,6 +159,12 @@ impl Connection {
             ensure!(read.context("no answer")?? > 0, "the server closed the connection");
         }
         Ok(())
+    }
+
+    /// The first `length` bytes, which must be there.
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        let rest = self.buffer.split_off(length);
+        std::mem::replace(&mut self.buffer, rest)
     }
 
     /// Makes it a WebSocket.
@@ -200,7 +206,7 @@ impl Socket {
             };
             self.0.fill(2 + wide + length).await?;
             let at = SystemTime::now();
-            let frame: Vec<u8> = self.0.buffer.drain(..2 + wide + length).skip(2 + wide).collect();
+            let frame = self.0.take(2 + wide + length).split_off(2 + wide);
             match kind {
                 1 => return Ok((at, frame)),
                 8 => bail!("the server closed the WebSocket: {}", String::from_utf8_lossy(&frame)),

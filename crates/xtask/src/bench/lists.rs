@@ -95,6 +95,7 @@ fn round_of(bench: &Bench) -> Result<Measured> {
     Ok(one)
 }
 
+#[derive(Clone, Copy)]
 struct Limits {
     warm: f64,
     warm_p99: f64,

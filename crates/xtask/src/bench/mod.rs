@@ -11,7 +11,7 @@ mod stage;
 mod table;
 mod wire;
 
-use std::{fs, time::Instant};
+use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -32,6 +32,9 @@ pub(crate) struct BenchArgs {
     /// Measure programs built without optimisation, to try the measuring itself. Writes no document.
     #[arg(long)]
     dev: bool,
+    /// Measure this package of the agent in place of one that is built now.
+    #[arg(long, conflicts_with = "dev")]
+    agent: Option<PathBuf>,
     /// Only these subjects. Writes no document.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Subject>,
@@ -68,10 +71,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         "the measurements boot real hosts, which needs root: run `sudo -E env PATH=\"$PATH\" cargo xtask bench`"
     );
     base::deps()?;
-    let work = tempfile::tempdir().context("cannot make a directory for the measurements")?;
+    // On the machine's disk: what lies in memory as a file counts as memory of those who map it.
+    let work = stage::disk_directory()?;
     let profile = if args.dev { Profile::Dev } else { Profile::Release };
-    println!("Building the agent");
-    let packages = dist::build(profile, &work.path().join("dist"), None)?;
+    let agent = match &args.agent {
+        Some(agent) => agent.clone(),
+        None => {
+            println!("Building the agent");
+            dist::build(profile, &work.path().join("dist"), None)?.agent
+        }
+    };
     let begun = Instant::now();
     let load_before = load();
     let wants = |subject| args.only.is_empty() || args.only.contains(&subject);
@@ -86,26 +95,25 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         let peers = work.path().join("peers");
         stage::fetch_peers(&peers).context("the peers cannot be fetched")?;
         let options = HostOptions::named("large").disk("3g").bind(&peers, "/srv/peers");
-        let bench = Bench::new(work.path(), "large", &packages, options)?;
+        let bench = Bench::new(work.path(), "large", &agent, options)?;
         bench.add_updates_and_peers()?;
         bench.grow(PACKAGES)?;
         with_indexes(&bench, &mut report, rounds, wants)?;
     }
     if [Subject::Jobs, Subject::Events].into_iter().any(wants) {
         println!("\nBooting a host with its durable state on the machine's disk");
-        let disk = stage::disk_directory()?;
+        let disk = work.path().join("durable");
         let mut options = HostOptions::named("disk");
         for there in DURABLE {
             let here = disk
-                .path()
                 .join(there.rsplit('/').next().unwrap_or_default())
                 .join(if there.starts_with("/var/log") { "log" } else { "state" });
             fs::create_dir_all(&here)?;
             options.nspawn_arguments.push(format!("--bind={}:{there}", here.display()));
         }
-        let bench = Bench::new(work.path(), "disk", &packages, options)?;
+        let bench = Bench::new(work.path(), "disk", &agent, options)?;
         if wants(Subject::Jobs) {
-            jobs::acceptance(&bench, disk.path(), &mut report, rounds)?;
+            jobs::acceptance(&bench, &disk, &mut report, rounds)?;
             report.section(
                 "Overhead of a job, the test repository's indexes alone, journal on the machine's disk",
             );
@@ -116,8 +124,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         if wants(Subject::Events) {
             events::measure(&bench, &mut report, rounds)?;
         }
-        // The host goes before its disk.
-        drop(bench);
     }
 
     let (all, met) = report.score();
