@@ -7,7 +7,6 @@
 //!   [`AuditLog::submit`]`(event, on_durable)` never blocks, [`AuditLog::record`]`(event)` waits until the record is
 //!   on disk, [`AuditLog::record_later`]`(event)` is for reads: grouped, not waited for. [`AuditLog::head`],
 //!   [`AuditLog::status`], [`AuditLog::flush`], [`AuditLog::close`].
-//! - [`Denials`]: aggregates repeated refusals of one address, so that a scan cannot fill the disk.
 //! - [`verify`]`(reader, &Expect)` gives a [`Verdict`] that names every break of the chain by line and number.
 //! - [`Reader`]: the last records of a trail, filtered, for the command line.
 //! - [`Head`]: number and hash of the last record; what is kept elsewhere to notice truncation.
@@ -15,7 +14,6 @@
 //! What a record looks like and how to verify one by hand is in `docs/audit.md`.
 
 mod chain;
-mod denials;
 mod event;
 mod file;
 mod journald;
@@ -25,7 +23,6 @@ mod sentence;
 mod writer;
 
 pub use chain::{Break, Expect, Hash, Head, HeadError, MAX_RECORD, Problem, Start, Verdict, verify};
-pub use denials::Denials;
 pub use event::{AuditEvent, AuditKind, Caller, CertificateRole, Priority};
 pub use journald::JOURNAL_SOCKET;
 pub use log::{AuditError, AuditLog, LOG_PATH, OnDurable, Options, Status};

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use patch_types::{
-    JobId, PackageName, Plan,
+    ErrorDetail, JobId, PackageName, Plan,
     api::{
         ApplyRequest, Health, InstallRequest, Job, JobList, PackageDetail, PackageList, PatchSet,
         RebootRequest, RebootState, RemoveRequest, Service, ServiceList, SystemInfo, UpdateRequest, WhyNot,
     },
 };
 use reqwest::Method;
+use uuid::Uuid;
 
 use crate::{
     address::Address,
@@ -244,7 +245,12 @@ impl Client {
     /// # Errors
     /// See [`Client`].
     pub async fn health(&self) -> Result<Answer<Health>, Error> {
-        self.transport.send_any_status(&Request::get(&["health"])).await
+        match self.transport.send(&Request::get(&["health"])).await {
+            Err(Error::Api { status: 503, detail, request_id }) => {
+                unhealthy(&detail, request_id).ok_or(Error::Api { status: 503, detail, request_id })
+            }
+            other => other,
+        }
     }
 
     /// `GET /metrics`, in Prometheus' text format.
@@ -262,6 +268,12 @@ impl Client {
     pub async fn openapi(&self) -> Result<String, Error> {
         self.transport.send_plain(&Request::get(&["openapi.json"])).await
     }
+}
+
+/// The health that an unhealthy agent tells as the details of its error; `None` if the error is about something else.
+fn unhealthy(detail: &ErrorDetail, request_id: Uuid) -> Option<Answer<Health>> {
+    let raw = serde_json::value::to_raw_value(&detail.details).ok()?;
+    Answer::read(raw, request_id).ok()
 }
 
 fn install(request: &InstallRequest, dry_run: bool) -> Result<Request, Error> {

@@ -97,17 +97,7 @@ impl Transport {
     /// Sends a request and reads the envelope's data.
     pub(crate) async fn send<T: DeserializeOwned>(&self, request: &Request) -> Result<Answer<T>, Error> {
         let (status, body) = self.repeated(request).await?;
-        let (raw, request_id) = unwrap_envelope(status, &body, false)?;
-        Answer::read(raw, request_id)
-    }
-
-    /// The same for an answer whose data counts whatever the status, such as the health of an unhealthy agent.
-    pub(crate) async fn send_any_status<T: DeserializeOwned>(
-        &self,
-        request: &Request,
-    ) -> Result<Answer<T>, Error> {
-        let (status, body) = self.repeated(request).await?;
-        let (raw, request_id) = unwrap_envelope(status, &body, true)?;
+        let (raw, request_id) = unwrap_envelope(status, &body)?;
         Answer::read(raw, request_id)
     }
 
@@ -115,7 +105,7 @@ impl Transport {
     pub(crate) async fn send_plain(&self, request: &Request) -> Result<String, Error> {
         let (status, body) = self.repeated(request).await?;
         if status != 200 {
-            unwrap_envelope(status, &body, false)?;
+            unwrap_envelope(status, &body)?;
             return Err(not_understood(format!("HTTP {status} where 200 was expected")));
         }
         String::from_utf8(body).map_err(|e| not_understood(e.to_string()))
@@ -303,11 +293,7 @@ fn not_understood(reason: String) -> Error {
 }
 
 /// Reads an envelope: the data of a success, the error of a failure.
-pub(crate) fn unwrap_envelope(
-    status: u16,
-    body: &[u8],
-    any_status: bool,
-) -> Result<(Box<RawValue>, Uuid), Error> {
+pub(crate) fn unwrap_envelope(status: u16, body: &[u8]) -> Result<(Box<RawValue>, Uuid), Error> {
     let envelope: Envelope<Box<RawValue>> = match serde_json::from_slice(body) {
         Ok(envelope) => envelope,
         Err(e) => return Err(lenient_error(status, body).unwrap_or_else(|| foreign(status, body, &e))),
@@ -315,7 +301,7 @@ pub(crate) fn unwrap_envelope(
     let request_id = envelope.request_id;
     let good = envelope.success && (200..300).contains(&status);
     match (envelope.data, envelope.error) {
-        (Some(data), _) if good || any_status => Ok((data, request_id)),
+        (Some(data), _) if good => Ok((data, request_id)),
         (_, Some(detail)) => Err(Error::Api { status, detail: Box::new(detail), request_id }),
         _ => Err(Error::Body {
             request_id: Some(request_id),

@@ -90,7 +90,7 @@ fn explain(transport: &Transport, error: tungstenite::Error) -> Error {
         tungstenite::Error::Http(response) => {
             let status = response.status().as_u16();
             let body = response.into_body().unwrap_or_default();
-            match unwrap_envelope(status, &body, false) {
+            match unwrap_envelope(status, &body) {
                 Err(e) => e,
                 Ok(_) => broken(transport, format!("HTTP {status} instead of a WebSocket")),
             }

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use patch_client::{Client, Error, FileProblem, PackageFilter, Stage, Submit};
 use patch_types::{
     ErrorCode, JobId, JobStatus, PackageName,
-    api::{ApplyRequest, RemoveRequest, ServerMessage},
+    api::{ApplyRequest, HealthStatus, RemoveRequest, ServerMessage},
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::{Value, json};
@@ -152,8 +152,20 @@ async fn the_health_of_an_unhealthy_agent_is_an_answer() {
         "crl_age_seconds": null, "crl_next_update": null, "certificate_expires": null, "ca_expires": null,
         "audit_head": null,
     });
-    let fake = Fake::start(move |_, _| Reply::Http(503, good(&health))).await;
-    assert_eq!(fake.client().health().await.unwrap().version, "1");
+    let answer = json!({
+        "success": false, "request_id": REQUEST, "timestamp": "2026-01-01T00:00:00Z", "data": null,
+        "error": {"code": "SERVICE_UNHEALTHY", "message": "no root side", "details": health, "retryable": true},
+    });
+    let unhealthy = answer.to_string();
+    let fake = Fake::start(move |_, number| {
+        Reply::Http(503, if number == 0 { unhealthy.clone() } else { bad("SERVICE_UNHEALTHY", "stopping") })
+    })
+    .await;
+    let answer = fake.client().health().await.unwrap();
+    assert_eq!((answer.version.as_str(), answer.status), ("1", HealthStatus::Unhealthy));
+    assert!(answer.raw.get().starts_with('{') && answer.raw.get().contains("unhealthy"));
+    // Not every 503 tells the health.
+    assert!(matches!(fake.client().health().await, Err(Error::Api { status: 503, .. })));
 }
 
 #[tokio::test]

@@ -71,6 +71,9 @@ pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
     socket.set_read_timeout(Some(PATIENCE)).context("cannot bound the wait for the request")?;
     socket.set_write_timeout(Some(PATIENCE)).context("cannot bound the wait for the reply")?;
     let peer = rustix::net::sockopt::socket_peercred(&socket).context("cannot tell who asks")?;
+    if is_probe(&socket) {
+        return Ok(());
+    }
     let (reply, work) = if paths::may_ask(Uid::from_raw(peer.uid.as_raw())) {
         match read_request(&mut socket).and_then(|request| accept(paths, request)) {
             Ok(accepted) => accepted,
@@ -109,6 +112,13 @@ fn take_socket() -> anyhow::Result<UnixStream> {
     let null = File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).context("cannot close standard input")?;
     Ok(UnixStream::from(socket))
+}
+
+/// A connection that is closed without a byte only asks whether somebody listens.
+fn is_probe(socket: &UnixStream) -> bool {
+    let mut first = [0; 1];
+    let peeked = rustix::net::recv(socket, &mut first[..], rustix::net::RecvFlags::PEEK);
+    matches!(peeked, Ok((0, _)))
 }
 
 fn read_request(socket: &mut UnixStream) -> anyhow::Result<Request> {

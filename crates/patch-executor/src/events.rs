@@ -11,10 +11,13 @@ use std::{
 };
 
 use jiff::Timestamp;
-use patch_types::{Event, EventKind};
+use patch_types::{ErrorCode, ErrorDetail, Event, EventKind, JobStatus, event::LogStream};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::paths;
+
+/// The longest line in bytes. Whoever follows reads lines whole, so their length is bounded on this side.
+const MAX_LINE: usize = 12 * 1024 * 1024;
 
 /// Appends events. A full disk does not stop the operation: events wait in memory and are written as soon as there is
 /// room again, in order and without a gap.
@@ -93,6 +96,7 @@ impl Events {
     pub(crate) fn emit(&mut self, kind: EventKind) {
         let event = Event { seq: self.next, at: Timestamp::now(), kind };
         match serde_json::to_vec(&event) {
+            Ok(line) if line.len() > MAX_LINE => self.emit(in_short(event.kind, line.len())),
             Ok(mut line) => {
                 line.push(b'\n');
                 self.next += 1;
@@ -140,6 +144,25 @@ impl Events {
     }
 }
 
+/// What is said in place of an event that is too long to be read.
+fn in_short(kind: EventKind, length: usize) -> EventKind {
+    let what = format!("is {length} bytes long, more than the {MAX_LINE} that can be passed on");
+    match kind {
+        EventKind::Ended(mut ended) => {
+            if ended.answer.take().is_some() {
+                ended.status = JobStatus::Failed;
+                ended.error =
+                    Some(ErrorDetail::new(ErrorCode::PkgManagerError, format!("the answer {what}")));
+            }
+            ended.results.clear();
+            EventKind::Ended(ended)
+        }
+        _ => {
+            EventKind::Log { stream: LogStream::Executor, line: format!("something was left out: it {what}") }
+        }
+    }
+}
+
 /// Takes the lock that says "alive". A follower that asks whether it is held takes it for some microseconds itself, so
 /// one refusal means nothing yet.
 fn lock(file: &File, path: &Path) -> Result<(), EventsError> {
@@ -155,6 +178,31 @@ fn lock(file: &File, path: &Path) -> Result<(), EventsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_nobody_could_read_is_an_error_instead() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        let mut events = Events::create(&path).unwrap();
+        let mut detail = serde_json::json!({"name": "aa", "current_version": null, "available_version": null, "causes": []});
+        detail["causes"] =
+            serde_json::json!([{"kind": "ready", "message": "x".repeat(MAX_LINE), "next_step": ""}]);
+        let answer = patch_types::event::QueryResult::WhyNot(serde_json::from_value(detail).unwrap());
+        events.emit(EventKind::Ended(Box::new(patch_types::event::Ended {
+            status: JobStatus::Completed,
+            outcome: None,
+            exit_code: None,
+            error: None,
+            results: Vec::new(),
+            answer: Some(answer),
+        })));
+        drop(events);
+        let (_, seen) = Events::resume(&path).unwrap();
+        let Some(Event { seq: 1, kind: EventKind::Ended(ended), .. }) = seen.first() else {
+            panic!("{seen:?}")
+        };
+        assert!(ended.answer.is_none() && ended.status == JobStatus::Failed && ended.error.is_some());
+    }
 
     #[test]
     fn a_file_goes_on_after_its_writer_died_in_mid_line() {

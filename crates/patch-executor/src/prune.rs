@@ -16,6 +16,11 @@ use crate::{
 /// How long a query's event file is kept for its reader.
 const ANSWERS: Duration = Duration::from_secs(600);
 
+/// How much room the answers of queries may take while they wait for their readers, in bytes, and how old one must be to
+/// go before its time. A reader opens its file at once, and an open file can be read after it is gone.
+const ROOM: u64 = 64 * 1024 * 1024;
+const OPENED_BY_NOW: Duration = Duration::from_secs(15);
+
 /// How long the journal of a change is kept after its end. A request that is sent again within this time is known.
 const JOURNALS: Duration = Duration::from_secs(180 * 24 * 3600);
 
@@ -27,8 +32,17 @@ fn age(path: &Path, now: SystemTime) -> Option<Duration> {
 /// and stays.
 pub(crate) fn answers(paths: &Paths) {
     let now = SystemTime::now();
-    for (id, path) in ids(&paths.events(), Some(".jsonl")) {
-        if age(&path, now).is_some_and(|age| age > ANSWERS) && !paths.journal(id).exists() {
+    let mut answers: Vec<_> = ids(&paths.events(), Some(".jsonl"))
+        .into_iter()
+        .filter(|(id, _)| !paths.journal(*id).exists())
+        .filter_map(|(_, path)| Some((age(&path, now)?, fs::metadata(&path).ok()?.len(), path)))
+        .collect();
+    // The youngest first: they keep their room.
+    answers.sort();
+    let mut taken: u64 = 0;
+    for (age, size, path) in answers {
+        taken = taken.saturating_add(size);
+        if age > ANSWERS || (taken > ROOM && age > OPENED_BY_NOW) {
             remove(&path, fs::remove_file(&path));
         }
     }

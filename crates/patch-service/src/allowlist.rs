@@ -5,7 +5,8 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    io,
+    net::{IpAddr, Ipv4Addr, ToSocketAddrs as _},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -15,7 +16,10 @@ use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
-use tokio::sync::watch;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 
 use crate::{
     config::{ConfigError, parse_yaml},
@@ -28,8 +32,11 @@ pub type AllowListError = ConfigError;
 
 /// How often names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(60);
-/// How long one resolution may take; a change must be in effect within 5 seconds.
+/// How long a start waits for the resolver.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
+/// How many names are looked up at a time. The resolver blocks a thread for each, for half a minute if it is dead, and
+/// those threads are needed for other things.
+const LOOKUPS: usize = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
@@ -257,6 +264,10 @@ impl AllowListWatcher {
     /// Reads the file, resolves its names, and goes on watching it. What is wrong is reported, not returned: a
     /// server without a list denies everyone until there is one.
     pub async fn start(path: &Path, observer: Arc<dyn DoorObserver>) -> Self {
+        Self::start_with(path, observer, Arc::new(resolve)).await
+    }
+
+    async fn start_with(path: &Path, observer: Arc<dyn DoorObserver>, resolver: Arc<Resolver>) -> Self {
         let list = SharedAllowList::new(AllowList::deny_all());
         let (watcher, now) = FileWatcher::start(path);
         let nudge = watcher.nudge();
@@ -264,11 +275,20 @@ impl AllowListWatcher {
             list: list.clone(),
             observer,
             file: path.display().to_string(),
+            lookups: Lookups::new(resolver),
             failing: BTreeSet::new(),
             reported: None,
         };
         keeper.take(now);
-        keeper.resolve().await;
+        keeper.resolve();
+        // Clients that are known by name should not be turned away just because the server has just started.
+        let answers = async {
+            while let Some(answer) = keeper.lookups.next().await {
+                keeper.resolved(answer);
+            }
+        };
+        // What comes later is taken later.
+        drop(tokio::time::timeout(RESOLVE_WITHIN, answers).await);
         let task = tokio::spawn(keeper.keep(watcher));
         Self { list, nudge, task }
     }
@@ -295,6 +315,7 @@ struct Keeper {
     list: SharedAllowList,
     observer: Arc<dyn DoorObserver>,
     file: String,
+    lookups: Lookups,
     failing: BTreeSet<String>,
     reported: Option<String>,
 }
@@ -310,10 +331,16 @@ impl Keeper {
                     // A question repeated is a question answered: after a nudge the same fault is reported again.
                     self.reported = None;
                     self.take(state);
+                    self.resolve();
                 }
-                _ = timer.tick(), if has_names => {}
+                Some(answer) = self.lookups.next() => self.resolved(answer),
+                _ = timer.tick(), if has_names => {
+                    for name in self.lookups.pending.clone() {
+                        self.unresolved(name, "the resolver has not answered yet");
+                    }
+                    self.resolve();
+                }
             }
-            self.resolve().await;
         }
     }
 
@@ -353,27 +380,31 @@ impl Keeper {
         }
     }
 
-    async fn resolve(&mut self) {
-        let list = self.list.load();
-        let lookups = list.names().into_iter().map(|name| async move {
-            let found = lookup(&name).await;
-            (name, found)
-        });
-        let results = futures_util::future::join_all(lookups).await;
-        let mut failing = BTreeSet::new();
-        for (name, found) in &results {
-            if let Err(error) = found {
-                failing.insert(name.clone());
-                if !self.failing.contains(name) {
-                    let (name, error) = (name.clone(), error.clone());
-                    self.observer.observe(DoorEvent::NameUnresolved { name, error });
-                }
-            }
+    /// Has every name looked up that is not being looked up already. Meanwhile each keeps its last answer.
+    fn resolve(&mut self) {
+        let names = self.list.load().names();
+        self.failing.retain(|name| names.contains(name));
+        for name in names {
+            self.lookups.begin(name);
         }
-        self.failing = failing;
-        self.apply(list.with_addresses(|wanted| {
-            results.iter().find(|(name, _)| name == wanted).and_then(|(_, found)| found.clone().ok())
-        }));
+    }
+
+    fn resolved(&mut self, (name, found): LookedUp) {
+        match found {
+            Ok(addresses) => {
+                self.failing.remove(&name);
+                let list = self.list.load();
+                self.apply(list.with_addresses(|wanted| (wanted == name).then(|| addresses.clone())));
+            }
+            Err(error) => self.unresolved(name, &error),
+        }
+    }
+
+    /// Reports a name once, until it is resolved again.
+    fn unresolved(&mut self, name: String, error: &str) {
+        if self.list.load().names().contains(&name) && self.failing.insert(name.clone()) {
+            self.observer.observe(DoorEvent::NameUnresolved { name, error: error.to_owned() });
+        }
     }
 
     fn apply(&self, list: AllowList) {
@@ -391,17 +422,67 @@ impl Keeper {
     }
 }
 
-async fn lookup(name: &str) -> Result<BTreeSet<Ipv4Addr>, String> {
-    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host((name, 0))).await;
-    let found = found.map_err(|_| format!("no answer within {} seconds", RESOLVE_WITHIN.as_secs()))?;
-    let addresses: BTreeSet<_> = found
-        .map_err(|e| e.to_string())?
+/// Asks for the addresses of a name; blocks until there is an answer.
+type Resolver = dyn Fn(&str) -> io::Result<BTreeSet<Ipv4Addr>> + Send + Sync;
+type LookedUp = (String, Result<BTreeSet<Ipv4Addr>, String>);
+
+/// The names that are being looked up, or wait for their turn.
+struct Lookups {
+    resolver: Arc<Resolver>,
+    turns: Arc<Semaphore>,
+    pending: BTreeSet<String>,
+    running: JoinSet<LookedUp>,
+}
+
+impl Lookups {
+    fn new(resolver: Arc<Resolver>) -> Self {
+        Self {
+            resolver,
+            turns: Arc::new(Semaphore::new(LOOKUPS)),
+            pending: BTreeSet::new(),
+            running: JoinSet::new(),
+        }
+    }
+
+    fn begin(&mut self, name: String) {
+        if !self.pending.insert(name.clone()) {
+            return;
+        }
+        let (resolver, turns) = (Arc::clone(&self.resolver), Arc::clone(&self.turns));
+        self.running.spawn(async move {
+            let turn = turns.acquire_owned().await;
+            let asked = name.clone();
+            // The call cannot be broken off, so the turn is the call's, not that of whoever waits for it.
+            let found = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                resolver(&asked)
+            });
+            let found = match found.await {
+                Ok(Ok(addresses)) if addresses.is_empty() => Err("it has no IPv4 address".to_owned()),
+                Ok(found) => found.map_err(|e| e.to_string()),
+                Err(failure) => Err(failure.to_string()),
+            };
+            (name, found)
+        });
+    }
+
+    /// The next answer; `None` if none is awaited. Safe to cancel.
+    async fn next(&mut self) -> Option<LookedUp> {
+        // A lookup never fails to end with an answer, unless the runtime ends.
+        let answer = self.running.join_next().await?.ok()?;
+        self.pending.remove(&answer.0);
+        Some(answer)
+    }
+}
+
+fn resolve(name: &str) -> io::Result<BTreeSet<Ipv4Addr>> {
+    let found = (name, 0).to_socket_addrs()?;
+    Ok(found
         .filter_map(|address| match address.ip().to_canonical() {
             IpAddr::V4(v4) => Some(v4),
             IpAddr::V6(_) => None,
         })
-        .collect();
-    if addresses.is_empty() { Err("it has no IPv4 address".to_owned()) } else { Ok(addresses) }
+        .collect())
 }
 
 #[cfg(test)]

@@ -148,3 +148,48 @@ async fn names_are_resolved_and_failing_ones_reported() {
     assert!(!again.permits("127.0.0.1".parse().unwrap()));
     assert!(again.with_addresses(|name| before.addresses_of(name)).permits("127.0.0.1".parse().unwrap()));
 }
+
+#[tokio::test]
+async fn a_dead_resolver_holds_up_neither_the_list_nor_more_than_its_threads() {
+    use std::sync::{Condvar, Mutex};
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    let names: Vec<String> = (0..8).map(|n| format!("host{n}.example")).collect();
+    fs::write(&file, format!("allowed_ips: [{}]", names.join(", "))).unwrap();
+    // How many are inside, how many there ever were at a time, and whether the resolver is alive.
+    let state = Arc::new((Mutex::new((0_usize, 0_usize, false)), Condvar::new()));
+    let inner = Arc::clone(&state);
+    let resolver = move |_: &str| {
+        let (lock, alive) = &*inner;
+        let mut state = lock.lock().unwrap();
+        state.0 += 1;
+        state.1 = state.1.max(state.0);
+        let mut state = alive.wait_while(state, |state| !state.2).unwrap();
+        state.0 -= 1;
+        Ok(BTreeSet::from([Ipv4Addr::new(10, 9, 9, 9)]))
+    };
+    let memory = Memory::new();
+    let observer = Arc::clone(&memory) as Arc<dyn DoorObserver>;
+    let watcher = AllowListWatcher::start_with(&file, observer, Arc::new(resolver)).await;
+    let _first = changed(&memory).await;
+    assert_eq!(state.0.lock().unwrap().0, LOOKUPS);
+
+    // The list is still obeyed, and asking again and again does not occupy more threads.
+    fs::write(&file, format!("allowed_ips: [10.0.0.1, {}]", names.join(", "))).unwrap();
+    assert_eq!(changed(&memory).await.0, ["10.0.0.1"]);
+    watcher.reload();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(state.0.lock().unwrap().0, LOOKUPS);
+    assert!(watcher.list().load().entries().contains("host7.example (unresolved)"));
+
+    // Late answers count, and all the others get their turn.
+    state.0.lock().unwrap().2 = true;
+    state.1.notify_all();
+    let mut waiting = names.len();
+    while waiting > 0 {
+        waiting -= changed(&memory).await.0.len();
+    }
+    assert!(watcher.list().load().permits("10.9.9.9".parse().unwrap()));
+    assert_eq!(state.0.lock().unwrap().1, LOOKUPS);
+}

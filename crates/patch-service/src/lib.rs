@@ -13,7 +13,7 @@
 //! | [`allowlist`] | [`AllowList`], [`AllowListWatcher`] |
 //! | [`listener`] | [`Door`], [`DoorSettings`], [`PeerIdentity`]: accept, shake hands, serve, close, drain |
 //! | [`envelope`] | [`Reply`], [`Refusal`], [`RawData`], [`RequestId`], [`request_id`](envelope::request_id) |
-//! | [`strict`] | [`strict`](strict::strict) (middleware before routing), [`StrictJson`], [`StrictQuery`], `not_found`, `method_not_allowed` |
+//! | [`strict`] | [`strict`](strict::strict) (middleware before routing), [`StrictJson`], [`StrictQuery`], `not_found` |
 //! | [`pki`] | `init`, `add_client`, `write_crl`: a CA for development and tests |
 //! | [`config`] | [`read_yaml`](config::read_yaml), [`parse_yaml`](config::parse_yaml), [`ConfigError`], [`FileWatcher`] |
 //!

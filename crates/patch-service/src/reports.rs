@@ -13,7 +13,8 @@ use crate::{
     event::{AuthFailure, DoorEvent, DoorObserver},
 };
 
-/// More addresses than this at a time are reported as one number.
+/// More addresses than this at a time are reported as one number. Each kind of refusal is counted on its own: a scan by
+/// strangers must not hide what known addresses do, nor make it look like something else.
 const MAX_TOLD_APART: usize = 1024;
 
 /// What a refusal was for.
@@ -42,10 +43,35 @@ struct Tally {
     certificate: Option<CertificateFacts>,
 }
 
+impl Tally {
+    fn new(last: SocketAddr) -> Self {
+        Self { reported: 0, pending: 0, last, certificate: None }
+    }
+
+    fn add(&mut self, address: SocketAddr, certificate: Option<CertificateFacts>) {
+        self.pending += 1;
+        self.last = address;
+        self.certificate = certificate;
+    }
+
+    /// The event for what is pending, if anything is.
+    fn take(&mut self, why: Refused) -> Option<DoorEvent> {
+        let count = std::mem::take(&mut self.pending);
+        (count > 0).then(|| event(why, self.last, self.certificate.take(), count))
+    }
+}
+
+/// What is kept of one kind of refusal.
+#[derive(Debug, Default)]
+struct Kind {
+    addresses: HashMap<IpAddr, Tally>,
+    /// Those of addresses for which there is no room.
+    others: Option<Tally>,
+}
+
 #[derive(Default)]
 struct Book {
-    tallies: HashMap<(IpAddr, Refused), Tally>,
-    others: u64,
+    kinds: HashMap<Refused, Kind>,
     scheduled: bool,
 }
 
@@ -74,25 +100,18 @@ impl Reports {
         let mut now = None;
         let schedule = {
             let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-            let full = book.tallies.len() >= MAX_TOLD_APART;
-            let key = (address.ip().to_canonical(), why);
-            match book.tallies.get_mut(&key) {
-                Some(tally) if tally.reported >= why.one_by_one() => {
-                    tally.pending += 1;
-                    tally.last = address;
-                    tally.certificate = certificate;
+            let kind = book.kinds.entry(why).or_default();
+            let ip = address.ip().to_canonical();
+            if kind.addresses.contains_key(&ip) || kind.addresses.len() < MAX_TOLD_APART {
+                let tally = kind.addresses.entry(ip).or_insert_with(|| Tally::new(address));
+                if tally.reported < why.one_by_one() {
+                    tally.reported += 1;
+                    now = Some(event(why, address, certificate, 1));
+                } else {
+                    tally.add(address, certificate);
                 }
-                None if full => book.others += 1,
-                known => {
-                    now = Some(event(key, address, certificate, 1));
-                    match known {
-                        Some(tally) => tally.reported += 1,
-                        None => {
-                            let tally = Tally { reported: 1, pending: 0, last: address, certificate: None };
-                            book.tallies.insert(key, tally);
-                        }
-                    }
-                }
+            } else {
+                kind.others.get_or_insert_with(|| Tally::new(address)).add(address, certificate);
             }
             !std::mem::replace(&mut book.scheduled, true)
         };
@@ -117,16 +136,22 @@ impl Reports {
         let mut events = Vec::new();
         let busy = {
             let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-            book.tallies.retain(|key, tally| {
-                if tally.pending > 0 {
-                    events.push(event(*key, tally.last, tally.certificate.take(), tally.pending));
+            book.kinds.retain(|why, kind| {
+                kind.addresses.retain(|_, tally| {
+                    let rest = tally.take(*why);
+                    let was_quiet = rest.is_none();
+                    events.extend(rest);
+                    !was_quiet
+                });
+                if let Some(mut others) = kind.others.take() {
+                    events.extend(match why {
+                        Refused::Denied => Some(DoorEvent::DeniedOthers { count: others.pending }),
+                        _ => others.take(*why),
+                    });
                 }
-                std::mem::take(&mut tally.pending) > 0
+                !kind.addresses.is_empty()
             });
-            if book.others > 0 {
-                events.push(DoorEvent::DeniedOthers { count: std::mem::take(&mut book.others) });
-            }
-            book.scheduled = !book.tallies.is_empty();
+            book.scheduled = !book.kinds.is_empty();
             book.scheduled
         };
         for event in events {
@@ -136,12 +161,8 @@ impl Reports {
     }
 }
 
-fn event(
-    (address, why): (IpAddr, Refused),
-    last: SocketAddr,
-    certificate: Option<CertificateFacts>,
-    count: u64,
-) -> DoorEvent {
+fn event(why: Refused, last: SocketAddr, certificate: Option<CertificateFacts>, count: u64) -> DoorEvent {
+    let address = last.ip().to_canonical();
     match why {
         Refused::Denied => DoorEvent::Denied { address, count },
         Refused::NotTls => DoorEvent::NotTls { address, count },
@@ -154,5 +175,41 @@ fn event(
             certificate,
             count,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+
+    fn peer(number: u32) -> SocketAddr {
+        (std::net::Ipv4Addr::from_bits(0x0a00_0000 + number), 1).into()
+    }
+
+    #[tokio::test]
+    async fn a_scan_by_strangers_does_not_hide_failed_authentications() {
+        let memory = Memory::new();
+        let reports = Reports::new(Arc::clone(&memory) as Arc<dyn DoorObserver>, Duration::from_secs(3600));
+        for number in 0..2000 {
+            reports.refused(peer(number), Refused::Denied, None);
+        }
+        reports.refused(peer(5000), Refused::Auth(AuthFailure::Expired), None);
+        assert_eq!(memory.count(|e| matches!(e, DoorEvent::Denied { .. })), MAX_TOLD_APART);
+        assert_eq!(memory.count(|e| matches!(e, DoorEvent::AuthFailed { expired: true, count: 1, .. })), 1);
+
+        for number in 5001..7000 {
+            reports.refused(peer(number), Refused::Auth(AuthFailure::Expired), None);
+        }
+        reports.flush();
+        let others = u64::try_from(2000 - MAX_TOLD_APART).unwrap();
+        assert_eq!(
+            memory.count(|e| matches!(e, DoorEvent::DeniedOthers { count } if *count == others)),
+            1,
+            "only denials"
+        );
+        let in_sum = |e: &DoorEvent| matches!(e, DoorEvent::AuthFailed { address, count, .. } if *count == others && *address == peer(6999));
+        assert_eq!(memory.count(in_sum), 1);
+        assert!(!reports.flush(), "nobody is remembered for ever");
     }
 }

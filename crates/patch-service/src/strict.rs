@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderMap, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use serde::de::DeserializeOwned;
@@ -42,7 +42,10 @@ const LISTS: &[&str] = &[
     "cookie",
     "expect",
     "forwarded",
+    "if-match",
+    "if-none-match",
     "pragma",
+    "prefer",
     "sec-websocket-extensions",
     "sec-websocket-protocol",
     "te",
@@ -248,13 +251,6 @@ impl hyper::body::Body for Guarded {
 /// Fallback handler: 404 in the envelope.
 pub async fn not_found(uri: Uri) -> Refusal {
     Refusal::invalid(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
-}
-
-/// 405 in the envelope; `allow` lists the methods that the path takes.
-#[must_use]
-pub fn method_not_allowed(method: &Method, allow: &str) -> Refusal {
-    let message = format!("this path does not take {method}; it takes: {allow}");
-    Refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, message).header(header::ALLOW, allow)
 }
 
 /// A JSON body: 400 if it is no JSON, 422 if it is but does not fit, with the field's name in message and details.

@@ -293,8 +293,8 @@ pub(crate) struct ApplyArgs {
     /// Allow the package manager to remove packages for it
     #[arg(long)]
     pub(crate) allow_removals: bool,
-    /// Fetch the indexes first
-    #[arg(long)]
+    /// Fetch the indexes first, however old they are
+    #[arg(long, conflicts_with = "dry_run")]
     pub(crate) refresh: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
@@ -378,6 +378,7 @@ mod tests {
             "packages --held --all",
             "jobs --status lost",
             "apply --dry-run --detach",
+            "apply --refresh --dry-run",
             "update apt --if-plan abc",
             "info --host http://x",
             "info --timeout 0",

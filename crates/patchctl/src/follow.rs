@@ -50,13 +50,18 @@ impl Milestone {
 
 /// Follows a job to its end and shows how it went.
 pub(crate) async fn to_end(client: &Client, out: &Output, id: JobId) -> anyhow::Result<Exit> {
-    let display = if out.json { Display::Silent } else { Display::live(out) };
-    let Some(ended) = watch(client, out, id, display).await? else { return Ok(Exit::Interrupted) };
+    let Some(ended) = step(client, out, id).await? else { return Ok(Exit::Interrupted) };
     out.answer(&ended.raw, |style| job::ending(style, &ended, out.verbose))?;
     Ok(Exit::of_job(&ended))
 }
 
-/// The same for a job that is only watched: with `--json` every message is a line.
+/// Follows a job to its end on the way to something else: how it went is for the caller to say. `None` if the user did
+/// not want to wait for it.
+pub(crate) async fn step(client: &Client, out: &Output, id: JobId) -> anyhow::Result<Option<Answer<Job>>> {
+    watch(client, out, id, if out.json { Display::Silent } else { Display::live(out) }).await
+}
+
+/// Like [`to_end`] for a job that is only watched: with `--json` every message is a line.
 pub(crate) async fn only(client: &Client, out: &Output, id: JobId) -> anyhow::Result<Exit> {
     if !out.json {
         return to_end(client, out, id).await;

@@ -3,9 +3,10 @@
 //! A person sees the plan and is asked; the request then carries the plan's hash, so that nothing else than what was
 //! shown is done. A script is not asked.
 
+use jiff::{SignedDuration, Timestamp};
 use patch_client::{Answer, Client, Error, Submit};
 use patch_types::{
-    PackageName, Plan, PlanHash,
+    ErrorCode, PackageName, Plan, PlanHash,
     api::{ApplyRequest, InstallRequest, Job, RemoveRequest, UpdateRequest},
 };
 
@@ -15,8 +16,12 @@ use crate::{
     exit::Exit,
     follow,
     output::confirm,
-    render::plan,
+    render::{job, plan},
 };
+
+/// How old indexes may be before a plan is made on them: the age from which the agent fetches them by itself, which it
+/// cannot do for a plan that has been approved.
+const FRESH_FOR: SignedDuration = SignedDuration::from_hours(1);
 
 /// A change that can be planned.
 pub(super) enum Change {
@@ -78,31 +83,58 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
     if asks(out.person, &change, &args) {
         let planned = change.plan(client).await?;
         out.print(&plan::plan(&out.style, &planned))?;
-        if planned.is_empty() {
+        return ask(context, change, planned.into_data(), args.detach).await;
+    }
+    if let Some(hash) = args.if_plan {
+        change.approve(hash);
+    }
+    match change.submit(client).await {
+        Ok(job) => accepted(context, &job, args.detach).await,
+        Err(error) => {
+            if let Some(now) = drifted(&error) {
+                out.remark(&format!("The plan of this moment:\n{}", plan::plan(&out.style, &now)));
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Asks whether to carry out a plan that was shown. If it is outdated by then, shows what is different and asks again.
+async fn ask(context: &Context, mut change: Change, mut plan: Plan, detach: bool) -> anyhow::Result<Exit> {
+    let Context { client, out } = context;
+    loop {
+        if plan.is_empty() {
             return Ok(Exit::Done);
         }
         if !confirm(&format!("Go ahead on {}?", client.address()))? {
             out.remark("Nothing was changed.");
             return Ok(Exit::Stopped);
         }
-        change.approve(planned.into_data().hash);
-    } else if let Some(hash) = args.if_plan {
-        change.approve(hash);
+        change.approve(plan.hash.clone());
+        match change.submit(client).await {
+            Ok(job) => return accepted(context, &job, detach).await,
+            Err(error) => {
+                let Some(now) = drifted(&error) else { return Err(error.into()) };
+                out.remark("Nothing was changed: the plan is another one by now.");
+                out.print(&plan::difference(&out.style, &plan, &now))?;
+                plan = now;
+            }
+        }
     }
-    let job = change.submit(client).await?;
-    accepted(context, &job, args.detach).await
+}
+
+/// The plan of this moment, if a request was refused because it approved another one.
+fn drifted(error: &Error) -> Option<Plan> {
+    match error {
+        Error::Api { detail, .. } if detail.code == ErrorCode::PlanDrift => {
+            serde_json::from_value(detail.details.get("plan")?.clone()).ok()
+        }
+        _ => None,
+    }
 }
 
 pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<Exit> {
-    if args.refresh {
-        let job = context.client.refresh(&Submit::repeatable()).await?;
-        // Its record is not the answer to what was asked, so only its failure is shown.
-        let ended = context.client.follow_to_end(job.job_id, |_| {}).await?;
-        if Exit::of_job(&ended) != Exit::Done {
-            context.out.answer(&ended.raw, |style| crate::render::job::ending(style, &ended, false))?;
-            return Ok(Exit::of_job(&ended));
-        }
-    }
+    let Context { client, out } = context;
     let request = ApplyRequest {
         packages: args.packages,
         security_only: args.security_only,
@@ -110,7 +142,44 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<
         allow_removals: args.allow_removals,
         ..Default::default()
     };
-    run(context, Change::Apply(request), args.change).await
+    let change = Change::Apply(request);
+    if args.refresh {
+        out.remark("Fetching the indexes first.");
+        let job = client.refresh(&Submit::repeatable()).await?;
+        let Some(ended) = follow::step(client, out, job.job_id).await? else { return Ok(Exit::Interrupted) };
+        // Its record is not the answer to what was asked, so only its failure is shown.
+        if Exit::of_job(&ended) != Exit::Done {
+            out.answer(&ended.raw, |style| job::ending(style, &ended, out.verbose))?;
+            return Ok(Exit::of_job(&ended));
+        }
+    } else if !args.change.dry_run && asks(out.person, &change, &args.change) {
+        let info = client.info().await?;
+        if is_outdated(info.last_update_check, Timestamp::now()) && !freshen(context).await? {
+            return Ok(Exit::Interrupted);
+        }
+    }
+    run(context, change, args.change).await
+}
+
+fn is_outdated(fetched: Option<Timestamp>, now: Timestamp) -> bool {
+    fetched.is_none_or(|fetched| now.duration_since(fetched) > FRESH_FOR)
+}
+
+/// Has the indexes fetched before a plan is made. Without fresh ones the plan is still worth seeing, so a failure is only
+/// said. `false` if the user did not want to wait.
+async fn freshen(context: &Context) -> anyhow::Result<bool> {
+    let Context { client, out } = context;
+    out.remark("The host's indexes are more than an hour old; fetching them first.");
+    let failure = match client.refresh(&Submit::repeatable()).await {
+        Ok(job) => match follow::step(client, out, job.job_id).await? {
+            None => return Ok(false),
+            Some(ended) if Exit::of_job(&ended) == Exit::Done => return Ok(true),
+            Some(ended) => ended.error.clone().unwrap_or_else(|| format!("the job was {}", ended.status)),
+        },
+        Err(error) => error.to_string(),
+    };
+    out.remark(&format!("They could not be fetched: {failure}\nThe plan is made from the old ones."));
+    Ok(true)
 }
 
 pub(super) async fn refresh(context: &Context, detach: bool) -> anyhow::Result<Exit> {
@@ -145,6 +214,30 @@ mod tests {
         assert!(!asks(true, &apply, &yes));
         assert!(!asks(true, &apply, &approved));
         assert!(!asks(true, &hold, &quiet));
+    }
+
+    #[test]
+    fn indexes_are_fetched_where_the_agent_would() {
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        let at = |text: &str| Some(text.parse().unwrap());
+        assert!(is_outdated(None, now));
+        assert!(is_outdated(at("2026-01-01T10:59:59Z"), now));
+        assert!(!is_outdated(at("2026-01-01T11:00:01Z"), now));
+        assert!(!is_outdated(at("2026-01-01T12:30:00Z"), now), "a clock that is ahead");
+    }
+
+    #[test]
+    fn a_drift_brings_the_plan_of_the_moment() {
+        let plan = Plan::of(Vec::new());
+        let error = |code, detail: &Plan| Error::Api {
+            status: 409,
+            detail: Box::new(
+                patch_types::ErrorDetail::new(code, "x").with("plan", serde_json::to_value(detail).unwrap()),
+            ),
+            request_id: Default::default(),
+        };
+        assert_eq!(drifted(&error(ErrorCode::PlanDrift, &plan)), Some(plan.clone()));
+        assert_eq!(drifted(&error(ErrorCode::JobConflict, &plan)), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A plan: what would change, and the hash by which it is approved.
 
-use patch_types::{Action, Plan};
+use patch_types::{Action, PackageVersion, Plan, PlanHash, PlannedChange};
 
 use super::{Rows, Style, Tone, clean, count, patches, plain, values};
 
@@ -12,31 +12,21 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     } else {
         let mut rows = Rows::new(style, &["ACTION", "PACKAGE", "FROM", "TO", "ORIGIN"]);
         for change in &plan.changes {
-            let tone = match change.action {
-                action if action.is_removal() => Tone::Bad,
-                Action::Downgrade => Tone::Notice,
-                _ => Tone::Plain,
-            };
-            let version = |version: &Option<_>| version.as_ref().map_or("-".to_owned(), ToString::to_string);
             let mut origin = change.origin.as_ref().map_or(String::new(), patches::origin);
             if change.security && !origin.to_lowercase().contains("security") {
                 origin = format!("{origin} (security)").trim_start().to_owned();
             }
             rows.row([
-                (change.action.to_string(), tone),
+                (change.action.to_string(), tone(change)),
                 plain(format!("{}:{}", change.name.name(), change.architecture)),
-                plain(version(&change.old_version)),
-                plain(version(&change.new_version)),
+                plain(version(change.old_version.as_ref())),
+                plain(version(change.new_version.as_ref())),
                 plain(origin),
             ]);
         }
         text.push_str(&rows.finish());
-        text.push_str(&format!(
-            "\n{}, {} to download, {} on disk\n",
-            count(plan.changes.len(), "change"),
-            values::size(plan.download_bytes),
-            values::delta(plan.disk_delta_bytes)
-        ));
+        text.push('\n');
+        text.push_str(&sums(plan));
     }
     for kept in &plan.kept_back {
         text.push_str(&format!("Kept back: {}: {}\n", kept.name, clean::line(&kept.reason)));
@@ -58,12 +48,86 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     text
 }
 
+/// What another plan changes about the one that was shown, and its sums and hash.
+pub(crate) fn difference(style: &Style, shown: &Plan, now: &Plan) -> String {
+    if now.is_empty() {
+        return "Nothing is left to do.\n".to_owned();
+    }
+    let mut rows = Rows::new(style, &["", "ACTION", "PACKAGE", "FROM", "TO"]);
+    let gone =
+        shown.changes.iter().filter(|change| !holds(now, change)).map(|change| ("not any more", change));
+    let new = now.changes.iter().filter(|change| !holds(shown, change)).map(|change| ("new", change));
+    for (word, change) in gone.chain(new) {
+        rows.row([
+            plain(word),
+            (change.action.to_string(), tone(change)),
+            plain(format!("{}:{}", change.name.name(), change.architecture)),
+            plain(version(change.old_version.as_ref())),
+            plain(version(change.new_version.as_ref())),
+        ]);
+    }
+    let mut text = rows.finish();
+    text.push_str(&format!("\nIn all {}", sums(now)));
+    text.push_str(&format!("Plan: {}\n", now.hash));
+    text
+}
+
+/// Whether a plan has the same change, in what a plan's hash covers.
+fn holds(plan: &Plan, change: &PlannedChange) -> bool {
+    let essence = |c: &PlannedChange| PlanHash::of(std::slice::from_ref(c));
+    plan.changes.iter().any(|other| other.name == change.name && essence(other) == essence(change))
+}
+
+fn tone(change: &PlannedChange) -> Tone {
+    match change.action {
+        action if action.is_removal() => Tone::Bad,
+        Action::Downgrade => Tone::Notice,
+        _ => Tone::Plain,
+    }
+}
+
+fn version(version: Option<&PackageVersion>) -> String {
+    version.map_or("-".to_owned(), ToString::to_string)
+}
+
+fn sums(plan: &Plan) -> String {
+    format!(
+        "{}, {} to download, {} on disk\n",
+        count(plan.changes.len(), "change"),
+        values::size(plan.download_bytes),
+        values::delta(plan.disk_delta_bytes)
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use patch_types::PlannedChange;
-
     use super::*;
     use crate::render::NARROW;
+
+    #[test]
+    fn the_difference_shows_what_comes_and_goes() {
+        let change = |name: &str, to: &str| PlannedChange {
+            action: Action::Upgrade,
+            name: name.parse().unwrap(),
+            architecture: "amd64".parse().unwrap(),
+            old_version: Some("1".parse().unwrap()),
+            new_version: Some(to.parse().unwrap()),
+            archive_sha256: None,
+            origin: None,
+            security: false,
+            archive_bytes: 1000,
+            disk_delta_bytes: 0,
+        };
+        let shown = Plan::of(vec![change("bash", "2"), change("dash", "2")]);
+        let now = Plan::of(vec![change("bash", "2"), change("dash", "3")]);
+        let text = difference(&NARROW, &shown, &now);
+        let lines: Vec<String> =
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(lines[1..3], ["not any more upgrade dash:amd64 1 2", "new upgrade dash:amd64 1 3"]);
+        assert!(lines[4].starts_with("In all 2 changes, "), "{text}");
+        assert!(text.contains(now.hash.as_str()) && !text.contains("bash"), "{text}");
+        assert_eq!(difference(&NARROW, &shown, &Plan::of(Vec::new())), "Nothing is left to do.\n");
+    }
 
     #[test]
     fn a_plan_shows_every_change_its_sums_and_its_hash() {

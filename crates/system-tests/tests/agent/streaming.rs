@@ -175,9 +175,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 fn say(agent: &Agent, frames: &[Vec<u8>]) -> Result<String> {
     let goodbye = frame(8, &1000_u16.to_be_bytes());
     let bytes = [UPGRADE.as_bytes(), &frames.concat(), &goodbye].concat();
-    let told = agent.raw(&bytes)?;
-    ensure!(told.starts_with("HTTP/1.1 101"), "no WebSocket: {told}");
-    Ok(told)
+    agent.raw(&bytes)
 }
 
 /// The messages in a stream of frames, which are one JSON object each.
@@ -196,6 +194,7 @@ fn broken_frames_do_no_harm() -> Result<()> {
     let ping = || frame(1, b"{\"type\":\"ping\"}");
 
     let told = say(&agent, &[ping(), frame(9, b"are you there")])?;
+    ensure!(told.starts_with("HTTP/1.1 101"), "no WebSocket: {told}");
     ensure!(messages(&told).iter().any(|message| message["type"] == "pong"), "{told}");
     // The answer to a ping of the protocol carries its payload.
     ensure!(told.contains("are you there"), "{told}");
@@ -245,7 +244,9 @@ fn broken_frames_do_no_harm() -> Result<()> {
         }),
         ("a length that never comes", vec![0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
     ] {
-        say(&agent, &[broken, ping()]).with_context(|| what)?;
+        // What was sent and not read any more may reset the connection, and then even the first answer is lost.
+        let told = say(&agent, &[broken, ping()])?;
+        ensure!(told.is_empty() || told.starts_with("HTTP/1.1 101"), "{what}: {told}");
         ensure!(
             agent.get("/health")?.status == 200 && agent.pid()? == pid,
             "the agent did not survive {what}"

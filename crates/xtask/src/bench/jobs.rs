@@ -198,11 +198,11 @@ pub(super) fn overhead(bench: &Bench, report: &mut Report, count: usize, rounds:
 }
 
 /// What is to be known of the numbers of [`overhead`].
-pub(super) fn explain(report: &mut Report) {
-    report.note(
-        "`apt-get` runs like the agent's, without needrestart's hook, which would add half a second. The first event \
+pub(super) fn explain(report: &mut Report, rounds: usize) {
+    report.note(format!(
+        "What takes seconds has {rounds} rounds. `apt-get` runs like the agent's, without needrestart's hook, which would add half a second. The first event \
          counts from the announcement of the apply phase, the tool's first status line from its start.",
-    );
+    ));
 }
 
 fn one_job(bench: &Bench, packages: &[String]) -> Result<Job> {

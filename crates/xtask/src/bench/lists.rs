@@ -34,7 +34,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report, rounds: usize) -> Resu
     report.note(format!("The answer has {} KB.", small.bytes / 1000));
 
     let before = bench.grow(3800)?;
-    let large = measured(bench, rounds.min(5))?;
+    let large = measured(bench, rounds.min(3))?;
     bench.write_status(&before)?;
     report.section("List of what is installed, 3,800 packages");
     rows(&large, report, Limits { warm: f64::NAN, warm_p99: f64::NAN, first: 6.0 });

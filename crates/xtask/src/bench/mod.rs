@@ -118,8 +118,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
                 "Overhead of a job, the test repository's indexes alone, journal on the machine's disk",
             );
             jobs::overhead(&bench, &mut report, 1, rounds)?;
-            jobs::overhead(&bench, &mut report, 50, rounds.min(5))?;
-            jobs::explain(&mut report);
+            jobs::overhead(&bench, &mut report, 50, rounds.min(3))?;
+            jobs::explain(&mut report, rounds.min(3));
         }
         if wants(Subject::Events) {
             events::measure(&bench, &mut report, rounds)?;
@@ -160,7 +160,8 @@ fn with_indexes(
     }
     if wants(Subject::Jobs) {
         report.section("Overhead of a job, Debian's indexes, journal in memory");
-        jobs::overhead(bench, report, 1, rounds.min(5))?;
+        jobs::overhead(bench, report, 1, rounds.min(3))?;
+        jobs::explain(report, rounds.min(3));
     }
     // Last, as it makes dpkg's status another one for a while.
     if wants(Subject::Lists) {

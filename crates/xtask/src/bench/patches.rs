@@ -37,6 +37,7 @@ pub(super) fn measure(bench: &Bench, report: &mut Report, rounds: usize) -> Resu
             wall(&["/usr/bin/python3", "-c", PYTHON])?,
         ];
         if round == 0 {
+            // The first one warms everything up.
             continue;
         }
         count = one.count;

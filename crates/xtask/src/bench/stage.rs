@@ -20,7 +20,7 @@ pub(super) const API: &str = "/api/v1";
 const PEERS: [&str; 5] = ["packagekit", "packagekit-tools", "polkitd", "python3-apt", "nginx-light"];
 
 /// For how many packages there are updates.
-const UPDATES: usize = 40;
+const UPDATES: usize = 20;
 
 /// Nothing limits the load, and each host knows its client.
 const CONFIG: &str = "security:\n  rate_limit_requests_per_minute: 100000000\n";
