@@ -30,22 +30,39 @@ impl Audit {
     /// # Errors
     /// When it is not.
     pub async fn record_durable(&self, event: AuditEvent) -> Result<(), AuditError> {
-        self.record_all_durable(vec![event]).await
+        self.record_all_durable(&mut vec![event]).await
     }
 
-    /// Records events in order; when this returns they are on disk. They share the syncs.
+    /// Records events in order; when this returns they are on disk. They share the syncs. More of them than the trail's
+    /// queue holds are recorded in several rounds.
     ///
     /// # Errors
-    /// When one of them is not.
-    pub async fn record_all_durable(&self, events: Vec<AuditEvent>) -> Result<(), AuditError> {
-        let mut waiting = Vec::with_capacity(events.len());
-        for event in events {
-            let (done, durable) = oneshot::channel();
-            self.submit(event, done)?;
-            waiting.push(durable);
-        }
-        for durable in waiting {
-            durable.await.unwrap_or(Err(AuditError::Closed))?;
+    /// When one of them is not. Those that are on disk are gone from `events` then, so that the rest can be tried again.
+    pub async fn record_all_durable(&self, events: &mut Vec<AuditEvent>) -> Result<(), AuditError> {
+        while !events.is_empty() {
+            let mut waiting = Vec::with_capacity(events.len());
+            let mut full = None;
+            for event in &*events {
+                let (done, durable) = oneshot::channel();
+                if let Err(error) = self.submit(event.clone(), done) {
+                    full = Some(error);
+                    break;
+                }
+                waiting.push(durable);
+            }
+            if let (true, Some(error)) = (waiting.is_empty(), full) {
+                return Err(error);
+            }
+            let mut failed = Ok(());
+            let mut recorded = Vec::with_capacity(waiting.len());
+            for durable in waiting {
+                let result = durable.await.unwrap_or(Err(AuditError::Closed));
+                recorded.push(result.is_ok());
+                failed = failed.and(result);
+            }
+            let mut recorded = recorded.into_iter();
+            events.retain(|_| !recorded.next().unwrap_or(false));
+            failed?;
         }
         Ok(())
     }
@@ -69,6 +86,7 @@ impl Audit {
             Sink::Log(log) => log.submit(event, Box::new(move |place| drop(done.send(place.map(drop))))),
             #[cfg(test)]
             Sink::Script(script) => {
+                script.admit()?;
                 drop(done.send(script.take(event)));
                 Ok(())
             }
@@ -82,6 +100,8 @@ impl Audit {
 pub(crate) struct Script {
     events: Arc<std::sync::Mutex<Vec<AuditEvent>>>,
     failing: Arc<std::sync::atomic::AtomicBool>,
+    /// How many events the queue still takes before it refuses one, if it is bounded.
+    room: Arc<std::sync::Mutex<Option<usize>>>,
 }
 
 #[cfg(test)]
@@ -92,6 +112,26 @@ impl Script {
 
     pub(crate) fn fail(&self, failing: bool) {
         self.failing.store(failing, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Refuses the event after so many.
+    pub(crate) fn room(&self, room: usize) {
+        *self.room.lock().unwrap() = Some(room);
+    }
+
+    fn admit(&self) -> Result<(), AuditError> {
+        let mut room = self.room.lock().unwrap();
+        match &mut *room {
+            Some(0) => {
+                *room = None;
+                Err(AuditError::QueueFull)
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn events(&self) -> Vec<AuditEvent> {

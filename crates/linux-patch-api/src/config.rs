@@ -108,6 +108,14 @@ mod tests {
             ("logging:\n  level: LOUD\n", &["logging.level"]),
             ("logging:\n  remote_syslog: http://x:1\n", &["logging.remote_syslog"]),
             ("security:\n  roles: {alice: root}\n", &["security.roles", "alice", "viewer"]),
+            (
+                &format!(
+                    "security:\n  roles: {{\"{}\": admin, \"{}\": viewer}}\n",
+                    "AB".repeat(32),
+                    "ab".repeat(32)
+                ),
+                &["security.roles", "twice"],
+            ),
             ("security:\n  max_concurrent_jobs: 0\n", &["security.max_concurrent_jobs"]),
             ("rollback:\n  require: maybe\n", &["maybe"]),
             ("policy:\n  mode: on\n", &["2"]),
@@ -137,6 +145,9 @@ mod tests {
         assert_eq!(settings.role_of("manager", "00"), Some(Role::Admin));
         assert_eq!(settings.role_of("other", &print.to_lowercase()), Some(Role::Viewer));
         assert_eq!(settings.role_of("other", "00"), None);
+        assert_eq!(settings.role_of(&print, "00"), None, "a name is no fingerprint");
+        assert_eq!(settings.role_of(&print.to_lowercase(), "00"), None, "a name is no fingerprint");
+        assert_eq!(settings.role_of("other", "manager"), None, "nor the other way round");
         assert_eq!(check("").unwrap().role_of("anyone", "00"), Some(Role::Admin));
     }
 }

@@ -1,16 +1,78 @@
 //! What happens at the door, recorded and counted.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller};
 use patch_service::{DoorEvent, DoorObserver, PeerIdentity};
 use patch_types::ErrorCode;
+
+/// How often at most the connections of one certificate from one address are recorded, after the first.
+const SUCCESSES_EVERY: Duration = Duration::from_secs(60);
+
+/// More certificates and addresses than this at a time are not told apart by memory: their connections are recorded one
+/// by one. The certificates are those of the internal CA, so that many do not occur.
+const MAX_TOLD_APART: usize = 1024;
+
+/// The connections of one certificate from one address since its last record.
+#[derive(Debug)]
+struct Tally {
+    caller: Caller,
+    pending: u64,
+    recorded: Instant,
+}
+
+/// Puts successful authentications together: a client that connects for every request must not fill the disk.
+#[derive(Debug, Default)]
+struct Successes(HashMap<(String, IpAddr), Tally>);
+
+impl Successes {
+    /// How many connections to record now, this one included; none if that is to wait.
+    fn note(&mut self, peer: &PeerIdentity, now: Instant) -> Option<u64> {
+        let key = (peer.fingerprint_sha256().to_owned(), peer.address().ip());
+        if let Some(tally) = self.0.get_mut(&key) {
+            tally.pending += 1;
+            if now.saturating_duration_since(tally.recorded) < SUCCESSES_EVERY {
+                return None;
+            }
+            tally.recorded = now;
+            return Some(std::mem::take(&mut tally.pending));
+        }
+        if self.0.len() < MAX_TOLD_APART {
+            self.0.insert(key, Tally { caller: caller(peer), pending: 0, recorded: now });
+        }
+        Some(1)
+    }
+
+    /// What has waited long enough. Who has been quiet since is forgotten.
+    fn due(&mut self, now: Instant) -> Vec<(Caller, u64)> {
+        let mut due = Vec::new();
+        self.0.retain(|_, tally| {
+            if now.saturating_duration_since(tally.recorded) < SUCCESSES_EVERY {
+                return true;
+            }
+            let count = std::mem::take(&mut tally.pending);
+            tally.recorded = now;
+            if count > 0 {
+                due.push((tally.caller.clone(), count));
+            }
+            count > 0
+        });
+        due
+    }
+
+    /// All that is not recorded yet.
+    fn rest(&mut self) -> Vec<(Caller, u64)> {
+        self.0.drain().filter(|(_, t)| t.pending > 0).map(|(_, t)| (t.caller, t.pending)).collect()
+    }
+}
 
 /// How often what happened since the start.
 #[derive(Debug, Default)]
@@ -49,13 +111,44 @@ impl DoorCounters {
 pub struct Recorder {
     audit: Arc<AuditLog>,
     counters: Arc<DoorCounters>,
+    successes: Mutex<Successes>,
 }
 
 impl Recorder {
     /// A recorder for one audit trail.
     #[must_use]
     pub fn new(audit: Arc<AuditLog>, counters: Arc<DoorCounters>) -> Self {
-        Self { audit, counters }
+        Self { audit, counters, successes: Mutex::default() }
+    }
+
+    /// Records the connections that were put together and are due. To be called now and then.
+    pub fn record_due(&self) {
+        let due = self.successes().due(Instant::now());
+        self.succeeded_together(due);
+    }
+
+    /// Records all connections that were put together: before the trail is closed.
+    pub fn record_rest(&self) {
+        let rest = self.successes().rest();
+        self.succeeded_together(rest);
+    }
+
+    fn successes(&self) -> std::sync::MutexGuard<'_, Successes> {
+        self.successes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn succeeded_together(&self, counted: Vec<(Caller, u64)>) {
+        for (caller, count) in counted {
+            self.succeeded(count, &caller);
+        }
+    }
+
+    fn succeeded(&self, count: u64, caller: &Caller) {
+        let mut event = AuditEvent::new(AuditKind::AuthSuccess, caller);
+        if count > 1 {
+            event.message.push_str(&format!("; {count} connections since the last such record"));
+        }
+        self.audit.record_later(event);
     }
 
     fn record(&self, kind: AuditKind, caller: &Caller) {
@@ -83,7 +176,10 @@ impl DoorObserver for Recorder {
             }
             DoorEvent::AuthSucceeded { identity } => {
                 add(&self.counters.accepted, 1);
-                self.record(AuditKind::AuthSuccess, &caller(&identity));
+                let count = self.successes().note(&identity, Instant::now());
+                if let Some(count) = count {
+                    self.succeeded(count, &caller(&identity));
+                }
             }
             DoorEvent::AuthFailed { address, reason, expired, certificate, count } => {
                 add(&self.counters.authentication, count);
@@ -145,5 +241,72 @@ fn caller(peer: &PeerIdentity) -> Caller {
         fingerprint: Some(peer.fingerprint_sha256().to_owned()),
         address: Some(peer.address().ip()),
         request_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use patch_service::CertificateFacts;
+
+    use super::*;
+
+    fn peer(fingerprint: &str) -> PeerIdentity {
+        let facts = CertificateFacts {
+            common_name: "ops".into(),
+            serial: "01".into(),
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::MAX,
+            fingerprint_sha256: fingerprint.to_owned(),
+        };
+        PeerIdentity::from_facts(facts, "10.0.0.7:5000".parse().unwrap())
+    }
+
+    #[test]
+    fn connections_are_recorded_once_and_then_counted() {
+        let mut successes = Successes::default();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(successes.note(&peer("aa"), start), Some(1), "the first one at once");
+        assert_eq!(successes.note(&peer("bb"), start), Some(1), "another certificate");
+        for second in 1..=59 {
+            assert_eq!(successes.note(&peer("aa"), after(second)), None);
+        }
+        assert!(successes.due(after(59)).is_empty());
+        assert_eq!(successes.note(&peer("aa"), after(60)), Some(60));
+        assert_eq!(successes.note(&peer("aa"), after(61)), None);
+        let due = successes.due(after(120));
+        assert_eq!(due.iter().map(|(_, count)| *count).collect::<Vec<_>>(), [1]);
+        assert_eq!(successes.0.len(), 1, "who is quiet is forgotten");
+        assert_eq!(successes.note(&peer("aa"), after(121)), None);
+        assert_eq!(successes.rest().len(), 1);
+        assert!(successes.0.is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut successes = Successes::default();
+        for i in 0..5000 {
+            assert_eq!(successes.note(&peer(&i.to_string()), Instant::now()), Some(1));
+        }
+        assert!(successes.0.len() <= MAX_TOLD_APART);
+    }
+
+    #[test]
+    fn a_flood_of_connections_makes_few_records() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.log");
+        let options = patch_audit::Options::new("test").without_journal();
+        let log = Arc::new(AuditLog::open(&path, options).unwrap());
+        let recorder = Recorder::new(Arc::clone(&log), Arc::default());
+        for _ in 0..100 {
+            recorder.observe(DoorEvent::AuthSucceeded { identity: peer("aa") });
+        }
+        recorder.record_due();
+        recorder.record_rest();
+        log.close();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("99 connections"), "{text}");
     }
 }

@@ -10,6 +10,8 @@ pub mod filter;
 pub mod host;
 mod render;
 mod stamp;
+#[cfg(test)]
+mod tests;
 
 use std::{
     path::{Path, PathBuf},
@@ -24,7 +26,7 @@ use patch_types::{
     api::{PackageList, PatchSet},
     event::QueryResult,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use self::{filter::PackageFilter, render::Candidate, stamp::Stamp};
 use crate::executor::Executor;
@@ -84,6 +86,14 @@ struct Known {
     security: usize,
 }
 
+/// A question to the solver, and where its answer will be.
+#[derive(Debug, Clone)]
+struct Solving {
+    /// What the host looked like before it was asked.
+    stamp: Stamp,
+    answer: watch::Receiver<Option<Result<Arc<Known>, ErrorDetail>>>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     listed: Option<Arc<Listed>>,
@@ -92,14 +102,14 @@ struct State {
     checked: Option<Instant>,
     /// When the solver last failed.
     failed: Option<Instant>,
+    /// The last question to the solver.
+    solving: Option<Solving>,
 }
 
 struct Inner {
     root: PathBuf,
     executor: Executor,
     state: Mutex<State>,
-    /// Held while the solver is asked, so that there is one question at a time.
-    solving: tokio::sync::Mutex<()>,
     stale: Notify,
 }
 
@@ -115,14 +125,13 @@ impl Inventory {
             root: root.to_owned(),
             executor,
             state: Mutex::default(),
-            solving: tokio::sync::Mutex::default(),
             stale: Notify::new(),
         }))
     }
 
-    /// Asks the solver at once, and again whenever [`changed`](Self::changed) is called or a request finds the
-    /// candidates stale. Runs until it is dropped.
-    pub async fn keep_fresh(self) {
+    /// Asks the solver at once, and again whenever a job has ended (the number of those that have is watched) or a
+    /// request finds the candidates stale. Runs until it is dropped.
+    pub async fn keep_fresh(self, mut ends: watch::Receiver<u64>) {
         let mut said = None;
         loop {
             let error = self.known_now().await.err().map(|e| e.message);
@@ -133,14 +142,12 @@ impl Inventory {
                 tracing::warn!(%error, "the available updates could not be determined; the last known ones are shown");
             }
             said = error;
-            self.0.stale.notified().await;
+            tokio::select! {
+                () = self.0.stale.notified() => {}
+                Ok(()) = ends.changed() => {}
+            }
             tokio::time::sleep(DEBOUNCE).await;
         }
-    }
-
-    /// Tells that the packages may have changed, such as at the end of a job.
-    pub fn changed(&self) {
-        self.0.stale.notify_one();
     }
 
     /// The unfiltered list.
@@ -270,33 +277,58 @@ impl Inventory {
         let known = state.known.clone();
         drop(state);
         if known.is_none_or(|k| k.stamp != Stamp::of_candidates(&self.0.root)) {
-            self.changed();
+            self.0.stale.notify_one();
         }
     }
 
     /// The solver's answer for the present state of the host.
     async fn known_now(&self) -> Result<Arc<Known>, ErrorDetail> {
-        if let Some(known) = self.still_true() {
-            return Ok(known);
-        }
-        let _guard = self.0.solving.lock().await;
-        if let Some(known) = self.still_true() {
-            return Ok(known);
-        }
         let stamp = Stamp::of_candidates(&self.0.root);
-        let set = match self.0.executor.query(Query::Patches).await {
-            Ok(QueryResult::Patches(set)) => set,
-            Ok(_) => {
-                self.state().failed = Some(Instant::now());
-                return Err(ErrorDetail::new(
-                    ErrorCode::ServiceUnhealthy,
-                    "the root side answered another question than that for the updates",
-                ));
+        if let Some(known) = self.known_as_of(stamp) {
+            return Ok(known);
+        }
+        let mut solving = self.solving();
+        if solving.stamp != stamp {
+            // It was begun before the last change. There is one question at a time, so it is waited for, not believed.
+            let _ = solving.answer().await;
+            if let Some(known) = self.known_as_of(Stamp::of_candidates(&self.0.root)) {
+                return Ok(known);
             }
-            Err(error) => {
-                self.state().failed = Some(Instant::now());
-                return Err(error);
+            solving = self.solving();
+        }
+        solving.answer().await
+    }
+
+    /// The question under way, or a new one. It is a task of its own, which goes on when nobody waits any more: another
+    /// question meanwhile would share the root side's run of this one, and take its answer for a later state.
+    fn solving(&self) -> Solving {
+        let mut state = self.state();
+        if let Some(solving) = state.solving.as_ref().filter(|s| !s.is_over()) {
+            return solving.clone();
+        }
+        // The stamp comes first: a change while the solver works makes its answer old.
+        let stamp = Stamp::of_candidates(&self.0.root);
+        let (sender, answer) = watch::channel(None);
+        let inventory = self.clone();
+        tokio::spawn(async move {
+            let answer = inventory.solve(stamp).await;
+            if answer.is_err() {
+                inventory.state().failed = Some(Instant::now());
             }
+            sender.send_replace(Some(answer));
+        });
+        let solving = Solving { stamp, answer };
+        state.solving = Some(solving.clone());
+        solving
+    }
+
+    /// Asks the solver and keeps its answer as that for the state with this stamp.
+    async fn solve(&self, stamp: Stamp) -> Result<Arc<Known>, ErrorDetail> {
+        let QueryResult::Patches(set) = self.0.executor.query(Query::Patches).await? else {
+            return Err(ErrorDetail::new(
+                ErrorCode::ServiceUnhealthy,
+                "the root side answered another question than that for the updates",
+            ));
         };
         let cached = Arc::new(cached(&set)?);
         let security = set.security_updates;
@@ -310,8 +342,22 @@ impl Inventory {
         Ok(known)
     }
 
-    fn still_true(&self) -> Option<Arc<Known>> {
-        self.known().filter(|k| k.stamp == Stamp::of_candidates(&self.0.root))
+    fn known_as_of(&self, stamp: Stamp) -> Option<Arc<Known>> {
+        self.known().filter(|k| k.stamp == stamp)
+    }
+}
+
+impl Solving {
+    fn is_over(&self) -> bool {
+        // The sender is gone if the task was aborted.
+        self.answer.borrow().is_some() || self.answer.has_changed().is_err()
+    }
+
+    async fn answer(&mut self) -> Result<Arc<Known>, ErrorDetail> {
+        let answer = self.answer.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+        answer.unwrap_or_else(|| {
+            Err(ErrorDetail::new(ErrorCode::ServiceUnhealthy, "the agent stopped before the solver answered"))
+        })
     }
 }
 

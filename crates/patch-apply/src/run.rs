@@ -16,7 +16,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::inotify,
+    fs::{FlockOperation, flock, inotify},
     io::{FdFlags, fcntl_setfd},
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
@@ -25,6 +25,9 @@ use crate::apt::argv::{Argv, ENVIRONMENT};
 
 /// The longest line that is passed on, in bytes; the rest of a longer one is dropped.
 pub const MAX_LINE: usize = 16 * 1024;
+
+/// How often the files are looked at when the kernel has no notification left to give.
+const BLIND: Duration = Duration::from_millis(20);
 
 /// A tool could not be run or followed.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +80,9 @@ pub enum Line {
 pub struct Running {
     program: &'static str,
     child: Child,
-    pidfd: OwnedFd,
-    inotify: OwnedFd,
+    /// Both only make waiting prompt; without them the files are looked at now and then.
+    pidfd: Option<OwnedFd>,
+    inotify: Option<OwnedFd>,
     output: Tail,
     status: Tail,
     ended: Option<ExitStatus>,
@@ -86,7 +90,7 @@ pub struct Running {
 
 /// Starts a tool with its output appended to `output` and its progress to `status`.
 ///
-/// `argv` is made from the number of the descriptor on which the tool finds its progress file; it is inherited by
+/// With `reports` the tool writes progress: `argv` is made from the number of the descriptor on which the tool finds its progress file; it is inherited by
 /// number, which is safe because the root side has one thread.
 ///
 /// # Errors
@@ -96,6 +100,7 @@ pub fn start(
     directory: &Path,
     output: &Path,
     status: &Path,
+    reports: bool,
 ) -> Result<Running, RunError> {
     let append = |path: &Path| {
         File::options()
@@ -111,13 +116,14 @@ pub fn start(
     let argv = argv(progress.as_raw_fd());
     let program = argv.program;
     let follow = |source: rustix::io::Errno| RunError::Follow { program, source: source.into() };
-    let inotify =
-        inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map_err(follow)?;
-    for path in [output, status] {
-        inotify::add_watch(&inotify, path, inotify::WatchFlags::MODIFY).map_err(follow)?;
+    let inotify = watch(&[output, status]).ok();
+    if reports {
+        // As long as this lock is held, the tool lives: it goes with the tool, not with us. See `is_alive`. apt closes
+        // the descriptor for what it starts; dpkg would hand it on to daemons of maintainer scripts.
+        flock(&progress, FlockOperation::NonBlockingLockExclusive).map_err(follow)?;
+        fcntl_setfd(&progress, FdFlags::empty()).map_err(follow)?;
     }
     let clone = out.try_clone().map_err(|source| RunError::File { path: output.to_owned(), source })?;
-    fcntl_setfd(&progress, FdFlags::empty()).map_err(follow)?;
     let child = command(&argv)
         .current_dir(directory)
         .stdout(Stdio::from(out))
@@ -125,8 +131,23 @@ pub fn start(
         .spawn()
         .map_err(|source| RunError::Start { program, source })?;
     drop(progress);
-    let pidfd = pidfd_of(&child).map_err(follow)?;
+    let pidfd = pidfd_of(&child).ok();
     Ok(Running { program, child, pidfd, inotify, output: output_tail, status: status_tail, ended: None })
+}
+
+fn watch(paths: &[&Path]) -> Result<OwnedFd, rustix::io::Errno> {
+    let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    for path in paths {
+        inotify::add_watch(&inotify, *path, inotify::WatchFlags::MODIFY)?;
+    }
+    Ok(inotify)
+}
+
+/// Whether a tool that was started with this progress file still lives, whoever started it.
+#[must_use]
+pub fn is_alive(status: &Path) -> bool {
+    let Ok(file) = File::open(status) else { return false };
+    flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 fn command(argv: &Argv) -> Command {
@@ -166,12 +187,17 @@ impl Running {
         let program = self.program;
         let lost = |source: io::Error| RunError::Follow { program, source };
         if self.ended.is_none() {
+            let patience =
+                if self.pidfd.is_none() || self.inotify.is_none() { patience.min(BLIND) } else { patience };
             let timeout = Timespec {
                 tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(patience.subsec_nanos()),
             };
-            let mut fds =
-                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&self.pidfd, PollFlags::IN)];
+            let mut fds: Vec<PollFd<'_>> = [&self.inotify, &self.pidfd]
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::new(fd, PollFlags::IN))
+                .collect();
             match poll(&mut fds, Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(lost(error.into())),
@@ -189,15 +215,25 @@ impl Running {
 
     fn drain(&self) {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-        let mut reader = inotify::Reader::new(self.inotify.as_fd(), &mut buffer);
+        let Some(inotify) = &self.inotify else { return };
+        let mut reader = inotify::Reader::new(inotify.as_fd(), &mut buffer);
         while reader.next().is_ok() {}
     }
 
-    /// Asks the tool and its children to end. Only for tools that change nothing: downloads and reads.
-    pub fn terminate(&self) {
+    /// Waits for the tool's end without following it.
+    ///
+    /// # Errors
+    /// Those of waiting.
+    pub fn outlast(mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// Asks the tool and its children to end, or with `force` ends them. Only for tools that change nothing: downloads
+    /// and reads.
+    pub fn terminate(&self, force: bool) {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             // It may have ended meanwhile.
-            let _ = kill_process_group(pid, Signal::TERM);
+            let _ = kill_process_group(pid, if force { Signal::KILL } else { Signal::TERM });
         }
     }
 }
@@ -360,7 +396,7 @@ mod tests {
     fn follow(argv: impl FnOnce(i32) -> Argv) -> (Vec<Line>, Option<i32>) {
         let dir = tempfile::tempdir().unwrap();
         let mut running =
-            start(argv, dir.path(), &dir.path().join("out"), &dir.path().join("status")).unwrap();
+            start(argv, dir.path(), &dir.path().join("out"), &dir.path().join("status"), true).unwrap();
         let mut lines = Vec::new();
         while running.ended().is_none() {
             lines.extend(running.wait(Duration::from_secs(5)).unwrap());
@@ -389,6 +425,32 @@ mod tests {
                 || ["PWD", "SHLVL", "_", "OLDPWD"].contains(&name);
             assert!(known, "{name} was passed on");
         }
+    }
+
+    #[test]
+    fn a_tool_can_be_signalled_and_told_alive_by_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, status) = (dir.path().join("out"), dir.path().join("status"));
+        let script = "grep SigBlk /proc/self/status; read x < fifo";
+        assert!(
+            std::process::Command::new("mkfifo").arg(dir.path().join("fifo")).status().unwrap().success()
+        );
+        let mut running = start(|_| shell(script), dir.path(), &out, &status, true).unwrap();
+        let mut lines = Vec::new();
+        while lines.is_empty() {
+            lines = running.wait(Duration::from_secs(5)).unwrap();
+        }
+        assert_eq!(
+            lines,
+            [Line::Output("SigBlk:\t0000000000000000".into())],
+            "a blocked signal was inherited"
+        );
+        assert!(is_alive(&status));
+        running.terminate(false);
+        while running.ended().is_none() {
+            running.wait(Duration::from_secs(5)).unwrap();
+        }
+        assert!(!is_alive(&status) && !is_alive(Path::new("/nonexistent")));
     }
 
     #[test]

@@ -5,30 +5,33 @@
 //! not begun.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder},
     io,
+    os::unix::fs::{DirBuilderExt, chown},
     path::Path,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
+use nix::unistd::User;
 use patch_apply::{
     apt::{argv, argv::Task, lock::Locks},
     run::RunError,
 };
-use patch_backends::apt::{Inventory, OperationKind, classify, last_update_check};
+use patch_backends::apt::{DatabaseStamp, Inventory, OperationKind, classify, last_update_check};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
     event::{Ended, LogStream},
 };
-use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     events::Events,
     journal::{Journal, State, ToolEnd},
     paths::Paths,
+    prune,
     solver::{self, run_failed},
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
+    turn::{self, Turn},
     verdict,
 };
 
@@ -84,6 +87,8 @@ pub(crate) fn run(paths: &Paths, journal: Journal, events: Events) {
         progress: Progress::default(),
         deadline: Instant::now(),
         task: None,
+        planned_at: None,
+        repaired: false,
     };
     let ended = change.run_to_end();
     finish(&mut change.journal, &mut change.events, ended);
@@ -117,6 +122,10 @@ struct Change<'a> {
     deadline: Instant,
     /// What apt was asked in this process's planning, so that applying asks the very same.
     task: Option<Task>,
+    /// What dpkg's database was like when the plan was made.
+    planned_at: Option<DatabaseStamp>,
+    /// Whether leftovers of earlier runs have been seen to.
+    repaired: bool,
 }
 
 impl Change<'_> {
@@ -125,11 +134,9 @@ impl Change<'_> {
             Ok(turn) => turn,
             Err(Stop(ended)) => return ended,
         };
+        prune::fetched(self.paths);
         self.deadline = Instant::now() + Duration::from_secs(self.journal.record.limits.timeout_seconds);
-        let mut state = State::Refreshing;
-        if !self.refresh_is_due() {
-            state = State::Planning;
-        }
+        let mut state = if self.refresh_is_due() { State::Refreshing } else { State::Planning };
         loop {
             if let State::Ended { ended } = state {
                 return ended;
@@ -148,6 +155,7 @@ impl Change<'_> {
         match state {
             State::Accepted => Ok(State::Planning),
             State::Refreshing => self.refresh(),
+            State::Repairing => self.repair(),
             State::Planning => self.plan(),
             State::Downloading { plan, auto } => self.download(plan, auto),
             State::Applying { plan, auto } => self.apply(plan, &auto),
@@ -156,29 +164,21 @@ impl Change<'_> {
         }
     }
 
-    /// Changes are serial. The lock is the kernel's: it is let go with the process.
-    fn take_turn(&mut self) -> Result<File, Stop> {
-        let path = self.paths.turn();
+    fn take_turn(&mut self) -> Result<Turn, Stop> {
         let unusable = |error: io::Error| {
-            let message = format!("cannot use {}: {error}", path.display());
+            let message = format!("the queue below {} cannot be used: {error}", self.paths.state().display());
             Stop::from(ErrorDetail::new(ErrorCode::PkgManagerError, message))
         };
-        let turn = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
+        let place = turn::queue(self.paths, self.journal.record.id).map_err(unusable)?;
         loop {
-            match flock(&turn, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(unusable(error.into())),
-            }
             if tool::must_stop(&self.journal) {
                 return Err(Stop::cancelled());
             }
+            if let Some(turn) = turn::try_take(self.paths, &place).map_err(unusable)? {
+                return Ok(turn);
+            }
             tool::pause();
         }
-        if tool::must_stop(&self.journal) {
-            return Err(Stop::cancelled());
-        }
-        Ok(turn)
     }
 
     /// Journals a state, then announces its phase.
@@ -266,6 +266,7 @@ impl Change<'_> {
             span: if asked_for { (0, 100) } else { REFRESH },
             deadline: self.deadline,
             care: Care::Interruptible,
+            reports: true,
         };
         let end = match run.execute(|fd| argv::refresh(root, fd))? {
             RunEnd::Exited(end) => end,
@@ -310,14 +311,19 @@ impl Change<'_> {
     fn plan(&mut self) -> Result<State, Stop> {
         self.wait_for_locks(Locks::Packages)?;
         let root = self.paths.root();
-        let broken = pending_repairs(root)?;
-        if !broken.is_empty() {
-            self.remark(format!(
-                "an earlier run left {} unfinished; finishing that first",
-                broken.join(", ")
-            ));
-            self.configure_pending()?;
+        let broken = findings(root)?;
+        // A hold is a mark; it has no business with what is unfinished.
+        if !broken.is_empty()
+            && !self.repaired
+            && !matches!(self.journal.record.operation, Operation::Hold(_))
+        {
+            let names = broken.join(", ");
+            self.remark(format!("an earlier run left {names} unfinished; finishing that first"));
+            return Ok(State::Repairing);
         }
+        self.journal.record.broken = broken;
+        // Taken before the solver looks, so that what changes under its feet is noticed.
+        self.planned_at = Some(DatabaseStamp::now(root));
         let operation = self.journal.record.operation.clone();
         let planned = solver::plan(root, &operation)?;
         self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
@@ -336,6 +342,7 @@ impl Change<'_> {
                 .into());
         }
         if planned.plan.is_empty() {
+            self.mark_as_wanted(&operation);
             return Ok(State::Ended {
                 ended: Box::new(Ended {
                     status: JobStatus::Completed,
@@ -354,7 +361,38 @@ impl Change<'_> {
         Ok(State::Downloading { plan: planned.plan, auto: planned.auto })
     }
 
-    /// Finishes what an earlier run left unpacked or half-configured. What cannot be finished is apt's to judge.
+    /// A package that is there already because another needs it becomes one that a person wants, as `apt-get install`
+    /// would make it: otherwise a later autoremove takes it away.
+    fn mark_as_wanted(&mut self, operation: &Operation) {
+        let Operation::Install(install) = operation else { return };
+        let Ok(inventory) = solver::inventory(self.paths.root()) else { return };
+        let auto: Vec<PackageName> = install
+            .packages
+            .iter()
+            .map(|spec| spec.name.clone())
+            .filter(|name| {
+                inventory.database.get(name).is_some_and(|p| p.is_present() && inventory.is_auto(p))
+            })
+            .collect();
+        if auto.is_empty() {
+            return;
+        }
+        match solver::capture(&argv::mark_manual(self.paths.root(), &auto)) {
+            Ok(said) if said.code == Some(0) => {
+                self.remark("it was there already; it is marked as wanted now")
+            }
+            Ok(said) => self.remark(format!("it could not be marked as wanted: {}", said.text().trim())),
+            Err(error) => self.remark(format!("it could not be marked as wanted: {}", error.message)),
+        }
+    }
+
+    /// Finishes what an earlier run left. What cannot be finished is apt's to judge.
+    fn repair(&mut self) -> Result<State, Stop> {
+        self.repaired = true;
+        self.configure_pending()?;
+        Ok(State::Planning)
+    }
+
     fn configure_pending(&mut self) -> Result<ToolEnd, Stop> {
         let root = self.paths.root();
         let run = Run {
@@ -366,6 +404,7 @@ impl Change<'_> {
             span: (0, 0),
             deadline: self.deadline,
             care: Care::Transaction,
+            reports: false,
         };
         match run.execute(|_| argv::configure_pending(root))? {
             RunEnd::Exited(end) => Ok(end),
@@ -375,34 +414,32 @@ impl Change<'_> {
 
     fn download(&mut self, plan: Plan, auto: Vec<PackageName>) -> Result<State, Stop> {
         let root = self.paths.root().to_owned();
-        let partial = self.paths.partial_archives();
         let archives = argv::archives(&plan);
         if archives.is_empty() {
             return Ok(State::Applying { plan, auto });
         }
-        let directory = if partial.is_dir() { &partial } else { &root };
+        let directory = self.paths.fetched(self.journal.record.id);
+        make_fetched(&directory).map_err(|error| cannot_fetch(&directory, &error))?;
         let run = Run {
             root: &root,
-            directory,
+            directory: &directory,
             journal: &self.journal,
             events: &mut self.events,
             progress: &mut self.progress,
             span: DOWNLOAD,
             deadline: self.deadline,
             care: Care::Interruptible,
+            reports: true,
         };
         let end = run.execute(|fd| argv::download(&root, &archives, fd))?;
         match end {
             RunEnd::Exited(end) if end.code == Some(0) => {
-                keep_archives(&partial).map_err(|error| {
-                    let message =
-                        format!("the fetched archives in {} cannot be moved: {error}", partial.display());
-                    ErrorDetail::new(ErrorCode::PkgManagerError, message)
-                })?;
+                keep_archives(&directory, &self.paths.archives())
+                    .map_err(|error| cannot_fetch(&directory, &error))?;
                 Ok(State::Applying { plan, auto })
             }
             RunEnd::Exited(end) => {
-                let error = classify(end.code, &end.output, solver::kind_of(&self.journal.record.operation));
+                let error = classify(end.code, &end.output, (&self.journal.record.operation).into());
                 let mut stop = Stop::unchanged(JobStatus::Failed, error);
                 stop.0.exit_code = end.code;
                 Err(stop)
@@ -420,7 +457,10 @@ impl Change<'_> {
         }
         self.wait_for_locks(Locks::Packages)?;
         let root = self.paths.root().to_owned();
-        let patience = self.lock_patience().as_secs();
+        if self.planned_at != Some(DatabaseStamp::now(&root)) {
+            self.remark("packages were changed by somebody else since the plan was made; planning again");
+            return Ok(State::Planning);
+        }
         let argv: Box<dyn FnOnce(i32) -> argv::Argv> =
             match (&self.journal.record.operation, self.task.take()) {
                 (Operation::Hold(hold), _) => {
@@ -429,7 +469,7 @@ impl Change<'_> {
                 }
                 (_, Some(task)) => {
                     let root = root.clone();
-                    Box::new(move |fd| argv::apply(&root, &task, fd, patience))
+                    Box::new(move |fd| argv::apply(&root, &task, fd))
                 }
                 (_, None) => {
                     let message = "there is a plan, but not what apt is to be told; nothing was changed";
@@ -445,6 +485,7 @@ impl Change<'_> {
             span: APPLY,
             deadline: self.deadline,
             care: Care::Transaction,
+            reports: true,
         };
         let tool = match run.execute(argv) {
             Ok(RunEnd::Exited(end)) => end,
@@ -453,7 +494,11 @@ impl Change<'_> {
             // It runs or ran, only following it failed: the database says what became of it.
             Err(error) => ToolEnd { output: error.to_string(), ..ToolEnd::default() },
         };
-        if tool.code != Some(0) && !pending_repairs(&root).unwrap_or_default().is_empty() {
+        if is_locked_out(&tool) && self.lock_patience() > Duration::ZERO {
+            self.remark("somebody else was quicker to take the package manager's lock; planning again after it is free");
+            return Ok(State::Planning);
+        }
+        if tool.code != Some(0) && !findings(&root).unwrap_or_default().is_empty() {
             self.remark("the run failed and left packages unfinished; trying once to finish them");
             // Its result is in the database, which is looked at next.
             let _ = self.configure_pending();
@@ -463,7 +508,7 @@ impl Change<'_> {
     }
 
     fn verify(&mut self, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
-        verdict::judge(self.paths.root(), &self.journal.record.operation, plan, tool)
+        verdict::judge(self.paths.root(), &self.journal.record, plan, tool)
     }
 }
 
@@ -500,29 +545,60 @@ fn stamp_refresh(root: &Path) {
     }
 }
 
-/// Waits for the turn without an end. Without the file there is nobody to wait for.
-pub(crate) fn blocking_turn(paths: &Paths) -> Option<File> {
-    let turn = File::options().create(true).truncate(false).write(true).open(paths.turn()).ok()?;
-    while flock(&turn, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
-    Some(turn)
+/// apt ended because somebody else had the lock: it had not begun.
+fn is_locked_out(tool: &ToolEnd) -> bool {
+    tool.code == Some(100)
+        && [
+            "Could not get lock",
+            "Unable to acquire the dpkg frontend lock",
+            "Unable to lock the administration directory",
+        ]
+        .iter()
+        .any(|words| tool.output.contains(words))
+        && !tool.output.contains("Unpacking ")
+        && !tool.output.contains("Setting up ")
+}
+
+fn cannot_fetch(directory: &Path, error: &io::Error) -> ErrorDetail {
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::DiskSpace,
+        _ => ErrorCode::PkgManagerError,
+    };
+    ErrorDetail::new(
+        code,
+        format!("archives cannot be fetched to {}: {error}; nothing was changed", directory.display()),
+    )
+}
+
+/// Makes the directory that archives are fetched to. It belongs to apt's own user, as whom apt downloads.
+fn make_fetched(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    DirBuilder::new().mode(0o700).create(directory)?;
+    match User::from_name("_apt") {
+        Ok(Some(user)) => chown(directory, Some(user.uid.as_raw()), None),
+        _ => Ok(()),
+    }
 }
 
 /// Packages that an earlier run left unpacked or half-configured.
-pub(crate) fn pending_repairs(root: &Path) -> Result<Vec<String>, ErrorDetail> {
+pub(crate) fn findings(root: &Path) -> Result<Vec<String>, ErrorDetail> {
     let inventory = solver::inventory(root)?;
     Ok(inventory.database.audit().into_iter().map(|finding| finding.package.to_string()).collect())
 }
 
-/// Moves what was fetched to where apt looks for it. Only whole, verified archives are there: apt ended with 0.
-fn keep_archives(partial: &Path) -> io::Result<()> {
-    let Some(archives) = partial.parent() else { return Ok(()) };
-    for entry in fs::read_dir(partial)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb")
-            && let Some(name) = path.file_name()
-        {
-            fs::rename(&path, archives.join(name))?;
+/// Moves what was fetched to where apt looks for it. Only whole, verified archives are there: apt ended with 0, and the
+/// directory is this change's alone.
+fn keep_archives(directory: &Path, archives: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let is_archive = entry.path().extension().is_some_and(|extension| extension == "deb");
+        if is_archive && entry.file_type()?.is_file() {
+            chown(entry.path(), Some(0), Some(0))?;
+            fs::rename(entry.path(), archives.join(entry.file_name()))?;
         }
     }
-    Ok(())
+    fs::remove_dir_all(directory)
 }

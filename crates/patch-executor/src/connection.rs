@@ -2,16 +2,13 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::net::UnixStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use nix::{
-    sys::signal::{SigSet, Signal},
-    unistd::Uid,
-};
+use nix::unistd::Uid;
 use patch_types::{
     ErrorCode, EventKind, JobId,
     executor::{FrameError, PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
@@ -23,7 +20,7 @@ use crate::{
     events::{Events, EventsError},
     journal::{Journal, State},
     paths::{self, Paths},
-    prune, query, settle,
+    prune, query, settle, stop,
 };
 
 /// How long a peer may take to say what it wants.
@@ -34,7 +31,7 @@ const MAX_LIMIT_SECONDS: u64 = 24 * 3600;
 
 /// A request that sets itself limits beyond reason.
 #[derive(Debug, thiserror::Error)]
-#[error("limits of more than {MAX_LIMIT_SECONDS} seconds are not accepted")]
+#[error("a time limit must be between 1 and {MAX_LIMIT_SECONDS} seconds")]
 struct LimitTooLarge;
 
 /// A job that is past the point where it can be cancelled.
@@ -55,13 +52,9 @@ enum Work {
 
 /// Serves the connection that is standard input.
 pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
-    // A stop of the unit must not end a transaction: it waits until this process is through. Tools do not inherit
-    // this: a child starts with an empty mask.
-    let mut deferred = SigSet::empty();
-    deferred.add(Signal::SIGTERM);
-    deferred.add(Signal::SIGHUP);
-    deferred.add(Signal::SIGINT);
-    deferred.thread_block().context("cannot defer signals")?;
+    // A stop of the unit must not end a transaction: it is remembered, and looked at where stopping harms nothing.
+    // Nothing is blocked, since tools would inherit that; handlers they do not.
+    stop::defer().context("cannot defer signals")?;
     // Of a session of its own, apart from whoever started it; under systemd it leads one already.
     let _ = rustix::process::setsid();
     // Maintainer scripts rely on it.
@@ -122,10 +115,11 @@ fn is_probe(socket: &UnixStream) -> bool {
 }
 
 fn read_request(socket: &mut UnixStream) -> anyhow::Result<Request> {
+    let deadline = Instant::now() + PATIENCE;
     let mut prefix = [0; 4];
-    socket.read_exact(&mut prefix).context("the request did not arrive")?;
+    read_by(socket, &mut prefix, deadline).context("the request did not arrive")?;
     let mut body = vec![0; body_length(prefix)?];
-    socket.read_exact(&mut body).context("the request did not arrive whole")?;
+    read_by(socket, &mut body, deadline).context("the request did not arrive whole")?;
     let request: Request = decode(&body)?;
     if request.protocol != PROTOCOL {
         bail!(
@@ -135,6 +129,24 @@ fn read_request(socket: &mut UnixStream) -> anyhow::Result<Request> {
         );
     }
     Ok(request)
+}
+
+/// Fills a buffer, or fails when the deadline is over, however slowly the bytes drip.
+fn read_by(socket: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.read(buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => buffer = buffer.get_mut(n..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn refused(error: &anyhow::Error) -> Reply {
@@ -161,10 +173,12 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
     match body {
         RequestBody::Change { operation, limits, if_plan } => {
             operation.check()?;
-            prune::journals(paths);
-            if limits.timeout_seconds > MAX_LIMIT_SECONDS || limits.lock_wait_seconds > MAX_LIMIT_SECONDS {
+            if !(1..=MAX_LIMIT_SECONDS).contains(&limits.timeout_seconds)
+                || limits.lock_wait_seconds > MAX_LIMIT_SECONDS
+            {
                 return Err(LimitTooLarge.into());
             }
+            prune::journals(paths)?;
             let journal = match Journal::create(&paths.journal(id), id, operation, limits, if_plan) {
                 Ok(journal) => journal,
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {

@@ -19,6 +19,12 @@ use crate::paths;
 /// The longest line in bytes. Whoever follows reads lines whole, so their length is bounded on this side.
 const MAX_LINE: usize = 12 * 1024 * 1024;
 
+/// How much output of one operation is passed on, in bytes.
+const MAX_LOGGED: usize = 16 * 1024 * 1024;
+
+/// How much may wait in memory for room on the disk, in bytes, before output is left out.
+const MAX_WAITING: usize = 4 * 1024 * 1024;
+
 /// Appends events. A full disk does not stop the operation: events wait in memory and are written as soon as there is
 /// room again, in order and without a gap.
 #[derive(Debug)]
@@ -29,6 +35,10 @@ pub(crate) struct Events {
     /// Length of the file up to the last whole line.
     good: u64,
     waiting: Vec<u8>,
+    /// Bytes of output passed on so far.
+    logged: usize,
+    /// Whether output has been left out, which has been said.
+    dropped: bool,
 }
 
 /// Why an event file cannot be used.
@@ -53,10 +63,15 @@ impl Events {
         };
         let file =
             File::options().create_new(true).append(true).read(true).mode(0o640).open(path).map_err(error)?;
+        // Locked before anything slow is done: a file that nobody holds is one whose operation has died.
+        lock(&file, path)?;
+        if file.metadata().map_err(error)?.len() > 0 {
+            return Err(EventsError::Alive { path: path.to_owned() });
+        }
         if let Some(group) = paths::daemon_group() {
             fchown(&file, None, Some(group.as_raw())).map_err(error)?;
         }
-        Self::locked(path, file, 1, 0)
+        Ok(Self::at(path, file, 1, 0))
     }
 
     /// Goes on with a file whose writer is dead: locks it, cuts a torn last line off, and returns its events.
@@ -84,16 +99,16 @@ impl Events {
         file.set_len(good).map_err(error)?;
         file.seek(io::SeekFrom::End(0)).map_err(error)?;
         let next = events.last().map_or(1, |last| last.seq + 1);
-        Ok((Self { path: path.to_owned(), file, next, good, waiting: Vec::new() }, events))
+        Ok((Self::at(path, file, next, good), events))
     }
 
-    fn locked(path: &Path, file: File, next: u64, good: u64) -> Result<Self, EventsError> {
-        lock(&file, path)?;
-        Ok(Self { path: path.to_owned(), file, next, good, waiting: Vec::new() })
+    fn at(path: &Path, file: File, next: u64, good: u64) -> Self {
+        Self { path: path.to_owned(), file, next, good, waiting: Vec::new(), logged: 0, dropped: false }
     }
 
     /// Appends an event.
     pub(crate) fn emit(&mut self, kind: EventKind) {
+        let Some(kind) = self.bounded(kind) else { return };
         let event = Event { seq: self.next, at: Timestamp::now(), kind };
         match serde_json::to_vec(&event) {
             Ok(line) if line.len() > MAX_LINE => self.emit(in_short(event.kind, line.len())),
@@ -105,6 +120,23 @@ impl Events {
             }
             Err(error) => eprintln!("patch-executor: an event cannot be written as JSON: {error}"),
         }
+    }
+
+    /// Output and progress are passed on within bounds; whatever else happens always is.
+    fn bounded(&mut self, kind: EventKind) -> Option<EventKind> {
+        let size = match &kind {
+            EventKind::Log { line, .. } => line.len(),
+            EventKind::Progress { message, .. } => message.len(),
+            _ => return Some(kind),
+        };
+        self.logged = self.logged.saturating_add(size);
+        if self.logged <= MAX_LOGGED && self.waiting.len() <= MAX_WAITING {
+            return Some(kind);
+        }
+        (!std::mem::replace(&mut self.dropped, true)).then(|| EventKind::Log {
+            stream: LogStream::Executor,
+            line: "there is more output than can be kept; the rest is left out".to_owned(),
+        })
     }
 
     /// Appends an event and waits until the disk has it, as far as the disk takes it.

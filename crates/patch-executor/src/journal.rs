@@ -8,10 +8,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use patch_types::{
-    JobId, Operation, Outcome, PackageName, Phase, Plan, PlanHash, event::Ended, executor::Limits,
-};
+use patch_types::{JobId, Operation, PackageName, Phase, Plan, PlanHash, event::Ended, executor::Limits};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
+
+/// What the names of journals begin with until they are whole.
+pub(crate) const NEW: &str = ".new-";
 
 /// How far a change is. Each state is on disk before its work begins, with all that the work needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +23,8 @@ pub(crate) enum State {
     Accepted,
     /// The indexes are fetched because they are old, before planning.
     Refreshing,
+    /// What an earlier run left unpacked or half-configured is finished, before planning.
+    Repairing,
     /// The solver works out the plan.
     Planning,
     /// The plan's archives are fetched.
@@ -69,19 +73,8 @@ impl State {
             Self::Accepted | Self::Ended { .. } => None,
             Self::Planning => Some(Phase::Planning),
             Self::Refreshing | Self::Downloading { .. } => Some(Phase::Downloading),
-            Self::Applying { .. } => Some(Phase::Applying),
+            Self::Repairing | Self::Applying { .. } => Some(Phase::Applying),
             Self::Verifying { .. } => Some(Phase::Verifying),
-        }
-    }
-
-    /// What is certain of the host if the process dies now, without looking.
-    pub(crate) fn outcome_if_interrupted(&self) -> Option<Outcome> {
-        match self {
-            Self::Accepted | Self::Refreshing | Self::Planning | Self::Downloading { .. } => {
-                Some(Outcome::Unchanged)
-            }
-            Self::Applying { .. } | Self::Verifying { .. } => None,
-            Self::Ended { ended } => ended.outcome,
         }
     }
 }
@@ -95,6 +88,9 @@ pub(crate) struct Record {
     pub(crate) limits: Limits,
     /// The approved plan, if there is one.
     pub(crate) if_plan: Option<PlanHash>,
+    /// What was not in order before: `dpkg --audit`'s findings by package. What is new afterwards is this change's.
+    #[serde(default)]
+    pub(crate) broken: Vec<String>,
     pub(crate) state: State,
 }
 
@@ -114,12 +110,32 @@ impl Journal {
         limits: Limits,
         if_plan: Option<PlanHash>,
     ) -> io::Result<Self> {
-        DirBuilder::new().mode(0o700).create(dir)?;
-        let record =
-            Record { id, accepted_at: Timestamp::now(), operation, limits, if_plan, state: State::Accepted };
-        let journal = Self { dir: dir.to_owned(), record };
+        let record = Record {
+            id,
+            accepted_at: Timestamp::now(),
+            operation,
+            limits,
+            if_plan,
+            broken: Vec::new(),
+            state: State::Accepted,
+        };
+        // Whole or not at all: a directory without a record could neither be begun nor settled.
+        let parent = dir.parent().unwrap_or(dir);
+        let new = parent.join(format!("{NEW}{id}"));
+        if let Err(error) = fs::remove_dir_all(&new)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        DirBuilder::new().mode(0o700).create(&new)?;
+        let mut journal = Self { dir: new.clone(), record };
         journal.write()?;
-        sync_dir(dir.parent().unwrap_or(dir))?;
+        if let Err(error) = renameat_with(CWD, &new, CWD, dir, RenameFlags::NOREPLACE) {
+            let _ = fs::remove_dir_all(&new);
+            return Err(error.into());
+        }
+        sync_dir(parent)?;
+        dir.clone_into(&mut journal.dir);
         Ok(journal)
     }
 

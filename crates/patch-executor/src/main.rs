@@ -15,7 +15,9 @@ mod query;
 mod services;
 mod settle;
 mod solver;
+mod stop;
 mod tool;
+mod turn;
 mod verdict;
 
 use std::{

@@ -14,6 +14,9 @@ use patch_types::{
     executor::{DAEMON_USER, EVENTS_DIR, SOCKET, STATE_DIR},
 };
 
+/// What the names of directories for fetched archives begin with.
+pub(crate) const FETCHED: &str = "linux-patch-";
+
 /// The root side's files, below a root prefix.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
@@ -62,12 +65,23 @@ impl Paths {
 
     /// The lock that serialises changes.
     pub(crate) fn turn(&self) -> PathBuf {
-        self.state().join("turn")
+        self.state().join("journal/turn")
     }
 
-    /// Where archives are fetched to before they are complete.
-    pub(crate) fn partial_archives(&self) -> PathBuf {
-        self.root.join("var/cache/apt/archives/partial")
+    /// Where changes wait for their turn.
+    pub(crate) fn queue(&self) -> PathBuf {
+        self.state().join("journal/queue")
+    }
+
+    /// Where the archives of a change are fetched to before they are complete. A directory of its own: apt's `partial`
+    /// is everybody's, and what lies there is not ours to move.
+    pub(crate) fn fetched(&self, id: JobId) -> PathBuf {
+        self.archives().join(format!("{FETCHED}{id}"))
+    }
+
+    /// apt's cache of archives.
+    pub(crate) fn archives(&self) -> PathBuf {
+        self.root.join("var/cache/apt/archives")
     }
 
     /// Makes the directories, root's own; the events' readable by the daemon's group.
@@ -80,6 +94,7 @@ impl Paths {
         for (dir, mode) in [
             (self.state(), if group.is_some() { 0o711 } else { 0o700 }),
             (self.state().join("journal"), 0o700),
+            (self.queue(), 0o700),
             (self.events(), reader),
         ] {
             match DirBuilder::new().mode(mode).create(&dir) {

@@ -1,11 +1,19 @@
 //! What the executor never removes, whoever asks.
 
-use patch_backends::apt::Inventory;
+use patch_backends::apt::{Inventory, info::kernel_release};
 use patch_types::{ErrorCode, ErrorDetail, Plan};
 
 /// Packages without which a host cannot be reached or managed any more.
 const PROTECTED: &[&str] =
     &["linux-patch-api", "openssh-server", "dropbear", "systemd-sysv", "sysvinit-core", "dpkg", "apt"];
+
+/// Whether a package is the running kernel, or its modules, which on Ubuntu are packages of their own.
+fn belongs_to(name: &str, kernel: &str) -> bool {
+    kernel_release(name) == Some(kernel)
+        || ["linux-modules-", "linux-modules-extra-"]
+            .iter()
+            .any(|prefix| name.strip_prefix(prefix) == Some(kernel))
+}
 
 /// Refuses a plan that would remove an essential package, the running kernel, the SSH server or the agent.
 pub(crate) fn check(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
@@ -15,7 +23,7 @@ pub(crate) fn check(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetai
         let found = inventory.database.get(&change.name.with_architecture(&change.architecture));
         let reason = if found.is_some_and(|package| package.essential() || package.protected()) {
             "it is essential or protected"
-        } else if name == format!("linux-image-{kernel}") {
+        } else if belongs_to(name, &kernel) {
             "it is the running kernel"
         } else if PROTECTED.contains(&name) {
             "the host could not be managed without it"

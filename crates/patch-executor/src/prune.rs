@@ -6,11 +6,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use anyhow::bail;
 use patch_types::JobId;
 
 use crate::{
-    journal::{Journal, State},
-    paths::Paths,
+    journal::{Journal, NEW, State},
+    paths::{FETCHED, Paths},
 };
 
 /// How long a query's event file is kept for its reader.
@@ -23,6 +24,9 @@ const OPENED_BY_NOW: Duration = Duration::from_secs(15);
 
 /// How long the journal of a change is kept after its end. A request that is sent again within this time is known.
 const JOURNALS: Duration = Duration::from_secs(180 * 24 * 3600);
+
+/// How many are kept at most.
+const MAX_JOURNALS: usize = 2000;
 
 fn age(path: &Path, now: SystemTime) -> Option<Duration> {
     now.duration_since(fs::metadata(path).ok()?.modified().ok()?).ok()
@@ -48,16 +52,57 @@ pub(crate) fn answers(paths: &Paths) {
     }
 }
 
-/// Removes changes that ended long ago. What has not ended stays, however old: it is to be settled.
-pub(crate) fn journals(paths: &Paths) {
+/// Removes changes that ended long ago, and the oldest ones when there are too many. What has not ended stays, however
+/// old: it is to be settled.
+///
+/// # Errors
+/// When there are too many that have not ended: then no other is accepted.
+pub(crate) fn journals(paths: &Paths) -> anyhow::Result<()> {
     let now = SystemTime::now();
-    for (id, dir) in ids(&paths.state().join("journal"), None) {
+    let dir = paths.state().join("journal");
+    let mut all = ids(&dir, None);
+    // Ids begin with the time of their making: the oldest first.
+    all.sort();
+    let mut surplus = all.len().saturating_sub(MAX_JOURNALS);
+    let mut left = all.len();
+    for (id, dir) in all {
         let old = age(&dir.join("state.json"), now).is_some_and(|age| age > JOURNALS);
-        if old && Journal::open(&dir).is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. }))
-        {
+        if !old && surplus == 0 {
+            continue;
+        }
+        surplus = surplus.saturating_sub(1);
+        if Journal::open(&dir).is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. })) {
             let events = paths.event_file(id);
             remove(&events, fs::remove_file(&events));
             remove(&dir, fs::remove_dir_all(&dir));
+            left -= 1;
+        }
+    }
+    if left >= 2 * MAX_JOURNALS {
+        bail!("{left} changes have not ended; no more are accepted until some have been settled");
+    }
+    for leftover in fs::read_dir(&dir)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(NEW))
+    {
+        if age(&leftover.path(), now).is_some_and(|age| age > ANSWERS) {
+            remove(&leftover.path(), fs::remove_dir_all(leftover.path()));
+        }
+    }
+    Ok(())
+}
+
+/// Removes what fetching left behind for changes that are over or were never known.
+pub(crate) fn fetched(paths: &Paths) {
+    let Ok(entries) = fs::read_dir(paths.archives()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(id) = name.to_str().and_then(|name| name.strip_prefix(FETCHED)?.parse::<JobId>().ok())
+        else {
+            continue;
+        };
+        let over = Journal::open(&paths.journal(id))
+            .map_or(true, |journal| matches!(journal.record.state, State::Ended { .. }));
+        if over {
+            remove(&entry.path(), fs::remove_dir_all(entry.path()));
         }
     }
 }
@@ -128,7 +173,7 @@ mod tests {
         File::options().write(true).open(paths.event_file(answer)).unwrap().set_modified(UNIX_EPOCH).unwrap();
         answers(&paths);
         assert!(!paths.event_file(answer).exists() && paths.event_file(gone).exists());
-        journals(&paths);
+        journals(&paths).unwrap();
         assert!(!paths.journal(gone).exists() && !paths.event_file(gone).exists());
         for id in [unsettled, fresh] {
             assert!(paths.journal(id).exists() && paths.event_file(id).exists());

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use patch_apply::{apt::argv, apt::lock::Locks};
+use patch_apply::apt::argv;
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Outcome,
     event::{Ended, LogStream},
@@ -16,11 +16,12 @@ use crate::{
     events::{Events, EventsError},
     journal::{Journal, State, ToolEnd},
     paths::Paths,
-    tool::{self, Blocked, Care, Progress, Run, RunEnd},
-    verdict,
+    stop,
+    tool::{self, Care, Progress, Run, RunEnd},
+    turn, verdict,
 };
 
-/// How long surviving tools are waited for.
+/// How long a repair may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
@@ -40,55 +41,24 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
     if seen.iter().any(|event| matches!(event.kind, EventKind::Ended(_))) {
         return Ok(());
     }
-    let remark = |events: &mut Events, line: &str| {
-        events.emit(EventKind::Log { stream: LogStream::Executor, line: line.to_owned() });
-    };
+    // Read again under the lock: the executor may have gone on until it died.
+    journal =
+        Journal::open(&paths.journal(id)).with_context(|| format!("cannot read the journal of job {id}"))?;
     let ended = match journal.record.state.clone() {
         State::Ended { ended } => ended,
-        state if state.outcome_if_interrupted() == Some(Outcome::Unchanged) => Box::new(Ended {
-            status: JobStatus::Failed,
-            outcome: Some(Outcome::Unchanged),
-            exit_code: None,
-            error: Some(interrupted("before anything was changed; submit it again if it is still wanted")),
-            results: Vec::new(),
-            answer: None,
-        }),
+        State::Accepted | State::Refreshing | State::Planning | State::Downloading { .. } => {
+            unchanged("before anything was changed; submit it again if it is still wanted")
+        }
+        State::Repairing => {
+            if repair(paths, &journal, &mut events)?.is_none() {
+                return Ok(());
+            }
+            unchanged("while it finished what an earlier run had left; nothing of its own was begun")
+        }
         State::Applying { plan, auto } => {
-            // Another change may be under way meanwhile; repairs are changes as well.
-            let _turn = change::blocking_turn(paths);
-            remark(
-                &mut events,
-                "the executor was interrupted while packages were being changed; looking what is left",
-            );
-            match tool::wait_for_locks(paths.root(), Locks::Packages, &journal, &mut events, PATIENCE) {
-                // A request to cancel changes nothing any more: what was begun has to be looked at.
-                Ok(()) | Err(Blocked::Cancelled) => {}
-                Err(Blocked::Held(holder)) => {
-                    remark(&mut events, &format!("{} is still held; judging without repair", holder.lock));
-                }
-            }
-            let mut tool = ToolEnd::default();
-            if !change::pending_repairs(paths.root()).unwrap_or_default().is_empty() {
-                remark(&mut events, "finishing what was left unpacked or half-configured");
-                let mut progress = Progress::default();
-                let run = Run {
-                    root: paths.root(),
-                    directory: paths.root(),
-                    journal: &journal,
-                    events: &mut events,
-                    progress: &mut progress,
-                    span: (0, 0),
-                    deadline: Instant::now() + PATIENCE,
-                    care: Care::Transaction,
-                };
-                match run.execute(|_| argv::configure_pending(paths.root())) {
-                    Ok(RunEnd::Exited(end)) => tool = end,
-                    Ok(RunEnd::Cancelled | RunEnd::TimedOut) => {}
-                    Err(error) => remark(&mut events, &format!("the repair could not be run: {error}")),
-                }
-            }
+            let Some(tool) = repair(paths, &journal, &mut events)? else { return Ok(()) };
             change::restore_marks(paths.root(), &auto, &mut events);
-            let mut ended = verdict::judge(paths.root(), &journal.record.operation, &plan, &tool);
+            let mut ended = verdict::judge(paths.root(), &journal.record, &plan, &tool);
             if ended.status != JobStatus::Completed {
                 ended.error = Some(interrupted(
                     "while packages were being changed; the results say how each one is now",
@@ -96,23 +66,62 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
             }
             ended
         }
-        State::Verifying { plan, tool } => {
-            verdict::judge(paths.root(), &journal.record.operation, &plan, &tool)
-        }
-        // All others are told apart above: nothing had been changed in them.
-        State::Accepted | State::Refreshing | State::Planning | State::Downloading { .. } => {
-            Box::new(Ended {
-                status: JobStatus::Failed,
-                outcome: Some(Outcome::Unchanged),
-                exit_code: None,
-                error: Some(interrupted("before anything was changed")),
-                results: Vec::new(),
-                answer: None,
-            })
-        }
+        State::Verifying { plan, tool } => verdict::judge(paths.root(), &journal.record, &plan, &tool),
     };
     change::finish(&mut journal, &mut events, ended);
     Ok(())
+}
+
+/// Waits for what outlived the executor, then finishes what was left. `None` when the system wants us to stop: the next
+/// one settles it.
+fn repair(paths: &Paths, journal: &Journal, events: &mut Events) -> anyhow::Result<Option<ToolEnd>> {
+    let remark = |events: &mut Events, line: &str| {
+        events.emit(EventKind::Log { stream: LogStream::Executor, line: line.to_owned() });
+    };
+    remark(events, "the executor was interrupted while packages were being changed; looking what is left");
+    // Another change may be under way meanwhile; repairs are changes as well.
+    let Some(_turn) =
+        turn::wait(paths, stop::is_asked, tool::pause).context("the turn cannot be waited for")?
+    else {
+        return Ok(None);
+    };
+    if !tool::wait_for_survivors(paths.root(), journal, events) {
+        return Ok(None);
+    }
+    let mut tool = ToolEnd::default();
+    if !change::findings(paths.root()).unwrap_or_default().is_empty() {
+        remark(events, "finishing what was left unpacked or half-configured");
+        let mut progress = Progress::default();
+        let run = Run {
+            root: paths.root(),
+            directory: paths.root(),
+            journal,
+            events,
+            progress: &mut progress,
+            span: (0, 0),
+            deadline: Instant::now() + PATIENCE,
+            care: Care::Transaction,
+            reports: false,
+        };
+        match run.execute(|_| argv::configure_pending(paths.root())) {
+            // The repair's exit code says nothing of the change itself.
+            Ok(RunEnd::Exited(end)) => tool.output = end.output,
+            Ok(RunEnd::Cancelled | RunEnd::TimedOut) => {}
+            Err(error) => remark(events, &format!("the repair could not be run: {error}")),
+        }
+    }
+    Ok(Some(tool))
+}
+
+fn unchanged(when: &str) -> Box<Ended> {
+    Box::new(Ended {
+        status: JobStatus::Failed,
+        outcome: Some(Outcome::Unchanged),
+        exit_code: None,
+        error: Some(interrupted(when)),
+        results: Vec::new(),
+        answer: None,
+    })
 }
 
 fn interrupted(when: &str) -> ErrorDetail {

@@ -11,9 +11,9 @@ use patch_backends::{
     apt::{self, Indexes, Installed, Inventory, OperationKind, Simulation, classify, simulate},
 };
 use patch_types::{
-    Action, ErrorCode, ErrorDetail, Operation, PackageName, Plan, PlannedChange,
+    Action, ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Plan, PlannedChange,
     api::{PatchSet, PatchState},
-    operation::{ApplyPatches, Hold},
+    operation::{ApplyPatches, Hold, Install, Update},
 };
 
 use crate::protect;
@@ -77,18 +77,6 @@ pub(crate) fn patches(root: &Path, inventory: &Inventory) -> Result<PatchSet, Er
     Ok(apt::patch_set(&simulation, inventory, &indexes))
 }
 
-/// Which of the classifier's words fit an operation.
-pub(crate) fn kind_of(operation: &Operation) -> OperationKind {
-    match operation {
-        Operation::Refresh => OperationKind::Refresh,
-        Operation::Install(_) => OperationKind::Install,
-        Operation::Update(_) => OperationKind::Update,
-        Operation::Remove(_) => OperationKind::Remove,
-        Operation::Hold(_) => OperationKind::Hold,
-        Operation::ApplyPatches(_) => OperationKind::ApplyPatches,
-    }
-}
-
 /// Works an operation's plan out. Nothing is changed.
 pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorDetail> {
     let inventory = inventory(root)?;
@@ -115,12 +103,22 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
             None => return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() }),
         },
     };
-    let simulation = simulation(root, &task, kind_of(operation))?;
+    let simulation = simulation(root, &task, operation.into())?;
     understood(&simulation)?;
     let indexes = Indexes::for_simulations(&inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
     let plan = apt::plan(&simulation, &inventory, &indexes);
     if let Operation::ApplyPatches(apply) = operation {
         exclusions_hold(apply, &plan)?;
+    }
+    if let Operation::Install(install) = operation {
+        is_what_was_asked_for(install, &plan, &inventory)?;
+    }
+    if let Operation::Update(Update { name, version: Some(version) }) = operation {
+        arrives_at(name, version, &plan, &inventory)?;
+    }
+    let needs_origins = matches!(operation, Operation::ApplyPatches(apply) if apply.security_only);
+    if needs_origins {
+        can_tell_security(&indexes)?;
     }
     protect::check(&plan, &inventory)?;
     holds_are_kept(&plan, &inventory)?;
@@ -142,6 +140,73 @@ fn understood(simulation: &Simulation) -> Result<(), ErrorDetail> {
     };
     let message = format!("the solver's answer cannot be relied on, so nothing was begun: {what}");
     Err(ErrorDetail::new(ErrorCode::PkgManagerError, message))
+}
+
+/// Without readable indexes no origin is known, and "no security fixes" would be an untruth.
+fn can_tell_security(indexes: &Indexes) -> Result<(), ErrorDetail> {
+    indexes.skipped().first().map_or(Ok(()), |skipped| {
+        let message = format!(
+            "which updates are security fixes cannot be told: {} was not read, {}. Nothing was changed",
+            skipped.path.display(),
+            skipped.reason
+        );
+        Err(ErrorDetail::new(ErrorCode::PkgManagerError, message))
+    })
+}
+
+/// apt reads a trailing `+` or `-` of what it does not know as an instruction. Whatever it made of the request, it must
+/// be an installation of just what was named.
+fn is_what_was_asked_for(install: &Install, plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
+    for spec in &install.packages {
+        let planned = planned_for(&spec.name, plan);
+        if planned.is_some_and(|change| change.action.is_removal()) {
+            let message =
+                format!("apt would remove {} rather than install it; nothing was changed", spec.name);
+            return Err(
+                ErrorDetail::new(ErrorCode::PkgVersionConflict, message).with("package", spec.name.as_str())
+            );
+        }
+        if let Some(version) = &spec.version {
+            arrives_at(&spec.name, version, plan, inventory)?;
+        }
+        let present = inventory.database.get(&spec.name).is_some_and(Installed::is_present);
+        if install.reinstall && present && planned.is_none() {
+            let message =
+                format!("{} cannot be installed again: no archive offers its version any more", spec.name);
+            return Err(
+                ErrorDetail::new(ErrorCode::PkgVersionConflict, message).with("package", spec.name.as_str())
+            );
+        }
+    }
+    Ok(())
+}
+
+fn planned_for<'a>(name: &PackageName, plan: &'a Plan) -> Option<&'a PlannedChange> {
+    plan.changes.iter().find(|change| {
+        change.name.name() == name.name()
+            && name.architecture().is_none_or(|a| a == change.architecture.as_str())
+    })
+}
+
+fn arrives_at(
+    name: &PackageName,
+    version: &PackageVersion,
+    plan: &Plan,
+    inventory: &Inventory,
+) -> Result<(), ErrorDetail> {
+    let arrives = match planned_for(name, plan) {
+        Some(change) => change.new_version.as_ref() == Some(version),
+        None => inventory.database.get(name).is_some_and(|p| p.version_text() == version.as_str()),
+    };
+    if arrives {
+        return Ok(());
+    }
+    let message = format!(
+        "apt would not bring {name} to version {version}, so nothing was begun; see which versions there are with GET \
+         /api/v1/packages/{}",
+        name.name()
+    );
+    Err(ErrorDetail::new(ErrorCode::PkgVersionConflict, message).with("package", name.as_str()))
 }
 
 /// The names that an update hands to `apt-get install`, which marks them as wanted by a person.
@@ -247,6 +312,10 @@ fn choose_patches(
     }
     // What is wanted is a part of what there is, so the solver says first what there is.
     let set = patches(root, inventory)?;
+    if apply.security_only {
+        let names = set.patches.iter().map(|patch| patch.name.name().to_owned());
+        can_tell_security(&Indexes::read(root, names).map_err(|error| unreadable(&error))?)?;
+    }
     let matches = |name: &PackageName, patch: &patch_types::api::Patch| {
         name.name() == patch.name.name()
             && name.architecture().is_none_or(|a| a == patch.architecture.as_str())

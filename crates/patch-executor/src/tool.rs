@@ -20,6 +20,7 @@ use patch_types::{EventKind, LockHolder, event::LogStream};
 use crate::{
     events::Events,
     journal::{Journal, ToolEnd},
+    stop,
 };
 
 /// How much of the tool's output is kept for classification and the verdict, in lines.
@@ -90,22 +91,36 @@ pub(crate) struct Run<'a> {
     pub(crate) span: (u8, u8),
     pub(crate) deadline: Instant,
     pub(crate) care: Care,
+    /// Whether the tool writes progress.
+    pub(crate) reports: bool,
 }
 
 impl Run<'_> {
     /// Runs a tool to its end.
     pub(crate) fn execute(self, argv: impl FnOnce(i32) -> Argv) -> Result<RunEnd, RunError> {
-        let Self { root, directory, journal, events, progress, span, deadline, care } = self;
-        let mut running = run::start(argv, directory, &journal.output(), &journal.progress())?;
+        let Self { root, directory, journal, events, progress, span, deadline, care, reports } = self;
+        let mut running = run::start(argv, directory, &journal.output(), &journal.progress(), reports)?;
         let mut kept: VecDeque<String> = VecDeque::new();
         let mut waiting: Option<LockHolder> = None;
         let mut working = care == Care::Interruptible;
         let mut last_word = Instant::now();
+        let mut last_step = Instant::now();
         let mut forced = false;
         let mut timed_out = false;
         let mut last_percent = -1.0_f32;
         loop {
-            let lines = running.wait(TICK)?;
+            let lines = match running.wait(TICK) {
+                Ok(lines) => lines,
+                // Following failed, the tool did not: a transaction is waited for all the same.
+                Err(error) if care == Care::Transaction => {
+                    let line = format!("the tool's output cannot be followed any more: {error}");
+                    events.emit(EventKind::Log { stream: LogStream::Executor, line });
+                    let code = running.outlast().ok().and_then(|status| status.code());
+                    let output = kept.into_iter().collect::<Vec<_>>().join("\n");
+                    return Ok(RunEnd::Exited(ToolEnd { code, output, timed_out }));
+                }
+                Err(error) => return Err(error),
+            };
             if !lines.is_empty() {
                 last_word = Instant::now();
             }
@@ -127,6 +142,7 @@ impl Run<'_> {
                         }
                         Some(Status::Package { package, percent, message }) => {
                             working = true;
+                            last_step = Instant::now();
                             let package = (package != "dpkg-exec").then_some(package);
                             progress.report(events, span, percent, package, message);
                         }
@@ -160,13 +176,20 @@ impl Run<'_> {
             let late = Instant::now() >= deadline;
             match care {
                 Care::Interruptible if late || must_stop(journal) => {
-                    running.terminate();
+                    running.terminate(false);
+                    let patience = Instant::now() + GRACE;
                     while running.ended().is_none() {
                         running.wait(TICK)?;
+                        if Instant::now() >= patience {
+                            running.terminate(true);
+                        }
                     }
                     return Ok(if late { RunEnd::TimedOut } else { RunEnd::Cancelled });
                 }
-                Care::Transaction if late && last_word.elapsed() >= GRACE => {
+                // One that prints for ever hangs as well: what counts then is that dpkg's steps go on.
+                Care::Transaction
+                    if late && (last_word.elapsed() >= GRACE || last_step.elapsed() >= 6 * GRACE) =>
+                {
                     for script in scripts::end_maintainer_scripts(running.pid(), forced) {
                         timed_out = true;
                         let line = format!("the job's time is over: ended the maintainer script {script}");
@@ -174,6 +197,7 @@ impl Run<'_> {
                     }
                     forced = true;
                     last_word = Instant::now();
+                    last_step = Instant::now();
                 }
                 Care::Interruptible | Care::Transaction => {}
             }
@@ -218,6 +242,26 @@ pub(crate) fn wait_for_locks(
     }
 }
 
+/// Waits for tools that outlived their executor: first for the one that inherited the progress file and the lock on
+/// it, then for whoever holds the package manager's locks. `false` when the system wants us to stop meanwhile.
+pub(crate) fn wait_for_survivors(root: &Path, journal: &Journal, events: &mut Events) -> bool {
+    let mut named: Option<LockHolder> = None;
+    loop {
+        let holder = lock::holder(root, Locks::Packages).ok().flatten();
+        if holder != named {
+            named.clone_from(&holder);
+            events.emit(EventKind::Waiting { holder: holder.clone() });
+        }
+        if holder.is_none() && !run::is_alive(&journal.progress()) {
+            return true;
+        }
+        if stop::is_asked() {
+            return false;
+        }
+        pause();
+    }
+}
+
 /// Why a wait ended without success.
 #[derive(Debug)]
 pub(crate) enum Blocked {
@@ -225,20 +269,10 @@ pub(crate) enum Blocked {
     Held(LockHolder),
 }
 
-/// Whether somebody asked this change to stop, or systemd does because the host goes down. That signal is deferred for
-/// good (see `connection::serve`), so it is looked for where stopping harms nothing.
+/// Whether somebody asked this change to stop, or systemd does because the host goes down. The signal
+/// itself does nothing (see [`stop`]), so the mark is looked at where stopping harms nothing.
 pub(crate) fn must_stop(journal: &Journal) -> bool {
-    journal.cancel_requested() || termination_is_pending()
-}
-
-fn termination_is_pending() -> bool {
-    const SIGTERM: u32 = 15;
-    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
-    status
-        .lines()
-        .filter_map(|line| line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:")))
-        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .any(|mask| mask & (1 << (SIGTERM - 1)) != 0)
+    journal.cancel_requested() || stop::is_asked()
 }
 
 /// A kernel lock of another process can only be asked about, not waited for together with a request to cancel, so the

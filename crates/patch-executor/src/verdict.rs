@@ -4,16 +4,18 @@ use std::path::Path;
 
 use patch_backends::apt::{Installed, Inventory, classify};
 use patch_types::{
-    Action, ErrorCode, JobStatus, Operation, Outcome, Plan, PlannedChange,
+    Action, ErrorCode, JobStatus, Operation, Outcome, PackageName, Plan, PlannedChange,
     api::PackageStatus,
     event::{Ended, PackageResult},
 };
 
-use crate::{journal::ToolEnd, solver};
+use crate::{
+    journal::{Record, ToolEnd},
+    solver,
+};
 
 /// Compares what is there now with the plan.
-pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
-    let kind = solver::kind_of(operation);
+pub(crate) fn judge(root: &Path, record: &Record, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
     let inventory = match solver::inventory(root) {
         Ok(inventory) => inventory,
         Err(error) => {
@@ -27,10 +29,20 @@ pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &Tool
             });
         }
     };
-    let results: Vec<PackageResult> = plan.changes.iter().map(|change| result(change, &inventory)).collect();
+    let results: Vec<PackageResult> =
+        plan.changes.iter().map(|change| result(change, &inventory, tool)).collect();
     // What an earlier run left half-configured is tried again by every run of apt. That it fails again is shown, but it
-    // is not this job's failure.
-    if results.iter().all(|result| result.done || result.action == Action::Configure) {
+    // is not this job's failure, unless it is what was asked for.
+    let concerns =
+        |result: &PackageResult| result.action != Action::Configure || names(&record.operation, &result.name);
+    let harmed: Vec<String> = inventory
+        .database
+        .audit()
+        .into_iter()
+        .map(|finding| finding.package.to_string())
+        .filter(|package| !record.broken.contains(package))
+        .collect();
+    if harmed.is_empty() && results.iter().all(|result| result.done || !concerns(result)) {
         return Box::new(Ended {
             status: JobStatus::Completed,
             outcome: Some(Outcome::Applied),
@@ -40,11 +52,16 @@ pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &Tool
             answer: None,
         });
     }
-    let untouched = plan
-        .changes
-        .iter()
-        .all(|change| change.action == Action::Configure || is_as_before(change, &inventory));
-    let mut error = classify(tool.code, &tool.output, kind);
+    let untouched = harmed.is_empty()
+        && plan
+            .changes
+            .iter()
+            .all(|change| change.action == Action::Configure || is_as_before(change, &inventory));
+    let mut error = classify(tool.code, &tool.output, (&record.operation).into());
+    if !harmed.is_empty() {
+        error.message = format!("{} not in order any more. {}", are(&harmed), error.message);
+        error.details.insert("harmed".to_owned(), harmed.into());
+    }
     if tool.timed_out {
         error.code = ErrorCode::JobTimeout;
         error.message =
@@ -60,7 +77,24 @@ pub(crate) fn judge(root: &Path, operation: &Operation, plan: &Plan, tool: &Tool
     })
 }
 
-fn result(change: &PlannedChange, inventory: &Inventory) -> PackageResult {
+fn are(packages: &[String]) -> String {
+    format!("{} {}", packages.join(", "), if packages.len() == 1 { "is" } else { "are" })
+}
+
+/// Whether the request itself names a package.
+fn names(operation: &Operation, package: &PackageName) -> bool {
+    let same = |name: &PackageName| name.name() == package.name();
+    match operation {
+        Operation::Refresh => false,
+        Operation::Install(install) => install.packages.iter().any(|spec| same(&spec.name)),
+        Operation::Update(update) => same(&update.name),
+        Operation::Remove(remove) => same(&remove.name),
+        Operation::Hold(hold) => same(&hold.name),
+        Operation::ApplyPatches(apply) => apply.packages.iter().any(same),
+    }
+}
+
+fn result(change: &PlannedChange, inventory: &Inventory, tool: &ToolEnd) -> PackageResult {
     let name = change.name.with_architecture(&change.architecture);
     let found = inventory.database.get(&name);
     let state = match found {
@@ -77,6 +111,8 @@ fn result(change: &PlannedChange, inventory: &Inventory) -> PackageResult {
         Action::Purge => found.is_none(),
         Action::Hold => found.is_some_and(Installed::is_held),
         Action::Unhold => found.is_some_and(|package| !package.is_held()),
+        // The same version before and after: only the tool knows whether it was installed again.
+        Action::Reinstall if tool.code != Some(0) => false,
         Action::Install | Action::Upgrade | Action::Downgrade | Action::Reinstall | Action::Configure => {
             found.is_some_and(|package| {
                 in_order(package)

@@ -71,7 +71,8 @@ impl std::fmt::Display for AuthFailure {
 /// One thing that happened at the door.
 ///
 /// Events with a `count` are aggregated by address: the first ones are reported as they happen, with a count of 1,
-/// the rest of an interval as one event when it ends. So a scan cannot flood whoever records them.
+/// the rest of an interval as one event when it ends. So a scan cannot flood whoever records them. What comes from more
+/// addresses than are told apart is one event of the same kind with the last address, for denials [`Self::DeniedOthers`].
 #[derive(Debug, Clone)]
 pub enum DoorEvent {
     /// The address is not on the allow list; the connection was closed before one byte.

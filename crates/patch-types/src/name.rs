@@ -208,6 +208,10 @@ impl PackageVersion {
             |b| b.is_ascii_alphanumeric() || b".+~:-".contains(&b),
             "letters, digits and . + ~ : -",
         )?;
+        // No archive has such a version, and apt reads `name=1.0-` as "remove name" when it does not find it.
+        if text.ends_with('-') {
+            return Err(NameError::Malformed { what: WHAT, reason: "it ends with '-'" });
+        }
         if let Some((epoch, rest)) = text.split_once(':')
             && (epoch.parse::<i32>().is_err() || rest.is_empty())
         {
@@ -298,7 +302,7 @@ mod tests {
         for good in ["1.0", "1:2.36-9+deb12u7", "1.0~rc1-1", "20240101", "v1"] {
             assert!(good.parse::<PackageVersion>().is_ok(), "{good:?} was refused");
         }
-        for bad in ["", "-1", "~1", "1 0", "1/2", "x:1", "1:", "1;2", "1\n", "ä", "1_2"] {
+        for bad in ["", "-1", "~1", "1 0", "1/2", "x:1", "1:", "1;2", "1\n", "ä", "1_2", "1.0-"] {
             assert!(bad.parse::<PackageVersion>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -104,7 +104,8 @@ async fn watch(
         None => {
             eprintln!(
                 "\nStopped watching. The job goes on; nothing was cancelled.\n  \
-                 patchctl watch {id}   follows it again\n  patchctl cancel {id}  cancels it while that is safe"
+                 to follow it again:  patchctl watch {id}\n  \
+                 to cancel it:        patchctl cancel {id}"
             );
             Ok(None)
         }

@@ -76,8 +76,8 @@ pub(crate) fn build(profile: Profile, out: &Path, version: Option<&str>) -> Resu
 fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let architecture = text_of("dpkg", &["--print-architecture"])?;
-    let libc = text_of("dpkg-query", &["-W", "-f", "${Version}", "libc6"])?;
-    let libc = libc.split(['-', '+']).next().unwrap_or_default().to_owned();
+    let programs = ["linux-patch-api", "patch-executor", "patchctl"].map(|name| built.join(name));
+    let libc = needed_libc(&programs)?;
 
     let agent = Package {
         name: "linux-patch-api",
@@ -142,6 +142,22 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
         agent: agent.pack(out, version, &architecture, &copyright)?,
         patchctl: patchctl.pack(out, version, &architecture, &copyright)?,
     })
+}
+
+/// The newest version of glibc's symbols that the programs use: an older library cannot run them, a newer one can.
+fn needed_libc(programs: &[PathBuf]) -> Result<String> {
+    let mut newest = (2, 17);
+    for program in programs {
+        let path = program.to_str().context("the build directory's name is not UTF-8")?;
+        for word in text_of("objdump", &["--dynamic-syms", path])?.split([' ', '\t', '(', ')', '\n']) {
+            let version = word.strip_prefix("GLIBC_").and_then(|v| v.split_once('.'));
+            if let Some((Ok(major), Ok(minor))) = version.map(|(major, minor)| (major.parse(), minor.parse()))
+            {
+                newest = newest.max((major, minor));
+            }
+        }
+    }
+    Ok(format!("{}.{}", newest.0, newest.1))
 }
 
 fn text_of(program: &str, args: &[&str]) -> Result<String> {

@@ -80,6 +80,24 @@ impl LogLevel {
     }
 }
 
+/// Who may do what. Fingerprints and names are kept apart: a certificate may be issued for any name, also for one that
+/// looks like the fingerprint of another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// By the SHA-256 of the certificate in lower-case hexadecimal.
+    by_fingerprint: BTreeMap<String, Role>,
+    /// By the common name.
+    by_name: BTreeMap<String, Role>,
+}
+
+impl Roles {
+    /// Whether nobody is mapped.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_fingerprint.is_empty() && self.by_name.is_empty()
+    }
+}
+
 /// Where the certificates are, the root prefix included.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsPaths {
@@ -89,6 +107,8 @@ pub struct TlsPaths {
     pub server_cert: PathBuf,
     /// The server's key.
     pub server_key: PathBuf,
+    /// Whether that is the path which the service's unit hands over as a credential.
+    pub key_may_be_credential: bool,
     /// The revocation list.
     pub crl: PathBuf,
 }
@@ -115,7 +135,7 @@ pub struct Settings {
     /// Requests a minute and identity.
     pub rate_limit: u32,
     /// Who may do what; empty means that every certificate of the CA is an administrator.
-    pub roles: BTreeMap<String, Role>,
+    pub roles: Roles,
     /// Checked, not acted upon yet.
     pub rollback: Rollback,
     /// Checked, not acted upon yet.
@@ -187,7 +207,7 @@ impl Settings {
         if self.roles.is_empty() {
             return Some(Role::Admin);
         }
-        self.roles.get(fingerprint).or_else(|| self.roles.get(name)).copied()
+        self.roles.by_fingerprint.get(fingerprint).or_else(|| self.roles.by_name.get(name)).copied()
     }
 }
 
@@ -226,6 +246,7 @@ impl Checker {
             ca_cert: self.below("tls.ca_cert", &tls.ca_cert, root),
             server_cert: self.below("tls.server_cert", &tls.server_cert, root),
             server_key: self.below("tls.server_key", &tls.server_key, root),
+            key_may_be_credential: tls.server_key == Tls::default().server_key,
             crl: self.below("tls.crl", &tls.crl, root),
         }
     }
@@ -269,8 +290,8 @@ impl Checker {
         }
     }
 
-    fn roles(&mut self, roles: BTreeMap<String, String>) -> BTreeMap<String, Role> {
-        let mut known = BTreeMap::new();
+    fn roles(&mut self, roles: BTreeMap<String, String>) -> Roles {
+        let mut known = Roles::default();
         for (identity, role) in roles {
             if identity.is_empty() {
                 self.refuse("security.roles", "an identity must not be empty");
@@ -288,7 +309,14 @@ impl Checker {
             // Tools print fingerprints in either case, with or without colons.
             let plain = identity.replace(':', "").to_ascii_lowercase();
             let is_fingerprint = plain.len() == 64 && plain.bytes().all(|b| b.is_ascii_hexdigit());
-            known.insert(if is_fingerprint { plain } else { identity }, role);
+            if !is_fingerprint {
+                known.by_name.insert(identity, role);
+            } else if known.by_fingerprint.insert(plain, role).is_some() {
+                self.refuse(
+                    "security.roles",
+                    format!("the fingerprint {identity} stands there twice; remove one"),
+                );
+            }
         }
         known
     }

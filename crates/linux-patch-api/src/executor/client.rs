@@ -93,6 +93,7 @@ impl From<ExecutorError> for ErrorDetail {
 /// The root side, as far as this process can reach it. Cheap to clone.
 #[derive(Clone)]
 pub struct Executor {
+    pub(super) root: Arc<Path>,
     socket: Arc<Path>,
     events: Arc<Path>,
     pub(super) flights: Arc<Flights>,
@@ -103,6 +104,7 @@ impl Executor {
     #[must_use]
     pub fn new(root: &Path) -> Self {
         Self {
+            root: root.into(),
             socket: root.join(SOCKET).into(),
             events: root.join(EVENTS_DIR).into(),
             flights: Arc::default(),

@@ -13,13 +13,15 @@ use std::{
 
 use futures_util::StreamExt;
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
-use patch_types::{ErrorCode, ErrorDetail, Event, EventKind};
+use jiff::Timestamp;
+use patch_types::{ErrorCode, ErrorDetail, Event, EventKind, event::LogStream};
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The longest line. Answers to queries are events too, so this is far above what a line of output needs.
-pub const MAX_LINE: usize = 2 << 20;
+/// The longest line that is read; the executor keeps below it. Answers to queries are events too, so this is far above
+/// what a line of output needs. A longer one is passed over: it says nothing against those around it.
+pub const MAX_LINE: usize = 16 << 20;
 
 /// How long the file may take to appear after the root side has said that it began. It should be there already.
 pub const APPEARANCE: Duration = Duration::from_secs(2);
@@ -50,14 +52,6 @@ pub enum FollowError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-    /// A line exceeds [`MAX_LINE`].
-    #[error("the event file {} has a line of more than {MAX_LINE} bytes after event {after}", path.display())]
-    LineTooLong {
-        /// The file.
-        path: PathBuf,
-        /// The last good event.
-        after: u64,
     },
     /// A line is not an event.
     #[error("the event file {} has a line that is no event after event {after}", path.display())]
@@ -116,8 +110,10 @@ pub struct Follow {
     /// What was read after the last whole line, and how much of it is known to hold no line feed.
     rest: Vec<u8>,
     scanned: usize,
-    /// Where in the file `rest` begins.
+    /// Where in the file the first line begins that was not taken yet.
     offset: u64,
+    /// How much of that line was passed over because it is too long; `rest` follows it.
+    skipped: u64,
     /// The last number read, and the last number that the caller already has.
     seq: u64,
     after: u64,
@@ -163,6 +159,7 @@ impl Follow {
             rest: Vec::new(),
             scanned: 0,
             offset: 0,
+            skipped: 0,
             seq: 0,
             after,
             ended: false,
@@ -223,7 +220,7 @@ impl Follow {
             return Ok(Some(Step::Events(events)));
         }
         // The executor makes the file and then locks it: between the two it looks dead.
-        if self.offset == 0 && self.rest.is_empty() && self.empty_looks < 2 {
+        if self.offset == 0 && self.skipped == 0 && self.rest.is_empty() && self.empty_looks < 2 {
             self.empty_looks += 1;
             self.next_check = Instant::now() + HEARTBEAT / 2;
             return Ok(None);
@@ -231,6 +228,7 @@ impl Follow {
         // What follows the last whole line will never be completed; whoever settles the operation may cut it off.
         self.rest.clear();
         self.scanned = 0;
+        self.skipped = 0;
         self.was_abandoned = true;
         Ok(Some(Step::End(FollowEnd::Abandoned)))
     }
@@ -255,15 +253,17 @@ impl Follow {
     fn read(&mut self) -> Result<Vec<Event>, FollowError> {
         let mut events = Vec::new();
         while events.is_empty() && !self.ended {
-            let begin = self.offset + self.rest.len() as u64;
+            let begin = self.offset + self.skipped + self.rest.len() as u64;
             self.file.seek(SeekFrom::Start(begin)).map_err(|e| self.io(e))?;
             let read = (&self.file).take(CHUNK as u64).read_to_end(&mut self.rest).map_err(|e| self.io(e))?;
             if read == 0 {
                 break;
             }
             self.split(&mut events)?;
-            if self.rest.len() > MAX_LINE {
-                return Err(FollowError::LineTooLong { path: self.path.clone(), after: self.seq });
+            if self.skipped > 0 || self.rest.len() > MAX_LINE {
+                self.skipped += self.rest.len() as u64;
+                self.rest = Vec::new();
+                self.scanned = 0;
             }
         }
         Ok(events)
@@ -274,7 +274,13 @@ impl Follow {
         let mut begin = 0;
         while let Some(found) = self.rest[self.scanned..].iter().position(|b| *b == b'\n') {
             let end = self.scanned + found;
-            let parsed = parse(&self.rest[begin..end]);
+            let parsed = match std::mem::take(&mut self.skipped) {
+                0 => parse(&self.rest[begin..end]),
+                skipped => {
+                    self.offset += skipped;
+                    Line::Event(Box::new(self.remark(skipped + (end - begin) as u64)))
+                }
+            };
             begin = end + 1;
             self.scanned = begin;
             if let Some(event) = self.accept(parsed)? {
@@ -293,6 +299,14 @@ impl Follow {
         self.rest.shrink_to(CHUNK);
         self.scanned = self.rest.len();
         Ok(())
+    }
+
+    /// What stands in for a line that was too long. Its number is not read but follows: each line has the next one.
+    fn remark(&self, length: u64) -> Event {
+        let seq = self.seq + 1;
+        tracing::warn!(path = %self.path.display(), seq, length, "an event that is too long was passed over");
+        let line = format!("(event {seq} was passed over: it has {length} bytes, and {MAX_LINE} are read)");
+        Event { seq, at: Timestamp::now(), kind: EventKind::Log { stream: LogStream::Executor, line } }
     }
 
     /// Checks a line's number. `None`: to be passed over.

@@ -5,6 +5,7 @@
 //! is followed from its first line or picked up by a daemon that was started in mid-operation.
 
 mod ask;
+mod cache;
 mod client;
 pub mod follow;
 

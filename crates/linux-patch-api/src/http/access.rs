@@ -16,10 +16,13 @@ use patch_types::{ErrorCode, ErrorDetail, api::CrlStatus};
 use super::{app::App, caller::Caller, rate::Exceeded};
 use crate::config::Role;
 
+/// As much of a query parameter's name as an answer repeats.
+const MAX_SHOWN: usize = 64;
+
 /// Where a newer revocation list is taken.
 const UPLOAD: &str = "/api/v1/system/crl";
 
-/// Finds the identity's role, and takes the request out of its bucket.
+/// Finds the identity's role, takes the request out of its bucket, and turns browsers away.
 pub(super) async fn admit(
     State(app): State<App>,
     caller: Caller,
@@ -47,6 +50,9 @@ pub(super) async fn admit(
         }
         return too_many(&caller, settings.rate_limit, wait);
     }
+    if request.headers().contains_key(header::ORIGIN) {
+        return browser().into_response();
+    }
     if let Some(refusal) = expired_crl(&app, &request) {
         return refusal.into_response();
     }
@@ -70,6 +76,38 @@ fn too_many(caller: &Caller, per_minute: u32, wait: std::time::Duration) -> Resp
     .into_response();
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     response
+}
+
+/// A browser that holds an operator's certificate presents it for whatever page is open in it, and names that page's
+/// origin with every request that could change something and with every WebSocket.
+fn browser() -> Refusal {
+    Refusal::from(
+        ErrorDetail::new(
+            ErrorCode::AuthzForbidden,
+            "browsers are not clients of this API: a request with the header Origin is refused, since any web page could have caused it",
+        )
+        .with("header", "Origin"),
+    )
+}
+
+/// A middleware for routes that take no query: 422 for any parameter. An option that is ignored, such as
+/// `?dry_run=true` beside a body, would have a change made that nobody asked for.
+pub(super) async fn no_query(request: Request, next: Next) -> Response {
+    let Some(query) = request.uri().query().filter(|query| !query.is_empty()) else {
+        return next.run(request).await;
+    };
+    let name = query.split(['&', '=']).find(|part| !part.is_empty()).unwrap_or_default();
+    let name: String = name.chars().take(MAX_SHOWN).collect();
+    let path = request.uri().path();
+    Refusal::new(
+        ErrorCode::InvalidRequest,
+        format!(
+            "{name}: {} {path} takes no query parameters; the options of a change stand in its JSON body",
+            request.method()
+        ),
+    )
+    .with("field", name)
+    .into_response()
 }
 
 /// With an expired revocation list nobody can tell a revoked certificate from a good one: nothing is answered but the

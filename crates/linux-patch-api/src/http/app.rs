@@ -10,13 +10,16 @@ use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use patch_audit::AuditLog;
 use patch_service::LoadedTls;
-use patch_types::{JobId, api::CrlStatus};
+use patch_types::api::CrlStatus;
 
 use super::{metrics::Metrics, rate::RateLimit};
 use crate::{config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory, jobs::Jobs};
 
-/// How long the end of a job is waited for in order to look for updates again.
-const NOTICE: Duration = Duration::from_secs(24 * 3600);
+/// How long the health check believes what it knows of the root side: each look has the root side start a process.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// When the root side was last looked at, and what was seen.
+type LastPing = Option<(Instant, Result<(), String>)>;
 
 /// What is known of the certificates in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,6 +96,8 @@ struct Inner {
     metrics: Metrics,
     rate: RateLimit,
     certificates: ArcSwap<Certificates>,
+    /// Locked while the root side is looked at, so that health checks at the same time share one look.
+    ping: tokio::sync::Mutex<LastPing>,
     started: Instant,
 }
 
@@ -115,6 +120,7 @@ impl App {
             metrics: Metrics::default(),
             rate: RateLimit::default(),
             certificates: ArcSwap::default(),
+            ping: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }))
     }
@@ -166,14 +172,17 @@ impl App {
         self.0.certificates.store(Arc::new(certificates));
     }
 
-    /// Has the updates looked for again when a job has ended.
-    pub(super) fn notice_end(&self, job: JobId) {
-        let app = self.clone();
-        tokio::spawn(async move {
-            // A job that is pending for longer than this is noticed by the files that it changes.
-            app.jobs().wait(job, NOTICE).await;
-            app.inventory().changed();
-        });
+    /// Whether the root side accepts connections, as it was seen within the last few seconds.
+    pub(super) async fn executor_answers(&self) -> Result<(), String> {
+        let mut last = self.0.ping.lock().await;
+        if let Some((at, result)) = &*last
+            && at.elapsed() < PING_EVERY
+        {
+            return result.clone();
+        }
+        let result = self.executor().ping().await.map_err(|e| e.message);
+        *last = Some((Instant::now(), result.clone()));
+        result
     }
 
     pub(super) fn uptime(&self) -> Duration {

@@ -1,7 +1,10 @@
 //! What all changes have in common: a dry run answers with the plan, everything else becomes a job.
 
+use std::{convert::Infallible, future::Future};
+
 use axum::{
-    http::{HeaderMap, StatusCode, header},
+    extract::FromRequestParts,
+    http::{HeaderMap, Method, StatusCode, header, request::Parts},
     response::{IntoResponse as _, Response},
 };
 use patch_service::{Refusal, Reply};
@@ -13,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     app::App,
     caller::Caller,
+    observe::Deadline,
     prefer::{self, PREFERENCE_APPLIED},
     reply,
 };
@@ -42,10 +46,34 @@ pub(super) enum PlanOrJob {
     Job(Job),
 }
 
+/// What surrounds the request for a change: who sent it, where to, and until when it has to be answered.
+pub(super) struct Asked {
+    caller: Caller,
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    deadline: Deadline,
+}
+
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self {
+            caller: Caller::of(&parts.extensions),
+            method: parts.method.clone(),
+            path: parts.uri.path().to_owned(),
+            headers: parts.headers.clone(),
+            deadline: Deadline::of(&parts.extensions),
+        })
+    }
+}
+
 /// A change as a client asked for it.
-pub(super) struct Change {
-    /// What is to be done.
-    pub operation: Operation,
+pub(super) struct Change<O> {
+    /// What is to be done. Looked at only if the request is not the repetition of an earlier one, whose meaning may
+    /// have gone with what it did.
+    pub operation: O,
     /// Whether only to plan it.
     pub dry_run: bool,
     /// The plan that was approved.
@@ -60,42 +88,64 @@ pub(super) fn as_asked<T: Serialize>(body: &T) -> serde_json::Value {
 }
 
 /// Checks a change, then plans it or makes it a job.
-pub(super) async fn carry_out(
-    app: &App,
-    caller: &Caller,
-    headers: &HeaderMap,
-    change: Change,
-) -> Result<Response, Refusal> {
-    change.operation.check().map_err(|e| ErrorDetail::new(ErrorCode::InvalidRequest, e.to_string()))?;
-    if change.dry_run {
-        let plan = app.executor().plan(change.operation).await?;
+pub(super) async fn carry_out<O>(app: &App, asked: Asked, change: Change<O>) -> Result<Response, Refusal>
+where
+    O: Future<Output = Result<Operation, ErrorDetail>> + Send,
+{
+    let Change { operation, dry_run, if_plan, request } = change;
+    if dry_run {
+        let plan = app.executor().plan(checked(operation).await?).await?;
         return reply::ok(plan);
     }
-    let idempotency = prefer::idempotency_key(headers)?.map(|key| same_request(key, &change)).transpose()?;
-    // A request that is sent again must find its job, not the plan that this job has left behind.
-    let is_repeated =
-        idempotency.as_ref().is_some_and(|i| app.jobs().earlier(&caller.requester().identity, i).is_some());
-    if let Some(approved) = change.if_plan.as_ref().filter(|_| !is_repeated) {
-        as_approved(app, &change.operation, approved).await?;
+    let key = prefer::idempotency_key(&asked.headers)?;
+    let idempotency = key.map(|key| same_request(key, &asked, &request)).transpose()?;
+    let requester = asked.caller.requester();
+    if let Some(idempotency) = &idempotency
+        && let Some(earlier) = app.jobs().earlier(&requester.identity, idempotency)
+        && let Some(job) = app.jobs().get(earlier).await
+    {
+        return Ok(answer(app, &asked, job).await);
     }
-    let submission = Submission {
-        operation: change.operation,
-        limits: None,
-        requester: caller.requester(),
-        request: change.request,
-        if_plan: change.if_plan,
-        idempotency,
+    let prepared = async {
+        let operation = checked(operation).await?;
+        if let Some(approved) = &if_plan {
+            as_approved(app, &operation, approved).await?;
+        }
+        Ok::<_, Refusal>(operation)
     };
+    // What is not ready by then is given up: a job that is accepted has to be answered for while there is time.
+    let operation = asked.deadline.limit(prepared).await.ok_or_else(|| too_late(app))??;
+    let submission = Submission { operation, limits: None, requester, request, if_plan, idempotency };
     let job = app.jobs().submit(submission).await?.job;
-    app.notice_end(job.job_id);
-    let Some(asked) = prefer::wait(headers) else { return Ok(accepted(job).into_response()) };
-    let granted = asked.min(app.settings().timeout);
+    Ok(answer(app, &asked, job).await)
+}
+
+async fn checked(
+    operation: impl Future<Output = Result<Operation, ErrorDetail>>,
+) -> Result<Operation, ErrorDetail> {
+    let operation = operation.await?;
+    operation.check().map_err(|e| ErrorDetail::new(ErrorCode::InvalidRequest, e.to_string()))?;
+    Ok(operation)
+}
+
+/// 202, or the ended job if the client wants to wait for it and it ends in time.
+async fn answer(app: &App, asked: &Asked, job: Job) -> Response {
+    let Some(wanted) = prefer::wait(&asked.headers) else { return accepted(job).into_response() };
+    let granted = wanted.min(asked.deadline.left());
     let answer = match app.jobs().wait(job.job_id, granted).await {
         Some(ended) if ended.status.is_terminal() => Reply::ok(ended),
-        Some(later) => accepted(Job { plan: None, output: None, log: Vec::new(), ..later }),
+        Some(later) => accepted(later),
         None => accepted(job),
     };
-    Ok(answer.header(PREFERENCE_APPLIED, &format!("wait={}", granted.as_secs())).into_response())
+    answer.header(PREFERENCE_APPLIED, &format!("wait={}", granted.as_secs())).into_response()
+}
+
+fn too_late(app: &App) -> Refusal {
+    let seconds = app.settings().timeout.as_secs();
+    let message = format!(
+        "the change could not be prepared within {seconds} s, so nothing was begun; ask again, or raise server.timeout in config.yaml"
+    );
+    Refusal::new(ErrorCode::ServiceUnhealthy, message).with("timeout_seconds", seconds)
 }
 
 /// Refuses when the plan of this moment is another one than was approved. The root side compares again before it begins.
@@ -113,16 +163,17 @@ async fn as_approved(app: &App, operation: &Operation, approved: &PlanHash) -> R
     Err(error.into())
 }
 
-/// A key with what it was sent with. The operation holds what stands in the path, the request what stands elsewhere;
-/// both as they were understood, so that a retry may space its JSON otherwise.
-fn same_request(key: String, change: &Change) -> Result<Idempotency, Refusal> {
-    let text = serde_json::to_vec(&(&change.operation, &change.request))
+/// A key with what it was sent with: method, path, and the options as they were understood, so that a retry may space
+/// its JSON otherwise. Nothing of the host's state is in it.
+fn same_request(key: String, asked: &Asked, request: &serde_json::Value) -> Result<Idempotency, Refusal> {
+    let text = serde_json::to_vec(&(asked.method.as_str(), &asked.path, request))
         .map_err(|e| reply::internal("the request could not be written down", e))?;
     Ok(Idempotency { key, body_sha256: hex::encode(Sha256::digest(&text)) })
 }
 
-/// 202 with the job and where to find it.
+/// 202 with the job and where to find it, without what is known only later.
 fn accepted(job: Job) -> Reply<Job> {
     let location = format!("{}/jobs/{}", super::PREFIX, job.job_id);
+    let job = Job { plan: None, output: None, log: Vec::new(), ..job };
     Reply::new(StatusCode::ACCEPTED, job).header(header::LOCATION, &location)
 }

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use axum::{extract::State, response::Response};
 use jiff::{SignedDuration, Timestamp};
-use patch_service::{Refusal, StrictQuery};
+use patch_service::Refusal;
 use patch_types::api::{AuditHead, CrlStatus, Health, HealthCheck, HealthStatus};
 
 use super::{
     app::{App, Certificates},
-    reply::{self, Nothing},
+    reply,
 };
 
 /// A certificate that expires within this time asks for attention.
@@ -20,6 +20,13 @@ const LEAST_FREE_PERCENT: u64 = 5;
 
 /// Below this many free bytes a file system is too full, whatever their share.
 const LEAST_FREE_BYTES: u64 = 64 << 20;
+
+/// What to do about the server's certificate. A reload would find the new certificate and the old key, if the service
+/// manager has handed the key over as a credential: those are read when the service starts.
+const RENEW_SERVER: &str = "replace it and its key, then run: systemctl restart linux-patch-api";
+
+/// What to do about the CA's certificate.
+const RENEW_CA: &str = "replace it and send SIGHUP";
 
 /// How grave a failing part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +59,7 @@ fn part(name: &str, weight: Weight, result: Result<String, String>) -> Part {
         (status = 503, description = "It cannot; `error.details` holds the same fields (SERVICE_UNHEALTHY)"),
     )
 )]
-pub(super) async fn get(State(app): State<App>, _: StrictQuery<Nothing>) -> Result<Response, Refusal> {
+pub(super) async fn get(State(app): State<App>) -> Result<Response, Refusal> {
     let health = examine(&app).await;
     if health.status == HealthStatus::Unhealthy {
         return Err(reply::unhealthy(&health));
@@ -63,13 +70,9 @@ pub(super) async fn get(State(app): State<App>, _: StrictQuery<Nothing>) -> Resu
 async fn examine(app: &App) -> Health {
     let now = Timestamp::now();
     let certificates = app.certificates();
-    let executor = app.executor().ping().await;
+    let executor = app.executor_answers().await;
     let parts = [
-        part(
-            "executor",
-            Weight::Vital,
-            executor.map(|()| "the root side accepts connections".to_owned()).map_err(|e| e.message),
-        ),
+        part("executor", Weight::Vital, executor.map(|()| "the root side accepts connections".to_owned())),
         part("audit", Weight::Vital, audit(app)),
         part("packages", Weight::Attention, packages(app)),
         part("jobs", Weight::Attention, jobs(app)),
@@ -78,9 +81,9 @@ async fn examine(app: &App) -> Health {
         part(
             "certificate",
             Weight::Vital,
-            expiry("the server's certificate", certificates.server_expires, now),
+            expiry("the server's certificate", certificates.server_expires, now, RENEW_SERVER),
         ),
-        part("ca", Weight::Vital, expiry("the CA's certificate", certificates.ca_expires, now)),
+        part("ca", Weight::Vital, expiry("the CA's certificate", certificates.ca_expires, now, RENEW_CA)),
         part("crl", Weight::Attention, crl(&certificates, now)),
     ];
     let soon = [certificates.server_expires, certificates.ca_expires]
@@ -155,13 +158,15 @@ fn space(path: &Path) -> Result<String, String> {
     }
 }
 
-fn expiry(what: &str, at: Option<Timestamp>, now: Timestamp) -> Result<String, String> {
+fn expiry(what: &str, at: Option<Timestamp>, now: Timestamp, remedy: &str) -> Result<String, String> {
     match at {
         None => Ok(format!("{what} is not known here")),
-        Some(at) if at <= now => Err(format!("{what} expired at {at}; replace it and send SIGHUP")),
+        Some(at) if at <= now => Err(format!("{what} expired at {at}; {remedy}")),
         Some(at) => {
             let days = at.duration_since(now).as_hours() / 24;
-            Ok(format!("{what} expires at {at}, in {days} days"))
+            let hint =
+                if at.duration_since(now) < EXPIRES_SOON { format!("; {remedy}") } else { String::new() };
+            Ok(format!("{what} expires at {at}, in {days} days{hint}"))
         }
     }
 }

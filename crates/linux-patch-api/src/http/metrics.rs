@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
-use patch_service::{Refusal, StrictQuery};
+use patch_service::Refusal;
 use patch_types::JobStatus;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -16,10 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{
-    app::App,
-    reply::{Nothing, internal},
-};
+use super::{app::App, reply::internal};
 use crate::jobs::JobFilter;
 
 const STATUSES: [JobStatus; 6] = [
@@ -188,7 +185,7 @@ fn signed(value: u64) -> i64 {
     tag = "observation",
     responses((status = 200, description = "Metrics", body = String, content_type = "application/openmetrics-text"))
 )]
-pub(super) async fn get(State(app): State<App>, _: StrictQuery<Nothing>) -> Result<Response, Refusal> {
+pub(super) async fn get(State(app): State<App>) -> Result<Response, Refusal> {
     let text = app.metrics().scrape(&app).map_err(|e| internal("the metrics could not be written", e))?;
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

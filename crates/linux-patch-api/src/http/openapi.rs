@@ -5,19 +5,19 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use patch_service::{Refusal, StrictQuery};
+use patch_service::Refusal;
 use patch_types::{ErrorCode, ErrorDetail};
 use serde_json::{Map, Value, json};
 use utoipa::{
     OpenApi,
     openapi::{
-        OpenApi as Document,
+        OpenApi as Document, RefOr,
         extensions::ExtensionsBuilder,
-        path::{Operation, Paths},
+        path::{Operation, ParameterIn, Paths},
     },
 };
 
-use super::{reply::Nothing, router};
+use super::router;
 use crate::config::Role;
 
 /// The checked-in document: what is served is what was reviewed, and it costs no memory until somebody asks.
@@ -30,7 +30,7 @@ const ROLE: &str = "x-required-role";
 /// What every operation can answer, whatever it does.
 const ALWAYS: [(&str, &str); 7] = [
     ("400", "The request cannot be read (INVALID_REQUEST)"),
-    ("403", "The identity's role does not suffice (AUTHZ_FORBIDDEN)"),
+    ("403", "The identity's role does not suffice, or a browser sent the request (AUTHZ_FORBIDDEN)"),
     ("422", "The request can be read but is not acceptable (INVALID_REQUEST)"),
     (
         "429",
@@ -42,7 +42,8 @@ const ALWAYS: [(&str, &str); 7] = [
 ];
 
 /// What operations with a body can answer besides.
-const WITH_BODY: [(&str, &str); 3] = [
+const WITH_BODY: [(&str, &str); 4] = [
+    ("408", "The body did not come in time (INVALID_REQUEST)"),
     ("411", "The body has no length (INVALID_REQUEST)"),
     ("413", "The body is larger than 1 MiB (INVALID_REQUEST)"),
     ("415", "The body is not application/json (INVALID_REQUEST)"),
@@ -81,6 +82,17 @@ pub(super) fn note_role(paths: &mut Paths, role: Role) {
             note_in(operation, role);
         }
     }
+}
+
+/// Whether one of these operations describes a query parameter.
+pub(super) fn describes_query(paths: &Paths) -> bool {
+    paths
+        .paths
+        .values()
+        .flat_map(|item| [&item.get, &item.put, &item.post, &item.delete])
+        .flatten()
+        .flat_map(|operation| operation.parameters.iter().flatten())
+        .any(|parameter| matches!(parameter, RefOr::T(p) if p.parameter_in == ParameterIn::Query))
 }
 
 fn note_in(operation: &mut Operation, role: Role) {
@@ -193,7 +205,7 @@ fn envelope(properties: &Map<String, Value>) -> Value {
     tag = "observation",
     responses((status = 200, description = "The OpenAPI document, without the envelope", content_type = "application/vnd.oai.openapi+json"))
 )]
-pub(super) async fn get(_: StrictQuery<Nothing>) -> Result<Response, Refusal> {
+pub(super) async fn get() -> Result<Response, Refusal> {
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], CHECKED_IN).into_response())
 }
 

@@ -1,5 +1,7 @@
 //! `/packages`: what is installed, and changing it.
 
+use std::future::ready;
+
 use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
@@ -14,8 +16,7 @@ use utoipa::IntoParams;
 
 use super::{
     app::App,
-    caller::Caller,
-    changes::{self, Change},
+    changes::{self, Asked, Change},
     path::StrictPath,
     reply,
 };
@@ -87,8 +88,7 @@ pub(super) async fn show(
 )]
 pub(super) async fn install(
     State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    asked: Asked,
     StrictJson(body): StrictJson<InstallRequest>,
 ) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
@@ -99,8 +99,13 @@ pub(super) async fn install(
         allow_downgrade: options.allow_downgrade,
         reinstall: options.reinstall,
     });
-    let change = Change { operation, dry_run: options.dry_run, if_plan: options.if_plan, request };
-    changes::carry_out(&app, &caller, &headers, change).await
+    let change = Change {
+        operation: ready(Ok(operation)),
+        dry_run: options.dry_run,
+        if_plan: options.if_plan,
+        request,
+    };
+    changes::carry_out(&app, asked, change).await
 }
 
 /// Updates one package, or changes its hold.
@@ -119,15 +124,15 @@ pub(super) async fn install(
 )]
 pub(super) async fn update(
     State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    asked: Asked,
     StrictPath(name): StrictPath<PackageName>,
     StrictJson(body): StrictJson<UpdateRequest>,
 ) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
     let operation = update_operation(name, body.version, body.hold)?;
-    let change = Change { operation, dry_run: body.dry_run, if_plan: body.if_plan, request };
-    changes::carry_out(&app, &caller, &headers, change).await
+    let change =
+        Change { operation: ready(Ok(operation)), dry_run: body.dry_run, if_plan: body.if_plan, request };
+    changes::carry_out(&app, asked, change).await
 }
 
 fn update_operation(
@@ -178,8 +183,7 @@ pub(super) struct RemoveQuery {
 )]
 pub(super) async fn remove(
     State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    asked: Asked,
     StrictPath(name): StrictPath<PackageName>,
     StrictQuery(query): StrictQuery<RemoveQuery>,
     body: Option<StrictJson<RemoveRequest>>,
@@ -202,6 +206,11 @@ pub(super) async fn remove(
     };
     let request = changes::as_asked(&options);
     let operation = Operation::Remove(Remove { name, purge: options.purge, autoremove: options.autoremove });
-    let change = Change { operation, dry_run: options.dry_run, if_plan: options.if_plan, request };
-    changes::carry_out(&app, &caller, &headers, change).await
+    let change = Change {
+        operation: ready(Ok(operation)),
+        dry_run: options.dry_run,
+        if_plan: options.if_plan,
+        request,
+    };
+    changes::carry_out(&app, asked, change).await
 }

@@ -1,9 +1,9 @@
 //! `/patches`: available updates, why a package is not updated, and applying them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, future::ready};
 
 use axum::{extract::State, http::HeaderMap, response::Response};
-use patch_service::{Refusal, StrictJson, StrictQuery};
+use patch_service::{Refusal, StrictJson};
 use patch_types::{
     ErrorCode, ErrorDetail, Operation, PackageName, Query,
     api::{ApplyRequest, Job, PatchSet, WhyNot},
@@ -14,8 +14,7 @@ use patch_types::{
 
 use super::{
     app::App,
-    caller::Caller,
-    changes::{self, Change},
+    changes::{self, Asked, Change},
     path::StrictPath,
     reply,
 };
@@ -35,11 +34,7 @@ const REFRESH_IF_OLDER: u64 = 3600;
         (status = 304, description = "Nothing has changed since the ETag given"),
     )
 )]
-pub(super) async fn list(
-    State(app): State<App>,
-    headers: HeaderMap,
-    _: StrictQuery<reply::Nothing>,
-) -> Result<Response, Refusal> {
+pub(super) async fn list(State(app): State<App>, headers: HeaderMap) -> Result<Response, Refusal> {
     let patches = app.inventory().patches().await?;
     reply::cached(&headers, &patches)
 }
@@ -82,17 +77,16 @@ pub(super) async fn why_not(
 )]
 pub(super) async fn refresh(
     State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    asked: Asked,
     _: Option<StrictJson<reply::Nothing>>,
 ) -> Result<Response, Refusal> {
     let change = Change {
-        operation: Operation::Refresh,
+        operation: ready(Ok(Operation::Refresh)),
         dry_run: false,
         if_plan: None,
         request: serde_json::json!({}),
     };
-    changes::carry_out(&app, &caller, &headers, change).await
+    changes::carry_out(&app, asked, change).await
 }
 
 /// Applies available updates: all of them, or those named.
@@ -112,14 +106,21 @@ pub(super) async fn refresh(
 )]
 pub(super) async fn apply(
     State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
+    asked: Asked,
     body: Option<StrictJson<ApplyRequest>>,
 ) -> Result<Response, Refusal> {
     let body = body.map(|StrictJson(b)| b).unwrap_or_default();
     check(&body)?;
     not_yet(&body)?;
-    let mut packages = body.packages.clone();
+    let request = changes::as_asked(&body);
+    let (dry_run, if_plan) = (body.dry_run, body.if_plan.clone());
+    let change = Change { operation: operation(&app, body), dry_run, if_plan, request };
+    changes::carry_out(&app, asked, change).await
+}
+
+/// What the request stands for at this moment: advisories are those that are known now.
+async fn operation(app: &App, body: ApplyRequest) -> Result<Operation, ErrorDetail> {
+    let mut packages = body.packages;
     if !body.patches.is_empty() {
         let known = app.inventory().patch_set().await?;
         for name in named(&body.patches, &known)? {
@@ -128,16 +129,13 @@ pub(super) async fn apply(
             }
         }
     }
-    let request = changes::as_asked(&body);
-    let operation = Operation::ApplyPatches(ApplyPatches {
+    Ok(Operation::ApplyPatches(ApplyPatches {
         packages,
         security_only: body.security_only,
         exclude: body.exclude,
         allow_removals: body.allow_removals,
         refresh_if_older: Some(REFRESH_IF_OLDER),
-    });
-    let change = Change { operation, dry_run: body.dry_run, if_plan: body.if_plan, request };
-    changes::carry_out(&app, &caller, &headers, change).await
+    }))
 }
 
 fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {

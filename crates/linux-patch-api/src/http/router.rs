@@ -62,9 +62,15 @@ fn admin(routes: Routes) -> Routes {
     requires(Role::Admin, routes)
 }
 
+/// A route that describes no query takes none: an option in the wrong place is refused, whatever the handler reads.
 fn requires(role: Role, (schemas, mut paths, methods): Routes) -> Routes {
     openapi::note_role(&mut paths, role);
-    (schemas, paths, methods).map(|methods| methods.route_layer(middleware::from_fn(access::check(role))))
+    let takes_query = openapi::describes_query(&paths);
+    (schemas, paths, methods).map(|methods| {
+        let methods =
+            if takes_query { methods } else { methods.route_layer(middleware::from_fn(access::no_query)) };
+        methods.route_layer(middleware::from_fn(access::check(role)))
+    })
 }
 
 /// 405; the router adds the header `Allow`.
@@ -73,16 +79,16 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
     Refusal::invalid(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 
-/// The service behind the door. Outermost first: the request's id, the record of it, the strict checks, the rate limit,
-/// the role, the handler.
+/// The service behind the door. Outermost first: the request's id, the record of it, the rate limit, the strict checks,
+/// the role, the query, the handler. The rate limit stands before every other check: each refusal costs a record, too.
 pub fn service(app: App) -> Router {
     let (routes, _) = table().split_for_parts();
     routes
         .fallback(strict::not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app.clone())
-        .layer(middleware::from_fn_with_state(app.clone(), access::admit))
         .layer(middleware::from_fn(strict::strict))
+        .layer(middleware::from_fn_with_state(app.clone(), access::admit))
         .layer(middleware::from_fn_with_state(app, observe::request))
         .layer(middleware::from_fn(envelope::request_id))
 }

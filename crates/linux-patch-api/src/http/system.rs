@@ -79,10 +79,7 @@ impl std::str::FromStr for UnitName {
     tag = "system",
     responses((status = 200, description = "The host", body = SystemInfo))
 )]
-pub(super) async fn info(
-    State(app): State<App>,
-    _: StrictQuery<reply::Nothing>,
-) -> Result<Response, Refusal> {
+pub(super) async fn info(State(app): State<App>) -> Result<Response, Refusal> {
     let info = host::info(app.root());
     reply::ok(info)
 }
@@ -158,10 +155,7 @@ async fn units(app: &App) -> Result<ServiceList, Refusal> {
     tag = "system",
     responses((status = 200, description = "The state", body = RebootState))
 )]
-pub(super) async fn reboot_state(
-    State(app): State<App>,
-    _: StrictQuery<reply::Nothing>,
-) -> Result<Response, Refusal> {
+pub(super) async fn reboot_state(State(app): State<App>) -> Result<Response, Refusal> {
     let state = host::reboot(app.root()).map_err(|e| unreadable(&e))?;
     reply::ok(state)
 }
@@ -222,7 +216,7 @@ pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, Refusal> 
     tag = "system",
     responses((status = 200, description = "The report"))
 )]
-pub(super) async fn compliance(_: StrictQuery<reply::Nothing>) -> Result<Response, Refusal> {
+pub(super) async fn compliance() -> Result<Response, Refusal> {
     Err(reply::later("the compliance report", "GET /patches lists the security updates that are due"))
 }
 

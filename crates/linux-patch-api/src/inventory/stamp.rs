@@ -13,22 +13,26 @@ use std::{
 pub(super) struct Stamp(u64);
 
 impl Stamp {
-    /// The stamp of the installed packages: dpkg's status and apt's marks.
+    /// The stamp of the installed packages: dpkg's status, what dpkg has not merged into it yet, and apt's marks.
     #[must_use]
     pub(super) fn of_packages(root: &Path) -> Self {
         let mut hasher = DefaultHasher::new();
         for file in ["var/lib/dpkg/status", "var/lib/apt/extended_states"] {
             file_into(&root.join(file), &mut hasher);
         }
+        directory_into(&root.join("var/lib/dpkg/updates"), &mut hasher);
         Self(hasher.finish())
     }
 
-    /// The stamp of all that the solver's choice of candidates depends on.
+    /// The stamp of all that the solver's choice of candidates depends on, and of what tells when the indexes were last
+    /// fetched: a fetch that brings nothing new changes only that.
     #[must_use]
     pub(super) fn of_candidates(root: &Path) -> Self {
         let mut hasher = DefaultHasher::new();
         Self::of_packages(root).0.hash(&mut hasher);
-        file_into(&root.join("var/lib/apt/lists"), &mut hasher);
+        for file in ["var/lib/apt/lists", "var/lib/apt/periodic/update-success-stamp"] {
+            file_into(&root.join(file), &mut hasher);
+        }
         for name in ["sources.list", "preferences", "apt.conf"] {
             file_into(&root.join("etc/apt").join(name), &mut hasher);
             directory_into(&root.join("etc/apt").join(format!("{name}.d")), &mut hasher);
@@ -75,14 +79,22 @@ mod tests {
     #[test]
     fn every_dependency_counts() {
         let root = tempfile::tempdir().unwrap();
-        for dir in ["var/lib/dpkg", "var/lib/apt/lists", "etc/apt/preferences.d", "etc/apt/sources.list.d"] {
+        for dir in [
+            "var/lib/dpkg/updates",
+            "var/lib/apt/lists",
+            "var/lib/apt/periodic",
+            "etc/apt/preferences.d",
+            "etc/apt/sources.list.d",
+        ] {
             std::fs::create_dir_all(root.path().join(dir)).unwrap();
         }
         let mut last = Stamp::of_candidates(root.path());
         assert_eq!(last, Stamp::of_candidates(root.path()));
         for file in [
             "var/lib/dpkg/status",
+            "var/lib/dpkg/updates/0001",
             "var/lib/apt/extended_states",
+            "var/lib/apt/periodic/update-success-stamp",
             "var/lib/apt/lists/x_Packages",
             "etc/apt/sources.list",
             "etc/apt/preferences.d/pin",
@@ -95,5 +107,8 @@ mod tests {
         }
         std::fs::write(root.path().join("etc/apt/preferences.d/pin"), "xy").unwrap();
         assert_ne!(Stamp::of_candidates(root.path()), last);
+        let packages = Stamp::of_packages(root.path());
+        std::fs::write(root.path().join("var/lib/dpkg/updates/0001"), "xy").unwrap();
+        assert_ne!(Stamp::of_packages(root.path()), packages, "dpkg is at work");
     }
 }

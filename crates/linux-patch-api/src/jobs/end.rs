@@ -3,27 +3,23 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use patch_audit::{AuditEvent, Caller};
+use patch_audit::{AuditEvent, AuditKind, Caller};
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
     api::{Job, Requester, ServerMessage},
     event::Ended,
     executor::{Reply, RequestBody},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Jobs,
     mirror::end,
     record::{Record, full},
     run::{End, cancelled, end_events},
-    submit::chain,
+    submit::{DURABLE_LIMIT, chain},
     table::{Past, Slot, Stage},
 };
-
-/// How long an end is held back because it cannot be recorded. Then it is shown all the same: the root side has it on
-/// disk, and the next start of the daemon finds it there.
-const HELD_BACK: Duration = Duration::from_secs(30);
 
 /// The longest pause between two attempts to record it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -32,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 enum Way {
     /// The job waits here.
     Waiting,
+    /// Not before it is recorded who wants it.
+    Audit,
     /// It is being handed over; its task will see to it.
     Noted(Box<Job>),
     /// The root side has it.
@@ -40,16 +38,19 @@ enum Way {
 
 impl Jobs {
     /// Records a job's end and shows it.
-    pub(super) async fn finish(&self, id: JobId, (ended, at): End) {
+    pub(super) async fn finish(&self, id: JobId, End { ended, at, is_durable }: End) {
         let Some(record) = self.ending(id, &ended, at) else { return };
         let caller = Caller::from(&record.head.job.requested_by);
         let mut events = end_events(&caller, &record.head.job, &ended);
-        let mut pause = self.table().settings.retry;
-        let deadline = Instant::now() + HELD_BACK;
+        let (mut pause, held_back) = {
+            let table = self.table();
+            (table.settings.retry, table.settings.held_back)
+        };
+        let deadline = Instant::now() + held_back;
         let mut shown = false;
         while let Err(problem) = self.record_end(&record, &mut events).await {
             tracing::error!(job = %id, "the job's end cannot be recorded: {problem}");
-            if !shown && Instant::now() >= deadline {
+            if is_durable && !shown && Instant::now() >= deadline {
                 self.show_end(id, &record, true, true);
                 shown = true;
             }
@@ -87,14 +88,13 @@ impl Jobs {
         })
     }
 
-    /// One attempt. The audit events are gone once they are on disk, so that no attempt records them again.
+    /// One attempt. Audit events are gone once they are on disk, so that no attempt records them again.
     async fn record_end(&self, record: &Record, events: &mut Vec<AuditEvent>) -> Result<(), String> {
         let json = record.to_json().map_err(|e| e.to_string())?;
         let (stored, audited) = tokio::join!(
             self.inner.store.write(record.head.job.job_id, json),
-            self.inner.audit.record_all_durable(events.clone()),
+            self.inner.audit.record_all_durable(events),
         );
-        let audited = audited.map(|()| events.clear());
         stored.map_err(|e| e.to_string())?;
         audited.map_err(|e| chain(&e))
     }
@@ -102,6 +102,7 @@ impl Jobs {
     fn show_end(&self, id: JobId, record: &Record, was_active: bool, unsaved: bool) {
         // First: whoever sees the end is not to be given an answer from before it.
         self.inner.executor.host_changed();
+        self.inner.ends.send_modify(|count| *count += 1);
         let mut complete = record.head.job.clone();
         complete.plan.clone_from(&record.plan);
         complete.results.clone_from(&record.results);
@@ -147,31 +148,58 @@ impl Jobs {
     /// # Errors
     /// `JOB_NOT_FOUND`, `JOB_CONFLICT` (too late), or `SERVICE_UNHEALTHY`.
     pub async fn cancel(&self, id: JobId, requester: &Requester) -> Result<Job, ErrorDetail> {
-        let unknown = || ErrorDetail::new(ErrorCode::JobNotFound, format!("there is no job {id}"));
-        match self.way_to_cancel(id)? {
-            Way::Noted(job) => Ok(*job),
-            Way::Ask => {
-                self.ask_to_cancel(id).await?;
-                self.get(id).await.ok_or_else(unknown)
-            }
-            Way::Waiting => {
-                // A task of its own: a client that hangs up must not leave the job neither waiting nor ended.
-                let (jobs, requester) = (self.clone(), requester.clone());
-                self.inner
-                    .tasks
-                    .spawn(async move { jobs.cancel_waiting(id, &requester).await })
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(ErrorDetail::new(
-                            ErrorCode::ServiceUnhealthy,
-                            "the job could not be cancelled: see the agent's journal",
-                        ))
-                    })
+        // A task of its own: a client that hangs up must not leave the job neither waiting nor ended, nor a record of a
+        // cancellation that was never tried.
+        let (jobs, requester) = (self.clone(), requester.clone());
+        self.inner.tasks.spawn(async move { jobs.call_off(id, &requester).await }).await.unwrap_or_else(
+            |_| {
+                Err(ErrorDetail::new(
+                    ErrorCode::ServiceUnhealthy,
+                    "the job could not be cancelled: see the agent's journal",
+                ))
+            },
+        )
+    }
+
+    async fn call_off(&self, id: JobId, requester: &Requester) -> Result<Job, ErrorDetail> {
+        let mut is_audited = false;
+        loop {
+            match self.way_to_cancel(id, is_audited)? {
+                Way::Audit => {
+                    self.audit_cancellation(id, requester).await?;
+                    is_audited = true;
+                }
+                Way::Noted(job) => return Ok(*job),
+                Way::Ask => {
+                    self.ask_to_cancel(id).await?;
+                    return self.get(id).await.ok_or_else(|| {
+                        ErrorDetail::new(ErrorCode::JobNotFound, format!("there is no job {id}"))
+                    });
+                }
+                Way::Waiting => return self.cancel_waiting(id, requester).await,
             }
         }
     }
 
-    fn way_to_cancel(&self, id: JobId) -> Result<Way, ErrorDetail> {
+    /// Records who wants a job cancelled that the root side has, or is about to have: that changes what becomes of the
+    /// host, so it is on disk first. (A job that waits here has its end recorded instead.)
+    async fn audit_cancellation(&self, id: JobId, requester: &Requester) -> Result<(), ErrorDetail> {
+        let what = format!("cancellation of job {id} asked for");
+        let event = AuditEvent::new(AuditKind::SystemChanged { what }, &Caller::from(requester));
+        let why = match timeout(DURABLE_LIMIT, self.inner.audit.record_durable(event)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no answer from the disk within {} ms", DURABLE_LIMIT.as_millis()),
+        };
+        Err(ErrorDetail::new(
+            ErrorCode::ServiceUnhealthy,
+            format!(
+                "the job was not cancelled, because that could not be recorded in the audit trail: {why}"
+            ),
+        ))
+    }
+
+    fn way_to_cancel(&self, id: JobId, is_audited: bool) -> Result<Way, ErrorDetail> {
         // Not retryable, unlike other conflicts: the moment has passed for good.
         let conflict = |what: String| {
             Err(ErrorDetail { retryable: false, ..ErrorDetail::new(ErrorCode::JobConflict, what) })
@@ -193,6 +221,7 @@ impl Jobs {
                 table.queue.retain(|queued| *queued != id);
                 Ok(Way::Waiting)
             }
+            Stage::Dispatching if !is_audited => Ok(Way::Audit),
             Stage::Dispatching => {
                 live.cancel = true;
                 live.wake.notify_one();
@@ -204,6 +233,7 @@ impl Jobs {
                      wait for its end and roll it back if need be",
                     phase.as_str().replace('_', " ")
                 )),
+                _ if !is_audited => Ok(Way::Audit),
                 _ => Ok(Way::Ask),
             },
             Stage::Ending => conflict("the job is just ending: there is nothing to cancel".to_owned()),
@@ -228,8 +258,8 @@ impl Jobs {
         let Some(record) = self.ending(id, &ended, Timestamp::now()) else {
             return Err(ErrorDetail::new(ErrorCode::JobNotFound, format!("there is no job {id}")));
         };
-        let events = end_events(&Caller::from(requester), &record.head.job, &ended);
-        if let Err(problem) = self.record_cancelled(&record, events).await {
+        let mut events = end_events(&Caller::from(requester), &record.head.job, &ended);
+        if let Err(problem) = self.record_cancelled(&record, &mut events).await {
             let pending = self.table().live(id).map(|live| Record::bare(live.mirror.head.clone()));
             let restored = match pending.map(|record| record.to_json()) {
                 Some(Ok(json)) => self.inner.store.write(id, json).await.map_err(|e| e.to_string()),
@@ -249,7 +279,7 @@ impl Jobs {
         Ok(job)
     }
 
-    async fn record_cancelled(&self, record: &Record, events: Vec<AuditEvent>) -> Result<(), String> {
+    async fn record_cancelled(&self, record: &Record, events: &mut Vec<AuditEvent>) -> Result<(), String> {
         let json = record.to_json().map_err(|e| e.to_string())?;
         self.inner.store.write(record.head.job.job_id, json).await.map_err(|e| e.to_string())?;
         self.inner.audit.record_all_durable(events).await.map_err(|e| chain(&e))

@@ -22,7 +22,10 @@ use patch_types::{
     executor::Limits,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{audit::Audit, executor::Executor};
@@ -64,14 +67,21 @@ pub struct JobSettings {
     pub lock_wait: Duration,
     /// Ended jobs are forgotten after so many days.
     pub keep_days: u32,
-    /// No more ended jobs than this are kept.
+    /// No more ended jobs than this are kept, except those whose idempotency keys still hold.
     pub keep_count: usize,
+    /// No more idempotency keys than this are remembered, and so no more jobs are kept for their sake: a new key
+    /// beyond it is refused until an old one has run out.
+    pub max_keys: usize,
     /// How long a job that certainly has not begun is offered to a root side that does not answer.
     pub patience: Duration,
     /// The first pause between two attempts; later ones double.
     pub retry: Duration,
     /// How often the root side may fail to settle a job before that is its end.
     pub settle_attempts: u32,
+    /// How long an end that the root side has on disk is held back because it cannot be recorded here. Then it is
+    /// shown all the same: the next start finds it there. An end that only this process knows is held back for as long
+    /// as that takes, since the next start would not find it and might carry the job out.
+    pub held_back: Duration,
     /// How long the root side has to begin settling after it has said that it will.
     pub settle_grace: Duration,
 }
@@ -85,9 +95,11 @@ impl Default for JobSettings {
             lock_wait: Duration::from_secs(10 * 60),
             keep_days: 90,
             keep_count: 1000,
+            max_keys: 10_000,
             patience: Duration::from_secs(60),
             retry: Duration::from_millis(250),
             settle_attempts: 3,
+            held_back: Duration::from_secs(30),
             settle_grace: Duration::from_secs(1),
         }
     }
@@ -185,6 +197,10 @@ struct Inner {
     executor: Executor,
     audit: Audit,
     hub: stream::Hub,
+    /// How many jobs have ended.
+    ends: watch::Sender<u64>,
+    /// Who is shown an ended job's log: it is in memory meanwhile.
+    old_logs: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -245,15 +261,32 @@ impl Jobs {
 
     /// Waits until the job has ended, at most so long, and returns it as it is then.
     pub async fn wait(&self, id: JobId, limit: Duration) -> Option<Job> {
+        // Whether it ended, or the time did, or the agent stops: the job is returned as it is.
+        let _ = timeout(limit, self.ended(id)).await;
+        self.get(id).await
+    }
+
+    /// Waits until the job has ended, and reads nothing. Returns at once if there is no such job, and when the agent
+    /// stops.
+    pub fn ended(&self, id: JobId) -> impl Future<Output = ()> + Send + use<> {
         let ended = self.table().live(id).map(|live| live.ended.subscribe());
-        if let Some(mut ended) = ended {
-            // Whether it ended, or the time did, or the agent stops: the job is returned as it is.
+        let stop = self.inner.stop.clone();
+        async move {
+            let Some(mut ended) = ended else { return };
             tokio::select! {
-                _ = timeout(limit, ended.wait_for(|ended| *ended)) => {}
-                () = self.inner.stop.cancelled() => {}
+                // An error says that the job was forgotten, which only happens to ended ones.
+                _ = ended.wait_for(|ended| *ended) => {}
+                () = stop.cancelled() => {}
             }
         }
-        self.get(id).await
+    }
+
+    /// How many jobs have ended since the start, those that the last run left included. It grows before an end is
+    /// shown: who remembers the number beside what was read of the host knows whether to read it again, and who waits
+    /// for it to change learns of every end.
+    #[must_use]
+    pub fn ends(&self) -> watch::Receiver<u64> {
+        self.inner.ends.subscribe()
     }
 
     /// How many jobs there are.

@@ -1,12 +1,14 @@
 //! The start: what the last run left is taken up where it stands.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
 };
 
 use jiff::Timestamp;
 use patch_types::{ErrorCode, ErrorDetail, JobStatus};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -14,7 +16,7 @@ use super::{
     record::Head,
     run::{Start, has_begun, unchanged},
     store::Store,
-    stream::Hub,
+    stream::{Hub, OLD_LOGS},
     table::{Live, Past, Slot, Stage, Table},
 };
 use crate::{audit::Audit, executor::Executor};
@@ -31,32 +33,42 @@ impl Jobs {
         settings: JobSettings,
     ) -> Result<Self, JobsError> {
         let root = root.to_path_buf();
-        let (store, found) = tokio::task::spawn_blocking(move || Store::open(&root))
-            .await
-            .map_err(|_| JobsError::Interrupted)??;
-        let mut table = Table::new(settings, found.problems);
+        let (store, problems, found) = tokio::task::spawn_blocking(move || {
+            // Of ended jobs no more is kept at any moment than what lists show.
+            let mut found = BTreeMap::new();
+            let (store, problems) = Store::open(&root, |head| {
+                found.insert(head.job.job_id, Found::from(head));
+            })?;
+            Ok::<_, JobsError>((store, problems, found))
+        })
+        .await
+        .map_err(|_| JobsError::Interrupted)??;
+        let mut table = Table::new(settings, problems);
         let mut begin = Vec::new();
         let now = Timestamp::now();
-        for head in found.jobs {
-            table.remember_key(&head, now);
-            let id = head.job.job_id;
-            let slot = if head.job.status.is_terminal() {
-                Slot::Past(Box::new(Past::new(head)))
-            } else {
-                let begun = has_begun(&executor.events_of(id));
-                let status = head.job.status;
-                let mut live = Live::new(afresh(head), Stage::Queued);
-                if begun {
-                    live.stage = Stage::Following;
-                    begin.push((id, Start::Follow));
-                } else if status == JobStatus::Running {
-                    live.stage = Stage::Ending;
-                    begin.push((id, Start::End(Box::new(unchanged(lost())))));
-                } else {
-                    live.audit_first = true;
-                    table.queue.push_back(id);
+        for (id, found) in found {
+            let slot = match found {
+                Found::Ended(past) => {
+                    table.remember_key(&past.job, past.idempotency.as_ref(), now);
+                    Slot::Past(past)
                 }
-                Slot::Live(Box::new(live))
+                Found::Open(head) => {
+                    table.remember_key(&head.job, head.idempotency.as_ref(), now);
+                    let begun = has_begun(&executor.events_of(id));
+                    let status = head.job.status;
+                    let mut live = Live::new(afresh(*head), Stage::Queued);
+                    if begun {
+                        live.stage = Stage::Following;
+                        begin.push((id, Start::Follow));
+                    } else if status == JobStatus::Running {
+                        live.stage = Stage::Ending;
+                        begin.push((id, Start::End(Box::new(unchanged(lost())))));
+                    } else {
+                        live.audit_first = true;
+                        table.queue.push_back(id);
+                    }
+                    Slot::Live(Box::new(live))
+                }
             };
             table.slots.insert(id, slot);
         }
@@ -68,6 +80,8 @@ impl Jobs {
                 executor,
                 audit,
                 hub: Hub::new(),
+                ends: watch::Sender::new(0),
+                old_logs: Arc::new(Semaphore::new(OLD_LOGS)),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
@@ -78,6 +92,22 @@ impl Jobs {
         jobs.pump();
         jobs.prune();
         Ok(jobs)
+    }
+}
+
+/// What a job's file holds, as far as it is kept.
+enum Found {
+    Ended(Box<Past>),
+    Open(Box<Head>),
+}
+
+impl From<Head> for Found {
+    fn from(head: Head) -> Self {
+        if head.job.status.is_terminal() {
+            Self::Ended(Box::new(Past::new(head)))
+        } else {
+            Self::Open(Box::new(head))
+        }
     }
 }
 

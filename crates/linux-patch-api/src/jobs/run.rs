@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Jobs,
     mirror::{Effect, ended_by_us},
+    record::{Head, Record},
     stream,
     submit::{accepted, chain},
     table::{Stage, Table},
@@ -34,7 +35,12 @@ pub(super) enum Start {
 }
 
 /// How and when a job ended.
-pub(super) type End = (Box<Ended>, Timestamp);
+pub(super) struct End {
+    pub(super) ended: Box<Ended>,
+    pub(super) at: Timestamp,
+    /// Whether the root side has it on disk. Otherwise only this process knows it until it is recorded.
+    pub(super) is_durable: bool,
+}
 
 impl Jobs {
     /// Hands over as many of the waiting jobs as may be active.
@@ -89,7 +95,7 @@ impl Jobs {
                 }
                 self.follow(id).await
             }
-            Err(ended) => (ended, Timestamp::now()),
+            Err(ended) => now(*ended),
         }
     }
 
@@ -182,7 +188,7 @@ impl Jobs {
                     Some(end) => return end,
                     None => sleep(settling.next_pause()).await,
                 },
-                FollowError::LineTooLong { .. } | FollowError::Malformed { .. } | FollowError::Gap { .. } => {
+                FollowError::Malformed { .. } | FollowError::Gap { .. } => {
                     let mut error = ErrorDetail::from(failed);
                     error
                         .message
@@ -246,7 +252,7 @@ impl Jobs {
                     Effect::Planned => self.inner.hub.publish(live, |live| stream::status(live, true)),
                     Effect::Log(entry) => self.inner.hub.publish(live, |_| entry.frame(id)),
                     Effect::Ended(ended, at) => {
-                        end = Some((ended, at));
+                        end = Some(End { ended, at, is_durable: true });
                         break;
                     }
                 }
@@ -261,16 +267,14 @@ impl Jobs {
         end
     }
 
-    /// Puts on disk that a job runs. Nobody waits for it: whether it has begun is told by the event file.
-    fn store_begun(&self, head: super::record::Head) {
+    /// Puts on disk that a job runs. Nobody waits for it: whether it has begun is told by the event file. But its place
+    /// in the order is taken here and now, before that of the job's end.
+    fn store_begun(&self, head: Head) {
         let id = head.job.job_id;
-        let Ok(record) = super::record::Record::bare(head).to_json() else { return };
-        let jobs = self.clone();
-        self.inner.tasks.spawn(async move {
-            if let Err(error) = jobs.inner.store.write(id, record).await {
-                tracing::warn!(%error, job = %id, "that the job runs is not on disk");
-            }
-        });
+        let Ok(record) = Record::bare(head).to_json() else { return };
+        if let Err(error) = self.inner.store.enqueue(id, record) {
+            tracing::warn!(%error, job = %id, "that the job runs is not on disk");
+        }
     }
 
     /// Has the root side repair what a dead executor left. What comes of it stands in the job's own event file, so
@@ -331,8 +335,9 @@ pub(super) fn has_begun(events: &Path) -> bool {
     }
 }
 
+/// An end that nobody else knows.
 fn now(ended: Ended) -> End {
-    (Box::new(ended), Timestamp::now())
+    End { ended: Box::new(ended), at: Timestamp::now(), is_durable: false }
 }
 
 /// A failure before anything changed.

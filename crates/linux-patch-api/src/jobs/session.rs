@@ -3,7 +3,7 @@
 //! The protocol works on any stream and sink of messages, so that it can be tested without HTTP. Nothing is buffered
 //! here: while a message is being sent nothing else is taken from the feed, and the feed cuts off who falls behind.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
@@ -15,11 +15,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::{
     Jobs,
-    stream::{Cut, Subscriber, frame},
+    stream::{Cut, Frames, Subscriber, frame},
 };
 
-/// The largest message of a client in bytes. The WebSocket's own limit should be set to it as well.
-pub const MAX_MESSAGE: usize = 64 << 10;
+/// The largest message of a client in bytes; a subscription has some 80. The WebSocket's own limit should be set to it
+/// as well.
+pub const MAX_MESSAGE: usize = 4 << 10;
 
 /// How many jobs a connection may follow by name.
 const MAX_SUBSCRIPTIONS: usize = 64;
@@ -37,11 +38,18 @@ struct Patience {
     ping: Duration,
     /// A peer that takes nothing for so long is given up.
     send: Duration,
+    /// One that has not taken a job's state and log after so long as well: taking a line now and then it could hold
+    /// them in memory for hours.
+    snapshot: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { ping: Duration::from_secs(30), send: Duration::from_secs(30) }
+        Self {
+            ping: Duration::from_secs(30),
+            send: Duration::from_secs(30),
+            snapshot: Duration::from_secs(60),
+        }
     }
 }
 
@@ -121,10 +129,10 @@ where
     async fn heard(&mut self, message: Message) -> Result<(), End> {
         match message {
             Message::Text(text) if text.len() > MAX_MESSAGE => {
-                Err(End::Close(close_code::SIZE, "a message may have 64 KiB at most"))
+                Err(End::Close(close_code::SIZE, "a message may have 4 KiB at most"))
             }
             Message::Binary(bytes) if bytes.len() > MAX_MESSAGE => {
-                Err(End::Close(close_code::SIZE, "a message may have 64 KiB at most"))
+                Err(End::Close(close_code::SIZE, "a message may have 4 KiB at most"))
             }
             Message::Text(text) => match serde_json::from_str(&text) {
                 Ok(message) => self.obey(message).await,
@@ -206,13 +214,19 @@ where
         self.send(Message::Text(frame(&ServerMessage::Error(StreamError { job_id, error })))).await
     }
 
-    async fn send_all(&mut self, frames: Vec<Utf8Bytes>) -> Result<(), End> {
-        // Each is let go as soon as it is sent: a long log is not held twice.
-        let mut frames = VecDeque::from(frames);
-        while let Some(text) = frames.pop_front() {
-            self.feed(Message::Text(text)).await?;
-        }
-        self.flush().await
+    async fn send_all(&mut self, frames: Frames) -> Result<(), End> {
+        let limit = self.patience.snapshot;
+        let sending = async {
+            for (count, text) in (1..).zip(frames) {
+                self.feed(Message::Text(text)).await?;
+                // What is fed lies in the socket's buffer until it is flushed.
+                if count % BATCH == 0 {
+                    self.flush().await?;
+                }
+            }
+            self.flush().await
+        };
+        timeout(limit, sending).await.unwrap_or(Err(End::Close(close_code::AGAIN, "too slow")))
     }
 
     async fn send(&mut self, message: Message) -> Result<(), End> {

@@ -45,12 +45,21 @@ impl StoreError {
     }
 }
 
-/// What was found at start.
-pub(super) struct Found {
-    /// The jobs, oldest first.
-    pub(super) jobs: Vec<Head>,
-    /// What was damaged, one sentence each.
-    pub(super) problems: Vec<String>,
+/// A write whose place in the order is taken; awaiting it tells when it is on disk.
+pub(super) struct Writing<'a> {
+    dir: &'a Path,
+    result: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl Writing<'_> {
+    /// Waits until it is done. It is done also if nobody waits.
+    pub(super) async fn done(self) -> Result<(), StoreError> {
+        self.result.await.map_err(|_| stopping(self.dir))?
+    }
+}
+
+fn stopping(dir: &Path) -> StoreError {
+    StoreError::new("cannot write to", dir, &"the agent is stopping")
 }
 
 enum Task {
@@ -72,15 +81,18 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the directory, making it if need be, and reads what is there. Blocks.
-    pub(super) fn open(root: &Path) -> Result<(Self, Found), StoreError> {
+    /// Opens the directory, making it if need be, and shows each job that is there, in no order. Returns what was
+    /// found damaged as well, one sentence each. Blocks.
+    ///
+    /// One job at a time is in memory whole: how much of it stays there is the caller's choice.
+    pub(super) fn open(root: &Path, found: impl FnMut(Head)) -> Result<(Self, Vec<String>), StoreError> {
         let dir = root.join(JOBS_DIR);
         DirBuilder::new()
             .recursive(true)
             .mode(0o750)
             .create(&dir)
             .map_err(|e| StoreError::new("cannot make the directory of jobs", &dir, &e))?;
-        let found = load(&dir)?;
+        let problems = load(&dir, found)?;
         let (queue, work) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("job-store".into())
@@ -90,28 +102,32 @@ impl Store {
             })
             .map_err(|e| StoreError::new("cannot start the writer of", &dir, &e))?;
         let store = Self { dir, queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) };
-        Ok((store, found))
+        Ok((store, problems))
     }
 
     /// Puts a record on disk. When this returns it will survive a power cut.
     pub(super) async fn write(&self, id: JobId, record: Vec<u8>) -> Result<(), StoreError> {
-        self.run(id, Task::Write(record)).await
+        self.enqueue(id, record)?.done().await
+    }
+
+    /// Takes a record's place in the order: what is enqueued later for the same job replaces it.
+    pub(super) fn enqueue(&self, id: JobId, record: Vec<u8>) -> Result<Writing<'_>, StoreError> {
+        self.send(id, Task::Write(record))
     }
 
     /// Removes a job's file, durably. One that is not there is no error.
     pub(super) async fn remove(&self, id: JobId) -> Result<(), StoreError> {
-        self.run(id, Task::Remove).await
+        self.send(id, Task::Remove)?.done().await
     }
 
-    async fn run(&self, id: JobId, task: Task) -> Result<(), StoreError> {
-        let stopped = || StoreError::new("cannot write to", &self.dir, &"the agent is stopping");
+    fn send(&self, id: JobId, task: Task) -> Result<Writing<'_>, StoreError> {
         let (done, result) = oneshot::channel();
-        {
-            let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            let queue = queue.as_ref().ok_or_else(stopped)?;
-            queue.send(Work { id, task, done }).map_err(|_| stopped())?;
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = queue.as_ref().map(|queue| queue.send(Work { id, task, done }));
+        match sent {
+            Some(Ok(())) => Ok(Writing { dir: &self.dir, result }),
+            Some(Err(_)) | None => Err(stopping(&self.dir)),
         }
-        result.await.map_err(|_| stopped())?
     }
 
     /// Reads a job's file whole. Blocks.
@@ -227,8 +243,8 @@ fn remove(dir: &Path, id: JobId) -> Result<(), StoreError> {
     }
 }
 
-fn load(dir: &Path) -> Result<Found, StoreError> {
-    let mut found = Found { jobs: Vec::new(), problems: Vec::new() };
+fn load(dir: &Path, mut found: impl FnMut(Head)) -> Result<Vec<String>, StoreError> {
+    let mut problems = Vec::new();
     let unreadable = |e| StoreError::new("cannot read the directory of jobs", dir, &e);
     for entry in fs::read_dir(dir).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
@@ -243,13 +259,12 @@ fn load(dir: &Path) -> Result<Found, StoreError> {
                 .map_err(|e| e.to_string())
                 .and_then(|text| Head::parse(id, &text).map_err(|e| e.to_string()))
             {
-                Ok(head) => found.jobs.push(head),
-                Err(reason) => found.problems.push(set_aside(&path, &reason)),
+                Ok(head) => found(head),
+                Err(reason) => problems.push(set_aside(&path, &reason)),
             }
         }
     }
-    found.jobs.sort_by_key(|h| h.job.job_id);
-    Ok(found)
+    Ok(problems)
 }
 
 /// Only the spelling that we write: another one of the same id would be the same job twice.

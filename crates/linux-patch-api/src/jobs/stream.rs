@@ -11,17 +11,25 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use axum::extract::ws::Utf8Bytes;
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
-    api::{Job, JobLog, ServerMessage},
+    api::{Job, JobLog, LogLine, ServerMessage},
 };
-use tokio::sync::broadcast::{
-    self,
-    error::{RecvError, TryRecvError},
+use tokio::{
+    sync::{
+        OwnedSemaphorePermit,
+        broadcast::{
+            self,
+            error::{RecvError, TryRecvError},
+        },
+    },
+    time::timeout,
 };
+use uuid::Uuid;
 
 use super::{
     Jobs,
@@ -31,6 +39,12 @@ use super::{
 
 /// How many messages a subscriber may lag behind.
 pub(super) const FEED: usize = 2048;
+
+/// How many may be shown the logs of ended jobs at once. Those come from the disk, and each is in memory meanwhile.
+pub(super) const OLD_LOGS: usize = 8;
+
+/// How long one waits for that.
+const OLD_LOGS_LIMIT: Duration = Duration::from_secs(20);
 
 /// A message about a job.
 #[derive(Debug, Clone)]
@@ -150,8 +164,8 @@ impl Subscriber {
     /// is looked at already only the state.
     ///
     /// # Errors
-    /// `JOB_NOT_FOUND`.
-    pub async fn subscribe(&mut self, id: JobId) -> Result<Vec<Utf8Bytes>, ErrorDetail> {
+    /// `JOB_NOT_FOUND`; `SERVICE_UNHEALTHY` when too many are being shown the logs of ended jobs.
+    pub async fn subscribe(&mut self, id: JobId) -> Result<Frames, ErrorDetail> {
         let unknown = || ErrorDetail::new(ErrorCode::JobNotFound, format!("there is no job {id}"));
         self.muted.remove(&id);
         let known = self.following.contains_key(&id);
@@ -168,15 +182,19 @@ impl Subscriber {
             } else {
                 self.following.insert(id, Known { version: snapshot.version, by_name: true });
             }
-            return Ok(snapshot.frames());
+            return Ok(Frames::live(vec![snapshot]));
         }
+        let room = timeout(OLD_LOGS_LIMIT, Arc::clone(&self.jobs.inner.old_logs).acquire_owned()).await;
+        let Ok(Ok(room)) = room else {
+            return Err(ErrorDetail::new(
+                ErrorCode::ServiceUnhealthy,
+                "too many logs of ended jobs are being read; subscribe again in a moment, or GET the job",
+            ));
+        };
         let mut job = self.jobs.get(id).await.ok_or_else(unknown)?;
         job.output = None;
-        let log = std::mem::take(&mut job.log);
-        let mut frames = vec![frame(&ServerMessage::JobStatus(Box::new(job.clone())))];
-        frames.extend(log.into_iter().map(|line| frame(&ServerMessage::JobLog(JobLog { job_id: id, line }))));
-        frames.push(frame(&ServerMessage::JobComplete(Box::new(job))));
-        Ok(frames)
+        let log = std::mem::take(&mut job.log).into_iter();
+        Ok(Frames(Source::Old { job: Box::new(job), log, step: Step::Begin, _room: room }))
     }
 
     /// Looks at a job no more.
@@ -190,7 +208,7 @@ impl Subscriber {
 
     /// Looks at all jobs from now on, those to come included: returns the state and the log so far of those that have
     /// not ended and were not looked at before.
-    pub fn subscribe_all(&mut self) -> Vec<Utf8Bytes> {
+    pub fn subscribe_all(&mut self) -> Frames {
         let snapshots: Vec<Snapshot> = {
             let table = self.jobs.table();
             let live = table.slots.values().filter_map(|slot| match slot {
@@ -207,7 +225,7 @@ impl Subscriber {
             let known = Known { version: snapshot.version, by_name: false };
             self.following.insert(snapshot.job.job_id, known);
         }
-        snapshots.into_iter().flat_map(Snapshot::frames).collect()
+        Frames::live(snapshots)
     }
 
     /// The next message. Safe to drop and to call again.
@@ -274,12 +292,62 @@ impl Snapshot {
     fn of(live: &Live) -> Self {
         Self { job: live.shown(true), log: live.mirror.log.entries(), version: live.version }
     }
+}
 
-    /// Made without the lock: a long log takes milliseconds.
-    fn frames(self) -> Vec<Utf8Bytes> {
-        let id = self.job.job_id;
-        std::iter::once(frame(&ServerMessage::JobStatus(Box::new(self.job))))
-            .chain(self.log.iter().map(|entry| entry.frame(id)))
-            .collect()
+/// What a new subscriber is given first, message by message: each is made when it is asked for, without the lock, so
+/// that a long log is not held twice and waits for nobody.
+pub struct Frames(Source);
+
+enum Source {
+    /// Jobs that have not ended.
+    Live { snapshots: std::vec::IntoIter<Snapshot>, id: JobId, log: std::vec::IntoIter<Arc<Entry>> },
+    /// One that has.
+    Old { job: Box<Job>, log: std::vec::IntoIter<LogLine>, step: Step, _room: OwnedSemaphorePermit },
+}
+
+/// How far an ended job was told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Begin,
+    Log,
+    Done,
+}
+
+impl Frames {
+    fn live(snapshots: Vec<Snapshot>) -> Self {
+        let id = snapshots.first().map_or(JobId(Uuid::nil()), |snapshot| snapshot.job.job_id);
+        Self(Source::Live { snapshots: snapshots.into_iter(), id, log: Vec::new().into_iter() })
+    }
+}
+
+impl Iterator for Frames {
+    type Item = Utf8Bytes;
+
+    fn next(&mut self) -> Option<Utf8Bytes> {
+        match &mut self.0 {
+            Source::Live { snapshots, id, log } => {
+                if let Some(entry) = log.next() {
+                    return Some(entry.frame(*id));
+                }
+                let snapshot = snapshots.next()?;
+                *id = snapshot.job.job_id;
+                *log = snapshot.log.into_iter();
+                Some(frame(&ServerMessage::JobStatus(Box::new(snapshot.job))))
+            }
+            Source::Old { job, log, step, .. } => match step {
+                Step::Begin => {
+                    *step = Step::Log;
+                    Some(frame(&ServerMessage::JobStatus(job.clone())))
+                }
+                Step::Log => match log.next() {
+                    Some(line) => Some(frame(&ServerMessage::JobLog(JobLog { job_id: job.job_id, line }))),
+                    None => {
+                        *step = Step::Done;
+                        Some(frame(&ServerMessage::JobComplete(job.clone())))
+                    }
+                },
+                Step::Done => None,
+            },
+        }
     }
 }

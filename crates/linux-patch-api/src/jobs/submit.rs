@@ -18,7 +18,7 @@ use super::{
 };
 
 /// How long a client waits for the disk before it is refused. Reads go on meanwhile.
-const DURABLE_LIMIT: Duration = Duration::from_millis(900);
+pub(super) const DURABLE_LIMIT: Duration = Duration::from_millis(900);
 
 /// What is to become of a submission.
 enum Way {
@@ -148,11 +148,14 @@ impl Jobs {
 
     fn way(&self, submission: &Submission) -> Result<Way, ErrorDetail> {
         let mut table = self.table();
+        let now = Timestamp::now();
         let mut taken = None;
         let (sender, receiver) = watch::channel(());
         if let Some(idempotency) = &submission.idempotency {
             let key = (submission.requester.identity.clone(), idempotency.key.clone());
             match table.keys.get(&key) {
+                // It has run out, whatever it was used for: first, since it stays here until the next pruning.
+                Some(Key::Made { at, .. }) if !is_remembered(*at, now) => {}
                 Some(Key::Making { body_sha256, .. } | Key::Made { body_sha256, .. })
                     if *body_sha256 != idempotency.body_sha256 =>
                 {
@@ -163,12 +166,21 @@ impl Jobs {
                     ));
                 }
                 Some(Key::Making { decided, .. }) => return Ok(Way::Wait(decided.clone())),
-                Some(Key::Made { job, at, .. })
-                    if is_remembered(*at, Timestamp::now()) && table.slots.contains_key(job) =>
-                {
+                Some(Key::Made { job, .. }) if table.slots.contains_key(job) => {
                     return Ok(Way::Earlier(*job));
                 }
                 Some(Key::Made { .. }) | None => {}
+            }
+            if table.keys.len() >= table.settings.max_keys {
+                table.forget_keys(now);
+            }
+            if table.keys.len() >= table.settings.max_keys {
+                // Forgetting one that holds would let a retry change the host a second time.
+                let message = format!(
+                    "{} idempotency keys are remembered already, and no more can be; ask again later, or without a key",
+                    table.keys.len()
+                );
+                return Err(ErrorDetail::new(ServiceUnhealthy, message).with("keys", table.keys.len()));
             }
             taken =
                 Some((key, Key::Making { body_sha256: idempotency.body_sha256.clone(), decided: receiver }));

@@ -21,6 +21,9 @@ use super::{
 /// How long an idempotency key is remembered.
 pub(super) const KEY_LIFE: SignedDuration = SignedDuration::from_hours(24);
 
+/// A larger request of an ended job is not kept in memory: there may be ten thousand of them, and it is on disk.
+const SHORT: usize = 2 << 10;
+
 /// How far a job that has not ended has come on our side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -83,15 +86,44 @@ impl Live {
 pub(super) struct Past {
     pub(super) job: Job,
     packages: Box<str>,
-    idempotency: Option<Idempotency>,
+    pub(super) idempotency: Option<Idempotency>,
     /// The whole, while it could not be written to the disk.
     pub(super) unsaved: Option<Box<Record>>,
 }
 
 impl Past {
     pub(super) fn new(head: Head) -> Self {
-        Self { job: head.job, packages: head.packages, idempotency: head.idempotency, unsaved: None }
+        let mut job = head.job;
+        let length = length_of(&job.request);
+        if length > SHORT {
+            job.request = serde_json::json!({
+                "omitted": format!("{length} bytes; GET /jobs/{} shows them", job.job_id)
+            });
+        }
+        if let Some(error) = &mut job.error_detail
+            && error.details.values().map(length_of).sum::<usize>() > SHORT
+        {
+            error.details.clear();
+        }
+        Self { job, packages: head.packages, idempotency: head.idempotency, unsaved: None }
     }
+}
+
+/// How long a value is as JSON, without making it.
+fn length_of(value: &serde_json::Value) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // Neither counting nor a value that was read as JSON can fail; what cannot be counted is not kept.
+    serde_json::to_writer(&mut count, value).map_or(usize::MAX, |()| count.0)
 }
 
 /// A job.
@@ -168,9 +200,8 @@ impl Table {
     }
 
     /// Remembers a stored job's key.
-    pub(super) fn remember_key(&mut self, head: &Head, now: Timestamp) {
-        let job = &head.job;
-        if let Some(idempotency) = &head.idempotency
+    pub(super) fn remember_key(&mut self, job: &Job, idempotency: Option<&Idempotency>, now: Timestamp) {
+        if let Some(idempotency) = idempotency
             && is_remembered(job.created_at, now)
         {
             self.keys.insert(
@@ -212,7 +243,8 @@ impl Table {
     }
 
     /// Forgets ended jobs that are too old or too many, and returns them. One whose idempotency key still holds stays:
-    /// otherwise its retry would be carried out a second time.
+    /// otherwise its retry would be carried out a second time. So does one that is not on disk yet: writing it would
+    /// bring it back.
     pub(super) fn prune(&mut self, now: Timestamp) -> Vec<JobId> {
         let age = SignedDuration::from_hours(24 * i64::from(self.settings.keep_days));
         let oldest = now.checked_sub(age).unwrap_or(Timestamp::MIN);
@@ -222,7 +254,7 @@ impl Table {
             let Slot::Past(past) = slot else { continue };
             let keyed = slot.idempotency().is_some() && is_remembered(past.job.created_at, now);
             let ended = past.job.completed_at.unwrap_or(past.job.created_at);
-            if keyed || (kept < self.settings.keep_count && ended >= oldest) {
+            if keyed || past.unsaved.is_some() || (kept < self.settings.keep_count && ended >= oldest) {
                 kept += 1;
             } else {
                 gone.push(*id);
@@ -231,11 +263,16 @@ impl Table {
         for id in &gone {
             self.slots.remove(id);
         }
+        self.forget_keys(now);
+        gone
+    }
+
+    /// Forgets the keys that hold no more.
+    pub(super) fn forget_keys(&mut self, now: Timestamp) {
         self.keys.retain(|_, key| match key {
             Key::Making { .. } => true,
             Key::Made { at, .. } => is_remembered(*at, now),
         });
-        gone
     }
 }
 

@@ -17,6 +17,8 @@ use super::{
 };
 
 mod cancel;
+mod ends;
+mod keys;
 
 async fn submitted(jobs: &Jobs) -> JobId {
     jobs.submit(submission()).await.unwrap().job.job_id

@@ -114,6 +114,10 @@ fn common(root: &Path) -> Vec<String> {
 fn verb(task: &Task) -> Vec<String> {
     let mut args = Vec::new();
     let mut names = Vec::new();
+    if !matches!(task, Task::Remove(_)) {
+        // An administrator's setting for `apt-get autoremove` must not make an update remove packages.
+        option(&mut args, "APT::Get::AutomaticRemove=false");
+    }
     match task {
         Task::Install(install) => {
             args.push("install".into());
@@ -192,13 +196,14 @@ pub fn download(root: &Path, archives: &[String], status_fd: i32) -> Argv {
     Argv { program: APT_GET, args }
 }
 
-/// Carries a task out with the archives that are there. `lock_seconds` is apt's own patience with dpkg's lock.
+/// Carries a task out with the archives that are there. apt does not wait for dpkg's lock: what it would do after the
+/// wait may be something else than what was planned before it.
 #[must_use]
-pub fn apply(root: &Path, task: &Task, status_fd: i32, lock_seconds: u64) -> Argv {
+pub fn apply(root: &Path, task: &Task, status_fd: i32) -> Argv {
     let mut args = common(root);
     args.extend(["-y", "--no-download"].map(String::from));
     option(&mut args, &format!("APT::Status-Fd={status_fd}"));
-    option(&mut args, &format!("DPkg::Lock::Timeout={lock_seconds}"));
+    option(&mut args, "DPkg::Lock::Timeout=0");
     args.extend(verb(task));
     Argv { program: APT_GET, args }
 }
@@ -245,6 +250,12 @@ pub fn mark_auto(root: &Path, names: &[PackageName]) -> Argv {
     apt_mark(root, "auto", names.iter().map(ToString::to_string))
 }
 
+/// Marks packages as wanted by a person, as `apt-get install` does.
+#[must_use]
+pub fn mark_manual(root: &Path, names: &[PackageName]) -> Argv {
+    apt_mark(root, "manual", names.iter().map(ToString::to_string))
+}
+
 /// Configures whatever an interrupted run left unconfigured.
 #[must_use]
 pub fn configure_pending(root: &Path) -> Argv {
@@ -275,7 +286,8 @@ mod tests {
     }
 
     fn tail(argv: &Argv) -> String {
-        let at = argv.args.iter().rposition(|a| a == "-o").map_or(0, |i| i + 2);
+        let verbs = ["install", "upgrade", "dist-upgrade", "remove", "purge"];
+        let at = argv.args.iter().position(|a| verbs.contains(&a.as_str())).unwrap();
         argv.args[at..].join(" ")
     }
 
@@ -316,8 +328,8 @@ mod tests {
             ),
         ];
         for (task, expected) in rows {
-            assert_eq!(tail(&simulate(root, &task)), format!("-s -V {expected}"));
-            assert_eq!(tail(&apply(root, &task, 9, 7)), expected);
+            assert_eq!(tail(&simulate(root, &task)), expected);
+            assert_eq!(tail(&apply(root, &task, 9)), expected);
         }
     }
 

@@ -30,7 +30,9 @@ fn processes() -> HashMap<u32, Process> {
 }
 
 fn is_maintainer_script(process: &Process) -> bool {
-    process.command.iter().take(2).any(|arg| {
+    // The script itself, or an interpreter's first argument that is not an option: `/bin/sh -e SCRIPT`.
+    let interpreted = process.command.iter().skip(1).find(|arg| !arg.starts_with('-'));
+    process.command.first().into_iter().chain(interpreted).any(|arg| {
         let path = std::path::Path::new(arg);
         let in_database = path.starts_with("/var/lib/dpkg/info") || path.starts_with("/var/lib/dpkg/tmp.ci");
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
@@ -83,6 +85,7 @@ mod tests {
         };
         for yes in [
             &["/bin/sh", "/var/lib/dpkg/info/lp-slow.postinst", "configure"][..],
+            &["/bin/sh", "-e", "/var/lib/dpkg/info/lp-slow.postinst", "configure"],
             &["/var/lib/dpkg/info/libc6:amd64.postinst", "configure"],
             &["/bin/sh", "/var/lib/dpkg/tmp.ci/preinst", "upgrade", "1.0"],
         ] {

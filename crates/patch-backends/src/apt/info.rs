@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use std::os::unix::fs::OpenOptionsExt as _;
+
 use md5::{Digest, Md5};
 use memchr::memmem;
 use patch_types::plan::ChangedConffile;
@@ -108,13 +110,23 @@ fn is_md5(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// The largest configuration file that is compared, in bytes. A larger one counts as changed.
+const MAX_CONFFILE: u64 = 64 * 1024 * 1024;
+
 /// MD5 of a regular file in hexadecimal. It is dpkg's measure of "unchanged", not a proof of anything.
 fn md5_of(path: &Path) -> io::Result<String> {
-    // Looked at before it is opened: opening a named pipe would wait for ever.
-    if !fs::metadata(path)?.is_file() {
+    // The directory may be another user's: opening a named pipe must not wait, and what is looked at must be what is
+    // read.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    let mut file = File::open(path)?;
+    if metadata.len() > MAX_CONFFILE {
+        return Ok("larger than is compared".to_owned());
+    }
+    let mut file = file.take(MAX_CONFFILE);
     let mut hash = Md5::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {

@@ -41,7 +41,7 @@ pub use patches::patch_set;
 pub use plan::plan;
 pub use policy::Policy;
 pub use simulate::Simulation;
-pub use status::{Database, Installed, Stamp};
+pub use status::{Database, DatabaseStamp, Installed, Stamp};
 pub use why_not::{Evidence, why_not};
 
 use crate::ReadError;

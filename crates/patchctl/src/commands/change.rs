@@ -92,7 +92,7 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
         Ok(job) => accepted(context, &job, args.detach).await,
         Err(error) => {
             if let Some(now) = drifted(&error) {
-                out.remark(&format!("The plan of this moment:\n{}", plan::plan(&out.style, &now)));
+                out.remark(&format!("The plan of this moment:\n{}", plan::plan(&out.style, &now).trim_end()));
             }
             Err(error.into())
         }
@@ -153,9 +153,13 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<
             return Ok(Exit::of_job(&ended));
         }
     } else if !args.change.dry_run && asks(out.person, &change, &args.change) {
-        let info = client.info().await?;
-        if is_outdated(info.last_update_check, Timestamp::now()) && !freshen(context).await? {
-            return Ok(Exit::Interrupted);
+        let fetched = client.info().await?.last_update_check;
+        if is_outdated(fetched, Timestamp::now()) {
+            let age = if fetched.is_some() { "are more than an hour old" } else { "were never fetched" };
+            out.remark(&format!("The host's indexes {age}; fetching them first."));
+            if !freshen(context).await? {
+                return Ok(Exit::Interrupted);
+            }
         }
     }
     run(context, change, args.change).await
@@ -169,7 +173,6 @@ fn is_outdated(fetched: Option<Timestamp>, now: Timestamp) -> bool {
 /// said. `false` if the user did not want to wait.
 async fn freshen(context: &Context) -> anyhow::Result<bool> {
     let Context { client, out } = context;
-    out.remark("The host's indexes are more than an hour old; fetching them first.");
     let failure = match client.refresh(&Submit::repeatable()).await {
         Ok(job) => match follow::step(client, out, job.job_id).await? {
             None => return Ok(false),

@@ -29,10 +29,10 @@ pub(crate) fn list(style: &Style, list: &JobList) -> String {
             plain(job.job_id),
             plain(&job.kind),
             (status, tone(job.status)),
-            plain(values::time(job.created_at)),
+            plain(values::minute(job.created_at)),
         ]);
     }
-    let mut text = rows.finish();
+    let mut text = rows.keep_first().finish();
     if list.total > list.jobs.len() {
         text.push_str(&format!("{} of {} shown\n", list.jobs.len(), list.total));
     }
@@ -248,5 +248,6 @@ pub(crate) mod tests {
         let text = list(&NARROW, &JobList { jobs: vec![done, job(JobStatus::Running)], total: 2 });
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("running 40 %") && text.contains("rollback"), "{text}");
+        assert!(text.contains("01890000-0000-7000-8000-000000000001"), "an id can be copied: {text}");
     }
 }

@@ -8,7 +8,7 @@ pub(crate) mod patches;
 pub(crate) mod plan;
 pub(crate) mod values;
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
 /// How much room there is, and whether colours are welcome.
 #[derive(Debug, Clone, Copy)]
@@ -69,9 +69,18 @@ impl Rows {
         }));
     }
 
+    /// Never breaks the first column's cells: what stands there is copied into the next command.
+    pub(crate) fn keep_first(mut self) -> Self {
+        if let Some(column) = self.table.column_mut(0) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+        self
+    }
+
     pub(crate) fn finish(mut self) -> String {
-        for column in self.table.column_iter_mut() {
-            column.set_padding((0, 2));
+        let last = self.table.column_count().saturating_sub(1);
+        for (index, column) in self.table.column_iter_mut().enumerate() {
+            column.set_padding((0, if index == last { 0 } else { 2 }));
         }
         let mut text: String =
             self.table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".to_owned()]).collect();

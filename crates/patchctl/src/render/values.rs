@@ -39,7 +39,12 @@ pub(crate) fn time(at: Timestamp) -> String {
     at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// The same, or a word for none.
+/// The same without seconds, where columns are many.
+pub(crate) fn minute(at: Timestamp) -> String {
+    at.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M").to_string()
+}
+
+/// Like [`time`], or a word for none.
 pub(crate) fn time_or(at: Option<Timestamp>, none: &str) -> String {
     at.map_or_else(|| none.to_owned(), time)
 }

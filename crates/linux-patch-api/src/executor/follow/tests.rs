@@ -146,7 +146,6 @@ async fn what_is_no_event_file_is_refused() {
         FollowError::Gap { after: 1, found: 3, .. }
     ));
     assert!(matches!(check(&format!("{good}\n{good}\n")).await, FollowError::Gap { after: 2, found: 2, .. }));
-    assert!(matches!(check(&"x".repeat(MAX_LINE + 1)).await, FollowError::LineTooLong { .. }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,4 +179,33 @@ async fn a_long_answer_is_one_line() {
     root.complete(id);
     let mut follow = Follow::open(path, 0, APPEARANCE).await.unwrap();
     assert_eq!(read(&mut follow, 99).await.unwrap(), (vec![1, 2, 3], Some(FollowEnd::Ended)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_too_long_is_passed_over_with_a_remark() {
+    let root = Root::new();
+    let (id, path) = begun(&root);
+    let mut follow = Follow::open(path.clone(), 0, APPEARANCE).await.unwrap();
+    read(&mut follow, 1).await.unwrap();
+    root.emit(id, log(&"x".repeat(MAX_LINE + CHUNK)));
+    root.complete(id);
+    let Step::Events(events) = within(follow.next()).await.unwrap() else { panic!("it comes first") };
+    let EventKind::Log { stream: LogStream::Executor, line } = &events[0].kind else { panic!("no remark") };
+    assert!(events[0].seq == 2 && line.contains("passed over"), "{line}");
+    let rest = if events.len() == 1 { read(&mut follow, 99).await.unwrap().0 } else { vec![events[1].seq] };
+    assert_eq!(rest, [3], "the end is not missed");
+
+    // One that its executor died over counts as any torn line, and is read again if it was cut off.
+    let (id, path) = begun(&root);
+    root.scribble(id, &"x".repeat(MAX_LINE + 1));
+    root.die(id);
+    let mut follow = Follow::open(path.clone(), 0, APPEARANCE).await.unwrap();
+    assert_eq!(read(&mut follow, 99).await.unwrap(), (vec![1], Some(FollowEnd::Abandoned)));
+    let text = fs::read_to_string(&path).unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.set_len(text.find('\n').unwrap() as u64 + 1).unwrap();
+    let event =
+        Event { seq: 2, at: jiff::Timestamp::UNIX_EPOCH, kind: ended(JobStatus::Failed, Outcome::Unchanged) };
+    writeln!(file, "{}", serde_json::to_string(&event).unwrap()).unwrap();
+    assert_eq!(read(&mut follow, 99).await.unwrap(), (vec![2], Some(FollowEnd::Ended)));
 }

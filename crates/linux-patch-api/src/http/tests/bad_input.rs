@@ -149,3 +149,77 @@ async fn nobody_is_refused() {
     let answer = api.send(request).await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::FORBIDDEN, "AUTHZ_FORBIDDEN"));
 }
+
+#[tokio::test]
+async fn a_parameter_that_nobody_reads_is_refused_everywhere() {
+    let api = Api::new().await;
+    let document = crate::http::openapi::document().unwrap();
+    let mut operations = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let id = "00000000-0000-0000-0000-000000000000";
+        let name = if path.contains("/services/") { "ssh.service" } else { "bash" };
+        let path = path.replace("{name}", name).replace("{id}", id);
+        for method in item.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            for query in ["nonsense=1", "nonsense"] {
+                let answer = api.send(request("ops", method.clone(), &format!("{path}?{query}"), None)).await;
+                assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{method} {path}?{query}");
+                let error = &answer.json()["error"];
+                assert_eq!(error["code"], "INVALID_REQUEST", "{method} {path}?{query}: {error}");
+                assert_eq!(error["details"]["field"], "nonsense", "{method} {path}?{query}: {error}");
+            }
+            operations += 1;
+        }
+    }
+    assert_eq!(operations, 25);
+    let answer = api.post("/patches/apply?dry_run=true", json!({})).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(api.get("/jobs").await.data()["total"], 0);
+    assert!(api.root.requests().is_empty(), "nothing reached the root side");
+}
+
+#[tokio::test]
+async fn browsers_are_turned_away() {
+    let api = Api::new().await;
+    for (method, path) in [
+        (Method::POST, "/patches/apply"),
+        (Method::DELETE, "/packages/bash"),
+        (Method::GET, "/ws/jobs"),
+        (Method::GET, "/packages"),
+        (Method::OPTIONS, "/packages"),
+    ] {
+        for origin in ["https://example.org", "null", "https://host"] {
+            let mut request = request("ops", method.clone(), path, None);
+            request.headers_mut().insert(header::ORIGIN, origin.parse().unwrap());
+            let answer = api.send(request).await;
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (StatusCode::FORBIDDEN, "AUTHZ_FORBIDDEN"),
+                "{method} {path} {origin}"
+            );
+        }
+    }
+    assert_eq!(api.get("/jobs").await.data()["total"], 0);
+}
+
+#[tokio::test]
+async fn malformed_requests_count_against_the_rate_limit() {
+    let api = Api::with_config("security: {rate_limit_requests_per_minute: 3}").await;
+    let slashes = async || api.get("/packages//bash").await.status.as_u16();
+    let unknown = async || api.get("/nothing").await.status.as_u16();
+    let unknown_parameter = async || api.get("/jobs?nonsense=1").await.status.as_u16();
+    assert_eq!((slashes().await, unknown().await, unknown_parameter().await), (400, 404, 422));
+    assert_eq!(slashes().await, 429);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_end_in_time_is_the_clients_fault() {
+    use futures_util::{StreamExt as _, stream};
+    let api = Api::with_config("server: {timeout: 1}").await;
+    let mut change = request("ops", Method::POST, "/packages", Some(install("bash")));
+    let begun = stream::once(async { Ok::<_, std::io::Error>(bytes::Bytes::from_static(b"{")) });
+    *change.body_mut() = Body::from_stream(begun.chain(stream::pending()));
+    let answer = api.send(change).await;
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::REQUEST_TIMEOUT, "INVALID_REQUEST"));
+    assert_eq!(answer.header("connection"), "close");
+}

@@ -279,3 +279,74 @@ async fn metrics_name_routes_and_never_paths() {
     assert!(text.contains("linux_patch_api_packages_installed 3"));
     assert!(text.ends_with("# EOF\n"));
 }
+
+#[tokio::test]
+async fn a_retry_finds_its_job_when_its_advisory_is_gone() {
+    let api = Api::new().await;
+    let send = async |path: &str, body: &str| {
+        let mut change = request("ops", Method::POST, path, Some(body.to_owned()));
+        change.headers_mut().insert("idempotency-key", "k1".parse().unwrap());
+        api.send(change).await
+    };
+    let body = r#"{"patches": ["CVE-2026-0001"]}"#;
+    let first = send("/patches/apply", body).await.data()["job_id"].clone();
+    api.answers(QueryResult::Patches(patch_types::api::PatchSet { patches: vec![], ..super::patch_set() }));
+    std::fs::create_dir_all(api.root.path().join("etc/apt/preferences.d")).unwrap();
+    assert_eq!(
+        api.post("/patches/apply", serde_json::from_str(body).unwrap()).await.code(),
+        "PATCH_NOT_FOUND"
+    );
+    let again = send("/patches/apply", body).await;
+    assert_eq!((again.status, &again.data()["job_id"]), (StatusCode::ACCEPTED, &first));
+    // The same words to another path are another request.
+    let other = send("/patches/refresh", "{}").await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test]
+async fn an_accepted_job_is_answered_for_in_time() {
+    let api = Api::with_config("server: {timeout: 1}").await;
+    let change = |body: Option<String>| {
+        let path = if body.is_some() { "/packages" } else { "/patches/refresh" };
+        let mut change = request("ops", Method::POST, path, body);
+        change.headers_mut().insert("prefer", "wait=60".parse().unwrap());
+        change
+    };
+    let began = std::time::Instant::now();
+    let answer = api.send(change(None)).await;
+    assert_eq!((answer.status, answer.header("preference-applied")), (StatusCode::ACCEPTED, "wait=0"));
+    assert!(began.elapsed() < std::time::Duration::from_secs(4));
+
+    // A plan that does not come leaves no time for a job, and so there is none.
+    api.root.manners(|m| m.answer = None);
+    let body = json!({"packages": [{"name": "bash"}], "options": {"if_plan": "0".repeat(64)}});
+    let answer = api.send(change(Some(body.to_string()))).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNHEALTHY")
+    );
+    assert!(
+        answer.json()["error"]["message"].as_str().unwrap().contains("nothing was begun"),
+        "{}",
+        answer.json()
+    );
+    assert_eq!(api.get("/jobs").await.data()["total"], 1);
+}
+
+#[tokio::test]
+async fn the_root_side_is_not_looked_at_for_every_health_check() {
+    let mut api = Api::new().await;
+    let executor = async |api: &Api| {
+        let health = api.get("/health").await.json();
+        let checks = if health["data"].is_null() {
+            health["error"]["details"].clone()
+        } else {
+            health["data"].clone()
+        };
+        let checks = checks["checks"].as_array().unwrap().clone();
+        checks.iter().find(|c| c["name"] == "executor").unwrap()["healthy"].clone()
+    };
+    assert_eq!(executor(&api).await, true);
+    api.root.unlisten();
+    assert_eq!(executor(&api).await, true, "what was seen within the last seconds");
+}

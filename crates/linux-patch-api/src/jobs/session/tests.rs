@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::jobs::{
-    stream::FEED,
+    stream::{FEED, OLD_LOGS},
     testing::{Root, end_of, ended, log, submission, until, within},
 };
 
@@ -252,6 +252,7 @@ async fn messages_are_serialised_once_for_all() {
     until(&jobs, id, |job| job.log.len() == 1).await;
     let (mut one, mut two) = (jobs.subscriber(), jobs.subscriber());
     let (first, second) = (one.subscribe(id).await.unwrap(), two.subscribe(id).await.unwrap());
+    let (first, second): (Vec<_>, Vec<_>) = (first.collect(), second.collect());
     assert_eq!(first[1].as_ptr(), second[1].as_ptr(), "the log so far");
     root.emit(id, log("after"));
     let (first, second) = (within(one.next()).await.unwrap(), within(two.next()).await.unwrap());
@@ -262,7 +263,7 @@ async fn messages_are_serialised_once_for_all() {
 async fn a_dead_peer_is_given_up_and_a_living_one_is_not() {
     let root = Root::new();
     let jobs = root.open().await;
-    let patience = Patience { ping: Duration::from_millis(100), send: Duration::from_secs(30) };
+    let patience = Patience { ping: Duration::from_millis(100), ..Patience::default() };
     let mut dead = Client::connect(&jobs, 16, patience);
     let mut pings = 0;
     while let Some(message) = dead.next().await {
@@ -277,7 +278,7 @@ async fn a_dead_peer_is_given_up_and_a_living_one_is_not() {
         living.to.send(Message::Pong(Vec::new().into())).await.unwrap();
     }
 
-    let stuck = Patience { ping: Duration::from_secs(30), send: Duration::from_millis(20) };
+    let stuck = Patience { send: Duration::from_millis(20), ..Patience::default() };
     let client = Client::connect(&jobs, 1, stuck);
     within(async {
         // It may be given up before the last of them.
@@ -299,4 +300,49 @@ async fn a_stop_ends_every_session() {
     root.emit(id, ended(JobStatus::Completed, Outcome::Applied));
     let jobs = root.open().await;
     assert_eq!(end_of(&jobs, id).await.status, JobStatus::Completed, "the job itself went on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_a_snapshot_line_by_line_is_given_up() {
+    let root = Root::new();
+    let jobs = root.open().await;
+    let id = job(&jobs, &root).await;
+    for n in 0..100 {
+        root.emit(id, log(&n.to_string()));
+    }
+    root.complete(id);
+    end_of(&jobs, id).await;
+    let patience = Patience { snapshot: Duration::from_millis(200), ..Patience::default() };
+    let mut client = Client::connect(&jobs, 1, patience);
+    client.say(json!({"type": "subscribe", "job_id": id})).await;
+    let mut heard = 0;
+    let code = loop {
+        match client.next().await {
+            Some(Message::Close(frame)) => break frame.map(|f| f.code),
+            Some(_) => heard += 1,
+            None => break None,
+        }
+        // Never so slow that a single message is late.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(code, Some(close_code::AGAIN));
+    assert!(heard < 100, "{heard}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_so_many_logs_of_ended_jobs_are_in_memory_at_once() {
+    let root = Root::new();
+    let jobs = root.open().await;
+    let id = job(&jobs, &root).await;
+    root.complete(id);
+    end_of(&jobs, id).await;
+    let mut held = Vec::new();
+    for _ in 0..OLD_LOGS {
+        held.push(jobs.subscriber().subscribe(id).await.unwrap());
+    }
+    let mut one_more = jobs.subscriber();
+    let mut waiting = Box::pin(one_more.subscribe(id));
+    assert!(timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+    held.pop();
+    assert_eq!(within(waiting).await.unwrap().count(), 2);
 }

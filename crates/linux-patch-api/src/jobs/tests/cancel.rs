@@ -1,6 +1,9 @@
 //! Cancelling, in each state that a job can be in.
 
-use patch_types::{ErrorCode, EventKind, JobId, JobStatus, Outcome, Phase};
+use patch_audit::AuditKind;
+use patch_types::{
+    ErrorCode, EventKind, JobId, JobStatus, Outcome, Phase, api::Requester, executor::RequestBody,
+};
 use uuid::Uuid;
 
 use super::{audited, submitted};
@@ -69,4 +72,41 @@ async fn a_job_that_is_being_handed_over_can_be_cancelled() {
     assert_eq!(end_of(&jobs, id).await.status, JobStatus::Cancelled);
     root.listen();
     assert!(root.requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_is_only_cancelled_once_it_is_recorded_who_wants_that() {
+    let root = Root::new();
+    let jobs = root.open().await;
+    let id = submitted(&jobs).await;
+    root.begun(id).await;
+    until(&jobs, id, |job| job.status == JobStatus::Running).await;
+    root.audit.fail(true);
+    let error = jobs.cancel(id, &requester()).await.unwrap_err();
+    assert_eq!((error.code, error.retryable), (ErrorCode::ServiceUnhealthy, true));
+    assert!(!root.requests().iter().any(|r| matches!(r.body, RequestBody::Cancel { .. })));
+
+    root.audit.fail(false);
+    let other = Requester { identity: "somebody else".into(), ..requester() };
+    jobs.cancel(id, &other).await.unwrap();
+    let events = root.audit.events();
+    let asked = events.iter().find(|e| matches!(&e.kind, AuditKind::SystemChanged { .. })).unwrap();
+    assert_eq!(asked.caller.identity.as_deref(), Some("somebody else"));
+    assert!(asked.message.contains(&id.to_string()), "{}", asked.message);
+    assert_eq!(end_of(&jobs, id).await.status, JobStatus::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_being_handed_over_is_not_cancelled_without_a_record() {
+    let mut root = Root::new();
+    root.unlisten();
+    let jobs = root.open().await;
+    let id = submitted(&jobs).await;
+    root.audit.fail(true);
+    assert_eq!(jobs.cancel(id, &requester()).await.unwrap_err().code, ErrorCode::ServiceUnhealthy);
+    root.audit.fail(false);
+    root.listen();
+    root.begun(id).await;
+    root.complete(id);
+    assert_eq!(end_of(&jobs, id).await.status, JobStatus::Completed);
 }

@@ -1,0 +1,125 @@
+//! Whose turn it is: changes are serial, and in the order of their ids, which is the order in which they were accepted.
+//!
+//! All locks are the kernel's and go with the process. The files are in the directory that only root can enter: whoever
+//! could open them could hold everything up.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use patch_types::JobId;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::paths::Paths;
+
+/// The right to change the host, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _lock: File,
+}
+
+/// A change's place in the queue.
+#[derive(Debug)]
+pub(crate) struct Place {
+    id: JobId,
+    path: std::path::PathBuf,
+    _lock: File,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // One that is left behind is not locked by anybody, which says the same.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).mode(0o600).open(path)
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes a place in the queue.
+pub(crate) fn queue(paths: &Paths, id: JobId) -> io::Result<Place> {
+    let path = paths.queue().join(id.to_string());
+    let lock = open(&path)?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(Place { id, path, _lock: lock })
+}
+
+/// The turn, if it is free and nobody who came earlier waits for it.
+pub(crate) fn try_take(paths: &Paths, place: &Place) -> io::Result<Option<Turn>> {
+    let turn = open(&paths.turn())?;
+    if !try_lock(&turn)? || somebody_is_before(paths, place)? {
+        return Ok(None);
+    }
+    Ok(Some(Turn { _lock: turn }))
+}
+
+fn somebody_is_before(paths: &Paths, place: &Place) -> io::Result<bool> {
+    for entry in fs::read_dir(paths.queue())? {
+        let entry = entry?;
+        let id: Option<JobId> = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if id.is_none_or(|id| id >= place.id) {
+            continue;
+        }
+        match File::open(entry.path()) {
+            Ok(file) if try_lock(&file)? => {}
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// The turn, for settling: whoever it belongs to is waited for.
+pub(crate) fn wait(
+    paths: &Paths,
+    must_stop: impl Fn() -> bool,
+    pause: impl Fn(),
+) -> io::Result<Option<Turn>> {
+    let turn = open(&paths.turn())?;
+    while !try_lock(&turn)? {
+        if must_stop() {
+            return Ok(None);
+        }
+        pause();
+    }
+    Ok(Some(Turn { _lock: turn }))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn the_turn_goes_in_the_order_of_acceptance() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        let ids = [JobId(Uuid::from_u128(1)), JobId(Uuid::from_u128(2)), JobId(Uuid::from_u128(3))];
+        let [first, second, third] = ids.map(|id| queue(&paths, id).unwrap());
+        assert!(try_take(&paths, &third).unwrap().is_none() && try_take(&paths, &second).unwrap().is_none());
+        let turn = try_take(&paths, &first).unwrap().unwrap();
+        drop(first);
+        assert!(try_take(&paths, &second).unwrap().is_none(), "two have the turn");
+        drop(turn);
+        assert!(try_take(&paths, &third).unwrap().is_none());
+        drop(second);
+        // One that was killed while it waited holds nobody up, although its file is still there.
+        fs::write(paths.queue().join(ids[1].to_string()), "").unwrap();
+        assert!(try_take(&paths, &third).unwrap().is_some());
+    }
+}
