@@ -26,13 +26,6 @@ impl Address {
     pub fn port(&self) -> u16 {
         self.port
     }
-
-    /// The same host at another port.
-    #[must_use]
-    pub fn with_port(mut self, port: u16) -> Self {
-        self.port = port;
-        self
-    }
 }
 
 impl fmt::Display for Address {

@@ -379,7 +379,7 @@ impl Change<'_> {
         }
         match solver::capture(&argv::mark_manual(self.paths.root(), &auto)) {
             Ok(said) if said.code == Some(0) => {
-                self.remark("it was there already; it is marked as wanted now")
+                self.remark("it was there already; it is marked as wanted now");
             }
             Ok(said) => self.remark(format!("it could not be marked as wanted: {}", said.text().trim())),
             Err(error) => self.remark(format!("it could not be marked as wanted: {}", error.message)),

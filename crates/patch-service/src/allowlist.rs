@@ -27,9 +27,6 @@ use crate::{
     watch::{FileState, FileWatcher, Nudge},
 };
 
-/// An allow list that cannot be used.
-pub type AllowListError = ConfigError;
-
 /// How often names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(60);
 /// How long a start waits for the resolver.
@@ -69,7 +66,7 @@ impl AllowList {
     ///
     /// # Errors
     /// With line and reason, when anything in it cannot be understood.
-    pub fn parse(text: &str, file: &str) -> Result<Self, AllowListError> {
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
         let parsed: File = parse_yaml(text, file)?;
         let entries = parsed.allowed_ips.ok_or_else(|| ConfigError {
             file: file.to_owned(),

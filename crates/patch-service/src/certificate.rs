@@ -188,12 +188,6 @@ impl PemInput {
         }
     }
 
-    /// Takes bytes that were handed over in another way, such as a credential of the service manager.
-    #[must_use]
-    pub fn from_bytes(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), bytes: bytes.into() }
-    }
-
     /// The name under which messages speak of it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -344,13 +338,6 @@ impl CrlFacts {
     #[must_use]
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.next_update.is_some_and(|due| due <= now)
-    }
-
-    /// Whether its number is higher than the other's. A list without a number is never newer than one that has one.
-    #[must_use]
-    pub fn is_newer_than(&self, other: &Self) -> bool {
-        let rank = |n: &Option<String>| n.as_ref().map(|hex| (hex.len(), hex.clone()));
-        rank(&self.number) > rank(&other.number)
     }
 }
 

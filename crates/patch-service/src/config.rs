@@ -3,8 +3,6 @@
 //! What the keys mean, and what makes a value acceptable beyond its type, is the program's part. [`FileWatcher`]
 //! says when to read again.
 
-use std::path::Path;
-
 use serde::de::DeserializeOwned;
 use serde_saphyr::options::MergeKeyPolicy;
 
@@ -37,20 +35,6 @@ impl std::fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-/// Reads a file and parses it strictly.
-///
-/// # Errors
-/// When it cannot be read, is not YAML, or does not fit the type.
-pub fn read_yaml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let file = path.display().to_string();
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse_yaml(&text, &file),
-        Err(error) => {
-            Err(ConfigError { file, line: None, column: None, message: format!("cannot be read: {error}") })
-        }
-    }
-}
 
 /// Parses a text strictly: duplicate keys, merge keys, unknown tags and `yes`/`no` for booleans are refused.
 /// Whether unknown keys are is the type's part: derive with `#[serde(deny_unknown_fields)]`.
@@ -193,12 +177,6 @@ mod tests {
             assert!(!error.contains('\n'), "{error}");
         }
         assert_eq!(parse_yaml::<Whole>("server: {port: 5}", "f").unwrap().server.port, 5);
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let error = read_yaml::<Whole>(Path::new("/nonexistent/f.yaml")).unwrap_err();
-        assert!(error.to_string().starts_with("/nonexistent/f.yaml: cannot be read: "));
     }
 
     #[test]

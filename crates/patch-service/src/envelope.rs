@@ -18,7 +18,6 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use jiff::Timestamp;
 use patch_types::{ErrorCode, ErrorDetail};
@@ -320,17 +319,6 @@ impl hyper::body::Body for Pieces {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left().iter().map(|piece| piece.len() as u64).sum())
     }
-}
-
-/// Reads a response's body as JSON; for tests of what stands behind the door.
-///
-/// # Errors
-/// When the body cannot be read or is no JSON.
-pub async fn body_json(
-    response: Response,
-) -> Result<serde_json::Value, Box<dyn std::error::Error + Send + Sync>> {
-    let bytes = response.into_body().collect().await?.to_bytes();
-    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use axum::{Extension, Router, middleware::from_fn, routing::get};
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 

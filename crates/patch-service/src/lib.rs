@@ -15,7 +15,7 @@
 //! | [`envelope`] | [`Reply`], [`Refusal`], [`RawData`], [`RequestId`], [`request_id`](envelope::request_id) |
 //! | [`strict`] | [`strict`](strict::strict) (middleware before routing), [`StrictJson`], [`StrictQuery`], `not_found` |
 //! | [`pki`] | `init`, `add_client`, `write_crl`: a CA for development and tests |
-//! | [`config`] | [`read_yaml`](config::read_yaml), [`parse_yaml`](config::parse_yaml), [`ConfigError`], [`FileWatcher`] |
+//! | [`config`] | [`parse_yaml`](config::parse_yaml), [`ConfigError`], [`FileWatcher`] |
 //!
 //! How a program puts them together:
 //!
@@ -58,7 +58,7 @@ pub mod tls;
 mod watch;
 
 pub use crate::{
-    allowlist::{AllowList, AllowListError, AllowListWatcher, SharedAllowList},
+    allowlist::{AllowList, AllowListWatcher, SharedAllowList},
     certificate::{CertificateFacts, CrlFacts, PemInput, TlsError},
     config::{ConfigError, FileWatcher},
     envelope::{RawData, Refusal, Reply, RequestId},

@@ -292,11 +292,8 @@ async fn read(request: Request) -> Result<Bytes, Refusal> {
     }
 }
 
-/// Parses a JSON text as [`StrictJson`] does.
-///
-/// # Errors
-/// With 400 or 422, as described there.
-pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+/// 400 or 422, as [`StrictJson`] promises.
+fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

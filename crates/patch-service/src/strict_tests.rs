@@ -8,7 +8,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::envelope::{Reply, body_json, request_id};
+use crate::envelope::{Reply, request_id};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,7 +51,8 @@ fn app() -> Router {
 async fn send(request: http::Request<Body>) -> (u16, Value) {
     let response = app().oneshot(request).await.unwrap();
     let status = response.status().as_u16();
-    (status, body_json(response).await.unwrap())
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap())
 }
 
 fn builder(method: &str, path: &str) -> http::request::Builder {

@@ -67,7 +67,7 @@ async fn a_failure_is_told_and_tried_again() {
     let root = Root::new();
     let inventory = Inventory::new(root.path(), root.executor());
     root.manners(|m| {
-        m.answer = Some(QueryResult::Services(patch_types::api::ServiceList { services: vec![], total: 0 }))
+        m.answer = Some(QueryResult::Services(patch_types::api::ServiceList { services: vec![], total: 0 }));
     });
     assert!(within(inventory.patch_set()).await.is_err());
     root.manners(|m| m.answer = Some(set(1)));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use system_tests::{trials::trial, wait};
+use system_tests::{Fault, trials::trial, wait};
 
 use crate::fixture::Agent;
 
@@ -28,6 +28,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             "a_power_cut_in_mid_transaction_is_settled_truthfully",
             a_power_cut_in_mid_transaction_is_settled_truthfully,
         ),
+        trial(
+            "a_download_can_be_cancelled_and_a_lost_network_is_harmless",
+            a_download_can_be_cancelled_and_a_lost_network_is_harmless,
+        ),
+        trial("changes_run_in_the_order_of_acceptance", changes_run_in_the_order_of_acceptance),
         trial("a_held_lock_is_named_and_waited_for", a_held_lock_is_named_and_waited_for),
         trial(
             "a_full_disk_is_refused_by_name_and_leaves_no_trace",
@@ -76,6 +81,17 @@ fn a_package_is_installed_updated_held_and_removed() -> Result<()> {
     ensure!(job["status"] == "failed" && job["error_detail"]["code"] == "PKG_VERSION_CONFLICT", "{job:#}");
     let job = agent.change("POST", "/packages", &down(true))?;
     ensure!(job["outcome"] == "applied" && job["plan"]["changes"][0]["action"] == "downgrade", "{job:#}");
+
+    // What apt would read as an instruction is none.
+    let answer =
+        agent.send("POST", "/packages", &json!({"packages": [{"name": "lp-plain", "version": "1.0-1-"}]}))?;
+    ensure!(answer.status == 422, "{} {}", answer.status, answer.text);
+    let plus = json!({"packages": [{"name": "lp-plain", "version": "1.0-1+"}]});
+    let job = agent.change("POST", "/packages", &plus)?;
+    ensure!(
+        job["error_detail"]["code"] == "PKG_VERSION_CONFLICT" && job["outcome"] == "unchanged",
+        "{job:#}"
+    );
 
     for (name, code) in
         [("lp-no-such-thing", "PKG_NOT_FOUND"), ("lp-plain+", "PKG_NOT_FOUND"), ("lp.plain", "PKG_NOT_FOUND")]
@@ -298,6 +314,49 @@ fn a_power_cut_in_mid_transaction_is_settled_truthfully() -> Result<()> {
     ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
     ensure!(agent.version("lp-slow")? == "1.1");
     agent.assert_in_order()
+}
+
+fn a_download_can_be_cancelled_and_a_lost_network_is_harmless() -> Result<()> {
+    let agent = Agent::boot("network", &[])?;
+    let server = agent.network.serve(agent.repository.path())?;
+    agent.repository.configure(&agent.host, &server.url())?;
+    let body = json!({"packages": [{"name": "lp-large"}, {"name": "lp-plain"}]});
+    server.fault(Fault::Stall { after: 4096 });
+    let id = agent.submit("POST", "/packages", &body)?;
+    agent.wait_job(&id, "downloads", |job| job["phase"] == "downloading")?;
+    let answer = agent.send("DELETE", &format!("/jobs/{id}"), &json!({}))?;
+    ensure!(answer.status == 200 || answer.status == 202, "{}", answer.text);
+    let job = agent.end_of(&id)?;
+    ensure!(job["status"] == "cancelled" && job["outcome"] == "unchanged", "{job:#}");
+    server.fault(Fault::Cut { after: 4096 });
+    let job = agent.change("POST", "/packages", &body)?;
+    ensure!(job["status"] == "failed" && job["outcome"] == "unchanged", "{job:#}");
+    ensure!(job["error_detail"]["code"] == "NETWORK_ERROR", "{job:#}");
+    ensure!(agent.version("lp-plain")?.is_empty() && agent.version("lp-large")?.is_empty());
+    server.fault(Fault::None);
+    let job = agent.change("POST", "/packages", &body)?;
+    ensure!(job["outcome"] == "applied", "{job:#}");
+    let left = agent.host.shell("ls -A /var/cache/apt/archives | grep linux-patch- || true")?;
+    ensure!(left.trim().is_empty(), "fetching left {left}");
+    agent.assert_in_order()
+}
+
+fn changes_run_in_the_order_of_acceptance() -> Result<()> {
+    let agent = boot_with_slow("order")?;
+    let first = start_slow(&agent)?;
+    let others: Vec<String> = ["lp-plain", "lp-conf", "lp-lib"]
+        .iter()
+        .map(|name| agent.submit("POST", "/packages", &json!({"packages": [{"name": name}]})))
+        .collect::<Result<_>>()?;
+    let_go(&agent)?;
+    let mut ends = vec![agent.end_of(&first)?["completed_at"].to_string()];
+    for id in &others {
+        let job = agent.end_of(id)?;
+        ensure!(job["outcome"] == "applied", "{job:#}");
+        ends.push(job["completed_at"].to_string());
+    }
+    ensure!(ends.is_sorted(), "{ends:?}");
+    Ok(())
 }
 
 fn a_held_lock_is_named_and_waited_for() -> Result<()> {
