@@ -223,7 +223,7 @@ async fn receive(socket: &mut Socket, ended: bool) -> Option<ServerMessage> {
             Err(_) if asked || ended => return None,
             Err(_) => {
                 asked = true;
-                timeout(QUIET, socket.send(&ClientMessage::Ping)).await.ok()?.ok()?;
+                timeout(QUIET, socket.send(&ClientMessage::Ping {})).await.ok()?.ok()?;
             }
         }
     }

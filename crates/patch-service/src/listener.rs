@@ -124,8 +124,9 @@ impl Default for DoorSettings {
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(5),
-            max_handshakes: 64,
-            max_handshakes_per_address: 16,
+            max_handshakes: 256,
+            // A manager opens its streams to a host all at once, and from one address.
+            max_handshakes_per_address: 64,
             max_connections: 1024,
             max_connections_per_address: 256,
             idle_timeout: Duration::from_secs(75),

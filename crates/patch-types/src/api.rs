@@ -638,10 +638,10 @@ pub enum ClientMessage {
         /// Which.
         job_id: JobId,
     },
-    /// Follow all jobs, those to come included.
-    SubscribeAll,
+    /// Follow all jobs, those to come included. (Braces, because unknown fields of a bare variant would be passed over.)
+    SubscribeAll {},
     /// Ask for a pong.
-    Ping,
+    Ping {},
 }
 
 /// Payload of `job_log`.

@@ -10,7 +10,7 @@ use patch_types::{ErrorCode, ErrorDetail};
 use super::app::App;
 
 /// The largest message that a client may send; a subscription has some 80 bytes.
-const MAX_MESSAGE: usize = 4096;
+const MAX_MESSAGE: usize = crate::jobs::session::MAX_MESSAGE;
 
 /// Opens a WebSocket on which the client subscribes to jobs.
 ///

@@ -150,7 +150,7 @@ where
 
     async fn obey(&mut self, message: ClientMessage) -> Result<(), End> {
         match message {
-            ClientMessage::Ping => self.send(Message::Text(frame(&ServerMessage::Pong))).await,
+            ClientMessage::Ping {} => self.send(Message::Text(frame(&ServerMessage::Pong))).await,
             ClientMessage::Unsubscribe { job_id } => {
                 self.subscriber.unsubscribe(job_id);
                 Ok(())
@@ -165,7 +165,7 @@ where
                 Ok(frames) => self.send_all(frames).await,
                 Err(error) => self.refuse(Some(job_id), error).await,
             },
-            ClientMessage::SubscribeAll => {
+            ClientMessage::SubscribeAll {} => {
                 let frames = self.subscriber.subscribe_all();
                 self.send_all(frames).await
             }
