@@ -115,7 +115,7 @@ impl AuditKind {
                 write!(f, "whitelist reloaded: added {}; removed {}", list(added), list(removed))
             }
             Self::AllowListRefused { error } => {
-                write!(f, "whitelist reload refused, the one before stays: {error}")
+                write!(f, "whitelist refused: {error}")
             }
             Self::ConnectionRevoked { reason } => {
                 write!(f, "authorisation withdrawn, connection closed: {reason}")

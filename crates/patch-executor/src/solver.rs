@@ -120,6 +120,7 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
     if needs_origins {
         can_tell_security(&indexes)?;
     }
+    downgrades_are_allowed(operation, &plan)?;
     protect::check(&plan, &inventory)?;
     holds_are_kept(&plan, &inventory)?;
     let auto = named(&task)
@@ -179,6 +180,21 @@ fn is_what_was_asked_for(install: &Install, plan: &Plan, inventory: &Inventory) 
         }
     }
     Ok(())
+}
+
+/// apt refuses a downgrade only when it is about to make it, after everything was fetched, and a dry run would promise it.
+fn downgrades_are_allowed(operation: &Operation, plan: &Plan) -> Result<(), ErrorDetail> {
+    if matches!(operation, Operation::Install(install) if install.allow_downgrade) {
+        return Ok(());
+    }
+    plan.changes.iter().find(|change| change.action == Action::Downgrade).map_or(Ok(()), |change| {
+        let name = &change.name;
+        let message = format!(
+            "{name} would be downgraded, which was not asked for; nothing was begun. Install the older version with \
+             POST /api/v1/packages and \"allow_downgrade\": true (patchctl install {name}=VERSION --allow-downgrade)"
+        );
+        Err(ErrorDetail::new(ErrorCode::PkgVersionConflict, message).with("package", name.as_str()))
+    })
 }
 
 fn planned_for<'a>(name: &PackageName, plan: &'a Plan) -> Option<&'a PlannedChange> {
@@ -245,7 +261,8 @@ fn must_be_installed(inventory: &Inventory, name: &PackageName) -> Result<(), Er
     Err(ErrorDetail::new(
         ErrorCode::PkgNotFound,
         format!(
-            "package {name} is not installed, so there is nothing to update; install it with POST /packages"
+            "package {name} is not installed; check the spelling, or install it first with POST /api/v1/packages \
+             (patchctl install {name})"
         ),
     )
     .with("package", name.as_str()))

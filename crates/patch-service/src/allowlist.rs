@@ -373,6 +373,8 @@ impl Keeper {
     fn report(&mut self, error: String, denies_all: bool) {
         if self.reported.as_ref() != Some(&error) {
             self.reported = Some(error.clone());
+            // At the start there is no earlier list that could hold.
+            let denies_all = denies_all || self.list.load().entries().is_empty();
             self.observer.observe(DoorEvent::AllowListRefused { error, denies_all });
         }
     }

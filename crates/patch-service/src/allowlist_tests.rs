@@ -98,6 +98,17 @@ async fn refused(memory: &Memory) -> (String, bool) {
 }
 
 #[tokio::test]
+async fn a_broken_list_at_the_start_denies_everyone_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    fs::write(&file, "allowed_ips: [10.0.0.300]").unwrap();
+    let memory = Memory::new();
+    let watcher = AllowListWatcher::start(&file, Arc::clone(&memory) as Arc<dyn DoorObserver>).await;
+    assert!(refused(&memory).await.1, "there is no earlier list that could hold");
+    assert!(!watcher.list().load().permits("10.0.0.3".parse().unwrap()));
+}
+
+#[tokio::test]
 async fn a_change_takes_effect_and_a_fault_keeps_the_last_good_list() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("whitelist.yaml");

@@ -142,7 +142,8 @@ pub enum DoorEvent {
     AllowListRefused {
         /// What is wrong, with file and line.
         error: String,
-        /// Whether everyone is denied now (the file is missing); otherwise the last good list holds.
+        /// Whether everyone is denied now (the file is missing, or there was no good list before); otherwise the last good
+        /// list holds.
         denies_all: bool,
     },
     /// A name on the allow list could not be resolved; its last addresses hold.
