@@ -200,7 +200,7 @@ impl Agent {
             "--include",
             "--path-as-is",
             "--max-time",
-            "150",
+            "100",
             "--cacert",
             &ca,
         ];
@@ -251,14 +251,28 @@ impl Agent {
     /// Waits until a job is as wished.
     pub(crate) fn wait_job(&self, id: &str, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
+        let mut problem = None;
         let seen = wait::until(&format!("job {id} {what}"), JOB_LIMIT, || {
             // The agent may be restarting: then there is no answer yet.
-            if let Ok(job) = self.job(id) {
-                last = job;
+            match self.job(id) {
+                Ok(job) => last = job,
+                Err(error) => problem = Some(error),
             }
             Ok(wish(&last).then(|| last.clone()))
         });
-        seen.with_context(|| format!("the job is {last:#}"))
+        seen.with_context(|| {
+            let problem = problem.map(|error| format!("; the last refusal: {error:#}")).unwrap_or_default();
+            format!("the job is {last:#}{problem}\n{}", self.diagnosis())
+        })
+    }
+
+    /// What the host has to say about its agent, for the report of a failure.
+    fn diagnosis(&self) -> String {
+        const LOOK: &str = "systemctl status linux-patch-api --no-pager -n 0; ss -tanp; \
+            pid=$(systemctl show -P MainPID linux-patch-api); \
+            for task in /proc/$pid/task/*; do echo \"$(cat $task/comm $task/wchan $task/syscall 2>&1 | tr '\\n' ' ')\"; done; \
+            ls -l /proc/$pid/fd | wc -l; journalctl -n 60 --no-pager";
+        self.host.shell(LOOK).unwrap_or_else(|error| format!("{error:#}"))
     }
 
     /// Waits until a job has ended.
