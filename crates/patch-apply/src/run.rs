@@ -156,6 +156,7 @@ fn command(argv: &Argv) -> Command {
         .args(&argv.args)
         .env_clear()
         .envs(ENVIRONMENT.iter().copied())
+        .envs(argv.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .process_group(0);
     command
@@ -326,7 +327,8 @@ pub fn capture(argv: &Argv, limit: Duration) -> Result<Captured, RunError> {
     }
     let deadline = Instant::now() + limit;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    while out.is_some() || err.is_some() {
+    let mut has_ended = false;
+    while !has_ended {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
@@ -347,8 +349,14 @@ pub fn capture(argv: &Argv, limit: Duration) -> Result<Captured, RunError> {
             if let Some(err) = &err {
                 fds.push(PollFd::new(err, PollFlags::IN));
             }
+            // One that has closed both need not end soon.
+            let is_mute = fds.is_empty();
+            if is_mute {
+                fds.push(PollFd::new(&pidfd, PollFlags::IN));
+            }
             match poll(&mut fds, Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(ready) => has_ended = is_mute && ready > 0,
+                Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(follow(errno.into())),
             }
         }
@@ -359,7 +367,6 @@ pub fn capture(argv: &Argv, limit: Duration) -> Result<Captured, RunError> {
             err = None;
         }
     }
-    drop(pidfd);
     let status = child.wait().map_err(follow)?;
     let text = |bytes: Vec<u8>| {
         String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
@@ -385,12 +392,42 @@ fn drain_pipe(pipe: &mut impl Read, into: &mut Vec<u8>) -> bool {
     }
 }
 
+/// Runs a tool that only reads and hands its standard output on as it comes, whatever its size.
+///
+/// # Errors
+/// When it cannot be started, when it fails (with what it said), or when the reader fails, of which it hears by a
+/// closed pipe.
+pub fn read(argv: &Argv, reader: impl FnOnce(&mut dyn Read) -> io::Result<()>) -> Result<(), RunError> {
+    let program = argv.program;
+    let follow = |source: io::Error| RunError::Follow { program, source };
+    let mut child = command(argv)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| RunError::Start { program, source })?;
+    let mut result = Ok(());
+    if let Some(mut out) = child.stdout.take() {
+        result = reader(&mut out);
+    }
+    // Errors of a tool that only reads fit into a pipe.
+    let mut said = Vec::new();
+    if let Some(err) = child.stderr.take() {
+        let _ = err.take(4096).read_to_end(&mut said);
+    }
+    let status = child.wait().map_err(follow)?;
+    if status.success() || (result.is_err() && said.is_empty()) {
+        return result.map_err(follow);
+    }
+    let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(follow(io::Error::other(if said.is_empty() { status.to_string() } else { said })))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn shell(script: &str) -> Argv {
-        Argv { program: "/bin/sh", args: vec!["-c".into(), script.into()] }
+        Argv::new("/bin/sh", vec!["-c".into(), script.into()])
     }
 
     fn follow(argv: impl FnOnce(i32) -> Argv) -> (Vec<Line>, Option<i32>) {
@@ -465,6 +502,8 @@ mod tests {
     fn captured_tools_are_ended_when_they_are_slow() {
         let slow = capture(&shell("echo x; exec sleep 600"), Duration::from_millis(50));
         assert!(matches!(slow, Err(RunError::Slow { .. })));
+        let mute = capture(&shell("exec sleep 600 >&- 2>&-"), Duration::from_millis(50));
+        assert!(matches!(mute, Err(RunError::Slow { .. })));
         let quick = capture(&shell("echo x; echo y >&2; exit 3"), Duration::from_secs(20)).unwrap();
         assert_eq!((quick.code, quick.stdout.as_str(), quick.stderr.as_str()), (Some(3), "x\n", "y\n"));
     }

@@ -8,7 +8,7 @@ use patch_backends::apt::{
     Evidence, Indexes, Inventory, Simulation, detail, patch_set, plan, policy, simulate, why_not,
 };
 use patch_types::{
-    Action, PackageName,
+    Action, PackageName, TakenBack,
     api::{CauseKind, PatchState, WhyNot},
 };
 
@@ -184,6 +184,17 @@ fn a_detail_tells_all_of_a_package() {
 }
 
 fn reasons(text: &str, policy_output: &str, patching: &str, alone: Option<&str>, hours: i64) -> WhyNot {
+    reasons_after(&[], text, policy_output, patching, alone, hours)
+}
+
+fn reasons_after(
+    taken_back: &[TakenBack],
+    text: &str,
+    policy_output: &str,
+    patching: &str,
+    alone: Option<&str>,
+    hours: i64,
+) -> WhyNot {
     let inventory = Inventory::read(&root()).unwrap();
     let name = name(text);
     let patching = simulate::parse(patching);
@@ -198,10 +209,48 @@ fn reasons(text: &str, policy_output: &str, patching: &str, alone: Option<&str>,
             indexes: &indexes,
             patching: &patching,
             alone: alone.map(simulate::parse).as_ref(),
+            taken_back,
             last_update_check: Some(checked),
             now: checked + jiff::SignedDuration::from_hours(hours),
         },
     )
+}
+
+#[test]
+fn a_version_that_was_taken_back_is_named_with_its_job_and_reason() {
+    let entry = |version: &str| TakenBack {
+        name: name("pa-lib"),
+        architecture: "amd64".parse().unwrap(),
+        version: version.parse().unwrap(),
+        job: "01890000-0000-7000-8000-000000000001".parse().unwrap(),
+        at: "2026-11-21T10:00:00Z".parse().unwrap(),
+        reason: "its postinst failed.".to_owned(),
+    };
+    let kinds = |taken_back: &[TakenBack]| -> Vec<CauseKind> {
+        let why = reasons_after(
+            taken_back,
+            "pa-lib",
+            recorded!("policy-forbidden"),
+            recorded!("sim-pinned"),
+            None,
+            1,
+        );
+        if why.causes[0].kind == CauseKind::TakenBack {
+            assert_eq!(
+                why.causes[0].message,
+                "version 1.1 of pa-lib was taken back by job 01890000-0000-7000-8000-000000000001 on 2026-11-21 because \
+                 its postinst failed"
+            );
+            assert!(why.causes[0].next_step.contains("`linux-patch-host clear pa-lib=1.1`"));
+        }
+        why.causes.iter().map(|cause| cause.kind).collect()
+    };
+    // The pin is its own doing, so it is not named beside it.
+    assert_eq!(kinds(&[entry("1.1")]), [CauseKind::TakenBack]);
+    // What was taken back once and is no update any more keeps nothing away.
+    assert_eq!(kinds(&[entry("1.0")]), [CauseKind::Pinned]);
+    assert_eq!(kinds(&[entry("1.0"), entry("1.1")]), [CauseKind::TakenBack]);
+    assert_eq!(kinds(&[]), [CauseKind::Pinned]);
 }
 
 #[test]

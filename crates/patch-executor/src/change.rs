@@ -5,47 +5,86 @@
 //! not begun.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt, chown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, chown},
     path::Path,
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::unistd::User;
 use patch_apply::{
-    apt::{argv, argv::Task, lock::Locks},
+    apt::{
+        archives, argv,
+        argv::Task,
+        hook::HookCommand,
+        lock::{Frontend, Locks},
+        snapshot::{Kept, PackageKey},
+    },
     run::RunError,
 };
 use patch_backends::apt::{DatabaseStamp, Inventory, OperationKind, classify, last_update_check};
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
+    Action, ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, Outcome, PackageName, Plan,
+    PlannedChange,
     event::{Ended, LogStream},
 };
 
 use crate::{
+    back,
+    ceiling::Ceiling,
+    decide,
+    decide::Standing,
     events::Events,
-    journal::{Journal, State, ToolEnd},
+    health::{self, Baseline},
+    hook,
+    journal::{Back, Failure, Journal, State, ToolEnd},
     paths::Paths,
     prune,
-    solver::{self, run_failed},
+    settings::Settings,
+    settle,
+    solver::{self, Planned, run_failed},
+    stop,
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
     turn::{self, Turn},
     verdict,
+    verdict::Judged,
 };
+
+/// The package that this program is part of.
+const AGENT: &str = "linux-patch-api";
+
+/// What is left free when archives are fetched, in bytes: for journals, events and apt's own caches.
+const MARGIN: u64 = 4 << 20;
+
+/// How often a change that was interrupted is finished rather than gone back from, and taken up at all.
+const MOST_REPAIRS: u32 = 2;
+const MOST_RESUMES: u32 = 9;
+
+/// How often a change that was interrupted is settled before the next one may begin.
+const MOST_SETTLES: u32 = 20;
+
+/// How long a repair may take.
+const REPAIR: Duration = Duration::from_secs(3600);
 
 /// How much of the whole's progress each phase spans, in percent.
 const REFRESH: (u8, u8) = (0, 5);
 const DOWNLOAD: (u8, u8) = (5, 30);
 const APPLY: (u8, u8) = (30, 95);
 
-/// The end of a change.
-struct Stop(Box<Ended>);
+/// Why a change goes on no further.
+pub(crate) enum Stop {
+    /// It is over.
+    End(Box<Ended>),
+    /// The host goes down in the middle of it: the next boot takes it up again.
+    Suspended,
+}
 
 impl Stop {
-    fn unchanged(status: JobStatus, error: ErrorDetail) -> Self {
-        Self(Box::new(Ended {
+    pub(crate) fn unchanged(status: JobStatus, error: ErrorDetail) -> Self {
+        Self::End(Box::new(Ended {
             status,
             outcome: Some(Outcome::Unchanged),
             exit_code: None,
@@ -55,7 +94,7 @@ impl Stop {
         }))
     }
 
-    fn cancelled() -> Self {
+    pub(crate) fn cancelled() -> Self {
         let message = "the job was cancelled, or the host is going down, before anything was changed";
         Self::unchanged(JobStatus::Cancelled, ErrorDetail::new(ErrorCode::JobCancelled, message))
     }
@@ -79,26 +118,35 @@ impl From<RunError> for Stop {
 }
 
 /// Carries a change out, from acceptance to its last event.
-pub(crate) fn run(paths: &Paths, journal: Journal, events: Events) {
-    let mut change = Change {
-        paths,
-        journal,
-        events,
-        progress: Progress::default(),
-        deadline: Instant::now(),
-        task: None,
-        planned_at: None,
-        repaired: false,
-    };
-    let ended = change.run_to_end();
-    finish(&mut change.journal, &mut change.events, ended);
+///
+/// # Errors
+/// When it has to be taken up again: whoever looks after this process is to start the recovery.
+pub(crate) fn run(paths: &Paths, journal: Journal, events: Events) -> anyhow::Result<()> {
+    let mut change = Change::new(paths, journal, events, false);
+    let ended = change.begin();
+    change.end(ended)
+}
+
+/// Takes a change up again whose executor died after packages may have been changed. Nothing is run a second time:
+/// what is there is judged, and completed or taken back.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn resume(paths: &Paths, journal: Journal, events: Events) -> anyhow::Result<()> {
+    let mut change = Change::new(paths, journal, events, true);
+    let ended = change.take_up();
+    change.end(ended)
 }
 
 /// Journals and announces the end. A full disk delays that, it does not prevent it.
-pub(crate) fn finish(journal: &mut Journal, events: &mut Events, ended: Box<Ended>) {
+pub(crate) fn finish(paths: &Paths, journal: &mut Journal, events: &mut Events, ended: Box<Ended>) {
     let mut patience = 600;
     let state = State::Ended { ended: ended.clone() };
+    // A disk that is full may be so for long, but nothing else can be done either.
     while let Err(error) = journal.enter(state.clone()) {
+        if paths.spend_reserve() {
+            continue;
+        }
         eprintln!("patch-executor: cannot journal the end of job {}: {error}", journal.record.id);
         if patience == 0 {
             break;
@@ -108,46 +156,149 @@ pub(crate) fn finish(journal: &mut Journal, events: &mut Events, ended: Box<Ende
     }
     events.emit_durably(EventKind::Ended(ended));
     while !events.is_complete() && patience > 0 {
+        paths.spend_reserve();
         patience -= 1;
         std::thread::sleep(Duration::from_secs(1));
         events.flush();
     }
 }
 
-struct Change<'a> {
-    paths: &'a Paths,
-    journal: Journal,
-    events: Events,
-    progress: Progress,
-    deadline: Instant,
+pub(crate) struct Change<'a> {
+    pub(crate) paths: &'a Paths,
+    pub(crate) journal: Journal,
+    pub(crate) events: Events,
+    pub(crate) progress: Progress,
+    pub(crate) deadline: Instant,
+    pub(crate) settings: Settings,
+    /// The archives of what is installed now, and packages that lose files to new ones.
+    pub(crate) archives: BTreeMap<PackageKey, Kept>,
+    pub(crate) neighbours: Vec<PackageKey>,
     /// What apt was asked in this process's planning, so that applying asks the very same.
     task: Option<Task>,
     /// What dpkg's database was like when the plan was made.
     planned_at: Option<DatabaseStamp>,
     /// Whether leftovers of earlier runs have been seen to.
     repaired: bool,
+    /// Whether another process began this change and died of it.
+    resumed: bool,
+    /// How much was left to apply the last time that a part went back.
+    pub(crate) last_rest: usize,
 }
 
-impl Change<'_> {
-    fn run_to_end(&mut self) -> Box<Ended> {
-        let _turn = match self.take_turn() {
-            Ok(turn) => turn,
-            Err(Stop(ended)) => return ended,
-        };
+impl<'a> Change<'a> {
+    fn new(paths: &'a Paths, journal: Journal, events: Events, resumed: bool) -> Self {
+        Self {
+            paths,
+            journal,
+            events,
+            progress: Progress::default(),
+            deadline: Instant::now(),
+            settings: Settings::default(),
+            archives: BTreeMap::new(),
+            neighbours: Vec::new(),
+            task: None,
+            planned_at: None,
+            repaired: false,
+            resumed,
+            last_rest: usize::MAX,
+        }
+    }
+
+    fn begin(&mut self) -> Result<Box<Ended>, Stop> {
+        let _turn = self.take_turn()?;
         prune::fetched(self.paths);
+        self.settings = Settings::load(self.paths.root())?;
         self.deadline = Instant::now() + Duration::from_secs(self.journal.record.limits.timeout_seconds);
-        let mut state = if self.refresh_is_due() { State::Refreshing } else { State::Planning };
+        let state = if self.refresh_is_due() { State::Refreshing } else { State::Planning };
+        let ended = self.run_to_end(state);
+        self.tidy();
+        ended
+    }
+
+    fn take_up(&mut self) -> Result<Box<Ended>, Stop> {
+        self.remark("the executor was interrupted while packages were being changed; looking what is left");
+        // Another change may be under way meanwhile; repairs are changes as well.
+        // From here on nothing may end it as if nothing had happened: what cannot be done now is tried again later.
+        let later = |what: &str, error: &dyn std::fmt::Display| {
+            eprintln!("patch-executor: {what}: {error}; the change is taken up again later");
+            Stop::Suspended
+        };
+        let turn = turn::wait(self.paths, stop::is_asked, tool::pause);
+        let turn = turn.map_err(|error| later("the turn cannot be waited for", &error))?;
+        let Some(mut turn) = turn else { return Err(Stop::Suspended) };
+        turn.claim(self.journal.record.id).map_err(|error| later("the turn cannot be taken", &error))?;
+        self.journal.record.resumed += 1;
+        if let Err(error) = self.journal.save() {
+            eprintln!("patch-executor: cannot journal: {error}; going on");
+        }
+        if !tool::wait_for_survivors(self.paths.root(), &self.journal, &mut self.events) {
+            return Err(Stop::Suspended);
+        }
+        // A broken configuration is no reason to leave packages broken.
+        self.settings = Settings::load(self.paths.root()).unwrap_or_default();
+        self.deadline = Instant::now() + REPAIR;
+        let state = self.journal.record.state.clone();
+        if self.journal.record.resumed > MOST_RESUMES
+            && let State::Repairing
+            | State::Applying { .. }
+            | State::Verifying { .. }
+            | State::Confirming { .. } = state
+        {
+            let error = settle::interrupted(&format!(
+                "{MOST_RESUMES} times and is not taken up any more; see `dpkg --audit` and the job's log"
+            ));
+            return Ok(verdict::unreadable(error, &ToolEnd::default()));
+        }
+        let plan = match &state {
+            State::Applying { plan, .. }
+            | State::Verifying { plan, .. }
+            | State::Confirming { plan, .. }
+            | State::GoingBack { plan, .. } => Some(plan.clone()),
+            _ => None,
+        };
+        let ended = self.run_to_end(state);
+        if let Some(plan) = plan
+            && ended.is_ok()
+            && findings(self.paths.root()).is_ok_and(|findings| findings.is_empty())
+            // Somebody else may be at work by now, whose files these are then.
+            && let Ok(Some(_lock)) = Frontend::take(self.paths.root())
+        {
+            self.sweep(&plan);
+        }
+        self.tidy();
+        ended
+    }
+
+    fn tidy(&mut self) {
+        let fetched = self.paths.fetched(self.journal.record.id);
+        if let Err(error) = fs::remove_dir_all(&fetched)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            self.remark(format!("{} cannot be removed: {error}", fetched.display()));
+        }
+        self.release_ballast();
+        back::tidy(self.paths, &self.settings.rollback);
+    }
+
+    fn end(mut self, ended: Result<Box<Ended>, Stop>) -> anyhow::Result<()> {
+        match ended {
+            Ok(ended) | Err(Stop::End(ended)) => {
+                finish(self.paths, &mut self.journal, &mut self.events, ended);
+                Ok(())
+            }
+            Err(Stop::Suspended) => anyhow::bail!("job {} is not ended yet", self.journal.record.id),
+        }
+    }
+
+    fn run_to_end(&mut self, mut state: State) -> Result<Box<Ended>, Stop> {
         loop {
             if let State::Ended { ended } = state {
-                return ended;
+                return Ok(ended);
             }
-            if let Err(Stop(ended)) = self.enter(&state) {
-                return ended;
+            if !matches!(state, State::GoingBack { .. }) || self.journal.record.state != state {
+                self.enter(&state)?;
             }
-            state = match self.step(state) {
-                Ok(next) => next,
-                Err(Stop(ended)) => State::Ended { ended },
-            };
+            state = self.step(state)?;
         }
     }
 
@@ -155,27 +306,76 @@ impl Change<'_> {
         match state {
             State::Accepted => Ok(State::Planning),
             State::Refreshing => self.refresh(),
+            State::Repairing if self.resumed => {
+                let _ = self.configure_pending();
+                Err(Stop::End(settle::unchanged(
+                    "while it finished what an earlier run had left; nothing of its own was begun",
+                )))
+            }
             State::Repairing => self.repair(),
             State::Planning => self.plan(),
             State::Downloading { plan, auto } => self.download(plan, auto),
-            State::Applying { plan, auto } => self.apply(plan, &auto),
-            State::Verifying { plan, tool } => Ok(State::Ended { ended: self.verify(&plan, &tool) }),
+            State::Snapshotting { plan, auto } => self.snapshot(plan, auto),
+            State::Applying { plan, auto, .. } if self.resumed => self.look_what_is_left(plan, &auto),
+            State::Applying { plan, auto, only } => self.apply(plan, auto, only.as_deref()),
+            State::Verifying { plan, tool } => self.verify(plan, tool),
+            State::Confirming { plan, tool, until } => self.confirm(plan, &tool, until),
+            State::GoingBack { plan, back } => self.go_back(plan, back),
             State::Ended { ended } => Ok(State::Ended { ended }),
         }
     }
 
+    fn unusable(&self, error: &io::Error) -> Stop {
+        let message = format!("the queue below {} cannot be used: {error}", self.paths.state().display());
+        ErrorDetail::new(ErrorCode::PkgManagerError, message).into()
+    }
+
     fn take_turn(&mut self) -> Result<Turn, Stop> {
-        let unusable = |error: io::Error| {
-            let message = format!("the queue below {} cannot be used: {error}", self.paths.state().display());
-            Stop::from(ErrorDetail::new(ErrorCode::PkgManagerError, message))
-        };
-        let place = turn::queue(self.paths, self.journal.record.id).map_err(unusable)?;
+        let mut waits_for = None;
+        let mut attempts = 0;
+        let place = turn::queue(self.paths, self.journal.record.id).map_err(|error| self.unusable(&error))?;
         loop {
             if tool::must_stop(&self.journal) {
                 return Err(Stop::cancelled());
             }
-            if let Some(turn) = turn::try_take(self.paths, &place).map_err(unusable)? {
-                return Ok(turn);
+            if let Some(mut turn) =
+                turn::try_take(self.paths, &place).map_err(|error| self.unusable(&error))?
+            {
+                match turn.last_owner().filter(|owner| settle::is_due(self.paths, *owner)) {
+                    None => {
+                        turn.claim(self.journal.record.id).map_err(|error| self.unusable(&error))?;
+                        return Ok(turn);
+                    }
+                    // The one before died of its change. Nothing is begun on top of that.
+                    Some(dead) => {
+                        drop(turn);
+                        if attempts == 0 {
+                            self.remark(format!("job {dead} was interrupted; it is settled first"));
+                        }
+                        attempts += 1;
+                        let settled = match settle::one(self.paths, dead) {
+                            // It was settled, and is due all the same: that would never end.
+                            Ok(())
+                                if attempts > MOST_SETTLES
+                                    && !Events::is_alive(&self.paths.event_file(dead)) =>
+                            {
+                                Err(anyhow::anyhow!("it is due again after every attempt"))
+                            }
+                            settled => settled,
+                        };
+                        if let Err(error) = settled {
+                            let message = format!(
+                                "job {dead} was interrupted and cannot be settled: {error:#}; nothing was begun"
+                            );
+                            return Err(ErrorDetail::new(ErrorCode::ServiceUnhealthy, message).into());
+                        }
+                    }
+                }
+            } else if let Some(owner) = turn::owner(self.paths).filter(|owner| waits_for != Some(*owner)) {
+                waits_for = Some(owner);
+                if owner != self.journal.record.id {
+                    self.remark(format!("waiting for job {owner} to end"));
+                }
             }
             tool::pause();
         }
@@ -187,7 +387,14 @@ impl Change<'_> {
         if let Err(error) = self.journal.enter(state.clone()) {
             // Before the first change that is a reason not to begin. Afterwards the work must go on: the database says
             // what was done.
-            if matches!(state, State::Verifying { .. }) {
+            if matches!(
+                state,
+                State::Verifying { .. }
+                    | State::Confirming { .. }
+                    | State::GoingBack { .. }
+                    | State::Applying { only: Some(_), .. }
+            ) || self.resumed
+            {
                 eprintln!("patch-executor: cannot journal: {error}; going on");
             } else {
                 let code = match error.kind() {
@@ -206,7 +413,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn remark(&mut self, line: impl Into<String>) {
+    pub(crate) fn remark(&mut self, line: impl Into<String>) {
         self.events.emit(EventKind::Log { stream: LogStream::Executor, line: line.into() });
     }
 
@@ -267,6 +474,7 @@ impl Change<'_> {
             deadline: self.deadline,
             care: Care::Interruptible,
             reports: true,
+            holds_lock: false,
         };
         let end = match run.execute(|fd| argv::refresh(root, fd))? {
             RunEnd::Exited(end) => end,
@@ -296,9 +504,7 @@ impl Change<'_> {
         }
         let error = classify(end.code, &end.output, OperationKind::Refresh);
         if asked_for {
-            let mut stop = Stop::unchanged(JobStatus::Failed, error);
-            stop.0.exit_code = end.code;
-            return Err(stop);
+            return Err(exited(error, end.code));
         }
         // One repository that is down must not keep all the others' fixes away.
         self.remark(format!(
@@ -321,11 +527,20 @@ impl Change<'_> {
             self.remark(format!("an earlier run left {names} unfinished; finishing that first"));
             return Ok(State::Repairing);
         }
+        back::after_failure(self.paths, &self.journal.record.operation, &broken)?;
         self.journal.record.broken = broken;
         // Taken before the solver looks, so that what changes under its feet is noticed.
         self.planned_at = Some(DatabaseStamp::now(root));
         let operation = self.journal.record.operation.clone();
-        let planned = solver::plan(root, &operation)?;
+        // Asked again: the host may have been frozen while this waited for its turn.
+        let ceiling = Ceiling::load(root)?;
+        ceiling.admits(&operation)?;
+        let planned = match &operation {
+            Operation::Rollback(rollback) => {
+                Planned { plan: back::plan(self.paths, rollback)?, task: None, auto: Vec::new() }
+            }
+            _ => solver::plan(root, &operation)?,
+        };
         self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
         if let Some(approved) =
             self.journal.record.if_plan.as_ref().filter(|approved| **approved != planned.plan.hash)
@@ -405,6 +620,7 @@ impl Change<'_> {
             deadline: self.deadline,
             care: Care::Transaction,
             reports: false,
+            holds_lock: false,
         };
         match run.execute(|_| argv::configure_pending(root))? {
             RunEnd::Exited(end) => Ok(end),
@@ -413,11 +629,55 @@ impl Change<'_> {
     }
 
     fn download(&mut self, plan: Plan, auto: Vec<PackageName>) -> Result<State, Stop> {
-        let root = self.paths.root().to_owned();
-        let archives = argv::archives(&plan);
-        if archives.is_empty() {
-            return Ok(State::Applying { plan, auto });
+        if matches!(self.journal.record.operation, Operation::Hold(_)) {
+            return Ok(State::Snapshotting { plan, auto });
         }
+        // What goes back comes from the store.
+        if !matches!(self.journal.record.operation, Operation::Rollback(_)) {
+            self.fetch(&plan)?;
+        }
+        self.gather(&plan)?;
+        Ok(State::Snapshotting { plan, auto })
+    }
+
+    /// Whether what is to be fetched fits. apt finds out too late, and fills the disk first.
+    fn has_room_for(&self, plan: &Plan) -> Result<(), ErrorDetail> {
+        let archives = self.paths.archives();
+        // An archive that is there already is not fetched.
+        let needed: u64 = plan
+            .changes
+            .iter()
+            .filter_map(|change| {
+                let version = change.new_version.as_ref()?;
+                let file = archives::file_name(&verdict::key_of(change), version.as_str());
+                (!archives.join(file).exists()).then_some(change.archive_bytes)
+            })
+            .fold(MARGIN, u64::saturating_add);
+        let Ok(space) = rustix::fs::statvfs(&archives) else { return Ok(()) };
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if space.f_blocks == 0 || free >= needed {
+            return Ok(());
+        }
+        let message = format!(
+            "the archives need {} KiB in {}, where {} KiB are free; nothing was changed. Make room there, for one with \
+             `apt-get clean`",
+            needed >> 10,
+            archives.display(),
+            free >> 10
+        );
+        Err(ErrorDetail::new(ErrorCode::DiskSpace, message)
+            .with("needed_bytes", needed)
+            .with("free_bytes", free))
+    }
+
+    /// Fetches the plan's archives to where apt looks for them.
+    fn fetch(&mut self, plan: &Plan) -> Result<(), Stop> {
+        let archives = argv::archives(plan);
+        if archives.is_empty() {
+            return Ok(());
+        }
+        let root = self.paths.root().to_owned();
+        self.has_room_for(plan)?;
         let directory = self.paths.fetched(self.journal.record.id);
         make_fetched(&directory).map_err(|error| cannot_fetch(&directory, &error))?;
         let run = Run {
@@ -430,20 +690,15 @@ impl Change<'_> {
             deadline: self.deadline,
             care: Care::Interruptible,
             reports: true,
+            holds_lock: false,
         };
-        let end = run.execute(|fd| argv::download(&root, &archives, fd))?;
-        match end {
-            RunEnd::Exited(end) if end.code == Some(0) => {
-                keep_archives(&directory, &self.paths.archives())
-                    .map_err(|error| cannot_fetch(&directory, &error))?;
-                Ok(State::Applying { plan, auto })
-            }
-            RunEnd::Exited(end) => {
-                let error = classify(end.code, &end.output, (&self.journal.record.operation).into());
-                let mut stop = Stop::unchanged(JobStatus::Failed, error);
-                stop.0.exit_code = end.code;
-                Err(stop)
-            }
+        match run.execute(|fd| argv::download(&root, &archives, fd))? {
+            RunEnd::Exited(end) if end.code == Some(0) => keep_archives(&directory, &self.paths.archives())
+                .map_err(|error| cannot_fetch(&directory, &error).into()),
+            RunEnd::Exited(end) => Err(exited(
+                classify(end.code, &end.output, (&self.journal.record.operation).into()),
+                end.code,
+            )),
             RunEnd::Cancelled => Err(Stop::cancelled()),
             RunEnd::TimedOut => {
                 Err(Stop::timed_out(self.journal.record.limits.timeout_seconds, "the download"))
@@ -451,27 +706,62 @@ impl Change<'_> {
         }
     }
 
-    fn apply(&mut self, plan: Plan, auto: &[PackageName]) -> Result<State, Stop> {
-        if tool::must_stop(&self.journal) {
-            return Err(Stop::cancelled());
-        }
-        self.wait_for_locks(Locks::Packages)?;
+    fn apply(
+        &mut self,
+        plan: Plan,
+        mut auto: Vec<PackageName>,
+        only: Option<&[usize]>,
+    ) -> Result<State, Stop> {
         let root = self.paths.root().to_owned();
-        if self.planned_at != Some(DatabaseStamp::now(&root)) {
-            self.remark("packages were changed by somebody else since the plan was made; planning again");
-            return Ok(State::Planning);
+        if only.is_none() {
+            if tool::must_stop(&self.journal) {
+                return Err(Stop::cancelled());
+            }
+            self.wait_for_locks(Locks::Packages)?;
+            if self.planned_at != Some(DatabaseStamp::now(&root)) {
+                self.remark("packages were changed by somebody else since the plan was made; planning again");
+                self.release_ballast();
+                return Ok(State::Planning);
+            }
         }
+        let automatic = if only.is_some() { self.automatic() } else { BTreeSet::new() };
         let argv: Box<dyn FnOnce(i32) -> argv::Argv> =
-            match (&self.journal.record.operation, self.task.take()) {
-                (Operation::Hold(hold), _) => {
+            match (&self.journal.record.operation, only, self.task.take()) {
+                (Operation::Hold(hold), ..) => {
                     let argv = argv::hold(&root, &hold.name, hold.hold);
                     Box::new(move |_| argv)
                 }
-                (_, Some(task)) => {
+                (operation, Some(only), _) => {
+                    let rest: Vec<PlannedChange> =
+                        only.iter().filter_map(|index| plan.changes.get(*index).cloned()).collect();
+                    // apt takes every package that is named to it for one that a person wants.
+                    auto.extend(
+                        rest.iter()
+                            .filter(|change| !change.action.is_removal())
+                            .filter(|change| {
+                                automatic.contains(&verdict::key_of(change))
+                                    || (change.action == Action::Install
+                                        && !verdict::names(operation, &change.name))
+                            })
+                            .map(|change| change.name.with_architecture(&change.architecture)),
+                    );
+                    let hook = match self.announce(&rest) {
+                        Ok(hook) => hook,
+                        // A part went back, so this is no beginning: what is left stays as it is.
+                        Err(error) => {
+                            let tool = ToolEnd { output: error.message, ..ToolEnd::default() };
+                            return Ok(State::Verifying { plan, tool });
+                        }
+                    };
                     let root = root.clone();
-                    Box::new(move |fd| argv::apply(&root, &task, fd))
+                    Box::new(move |fd| argv::finish(&root, &rest, fd, &hook))
                 }
-                (_, None) => {
+                (_, None, Some(task)) => {
+                    let hook = self.announce(&plan.changes)?;
+                    let root = root.clone();
+                    Box::new(move |fd| argv::apply(&root, &task, fd, Some(&hook)))
+                }
+                (_, None, None) => {
                     let message = "there is a plan, but not what apt is to be told; nothing was changed";
                     return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message).into());
                 }
@@ -486,30 +776,312 @@ impl Change<'_> {
             deadline: self.deadline,
             care: Care::Transaction,
             reports: true,
+            holds_lock: false,
         };
+        let is_hold = matches!(self.journal.record.operation, Operation::Hold(_));
         let tool = match run.execute(argv) {
             Ok(RunEnd::Exited(end)) => end,
             Ok(RunEnd::Cancelled | RunEnd::TimedOut) => ToolEnd::default(),
-            Err(error @ RunError::Start { .. }) => return Err(error.into()),
+            Err(error @ RunError::Start { .. }) if only.is_none() => return Err(error.into()),
             // It runs or ran, only following it failed: the database says what became of it.
             Err(error) => ToolEnd { output: error.to_string(), ..ToolEnd::default() },
         };
-        if is_locked_out(&tool) && self.lock_patience() > Duration::ZERO {
+        if only.is_none() && is_locked_out(&tool) && self.lock_patience() > Duration::ZERO {
             self.remark("somebody else was quicker to take the package manager's lock; planning again after it is free");
+            self.release_ballast();
             return Ok(State::Planning);
         }
-        if tool.code != Some(0) && !findings(&root).unwrap_or_default().is_empty() {
+        if let Some(drift) = hook::drift(self.journal.dir()).filter(|_| !is_hold) {
+            // The hook stopped apt before dpkg began.
+            let message =
+                format!("apt was about to do something else than was planned: {drift}; nothing was changed");
+            let error = ErrorDetail::new(ErrorCode::PlanDrift, message);
+            let error = error.with("difference", serde_json::to_value(&drift).unwrap_or_default());
+            if only.is_none() {
+                return Err(exited(error, tool.code));
+            }
+        }
+        // A script that hung would hang again.
+        if tool.code != Some(0) && !tool.timed_out && !findings(&root).unwrap_or_default().is_empty() {
             self.remark("the run failed and left packages unfinished; trying once to finish them");
             // Its result is in the database, which is looked at next.
             let _ = self.configure_pending();
+        }
+        restore_marks(&root, &auto, &mut self.events);
+        Ok(State::Verifying { plan, tool })
+    }
+
+    /// The command that apt runs under its lock before dpkg begins.
+    fn hook(&self) -> Result<HookCommand, ErrorDetail> {
+        let failed = |message: String| ErrorDetail::new(ErrorCode::PkgManagerError, message);
+        let program = std::env::current_exe()
+            .map_err(|error| failed(format!("cannot find my own program: {error}; nothing was changed")))?;
+        // That is what the kernel calls it once this very change has replaced it.
+        let program = program
+            .to_str()
+            .and_then(|text| text.strip_suffix(" (deleted)"))
+            .map_or_else(|| program.clone(), std::path::PathBuf::from);
+        HookCommand::new(&program, self.paths.root(), self.journal.record.id)
+            .map_err(|error| failed(format!("{error}; nothing was changed")))
+    }
+
+    /// Tells the hook what to expect.
+    fn announce(&self, expected: &[PlannedChange]) -> Result<HookCommand, ErrorDetail> {
+        let hook = self.hook()?;
+        hook::expect(self.journal.dir(), expected).map_err(|error| {
+            let message =
+                format!("what is about to happen cannot be journalled: {error}; nothing was changed");
+            ErrorDetail::new(ErrorCode::DiskSpace, message)
+        })?;
+        Ok(hook)
+    }
+
+    /// After the death of the executor that was applying: finishes what can be finished. The rest is judged as after
+    /// any other run.
+    fn look_what_is_left(&mut self, plan: Plan, auto: &[PackageName]) -> Result<State, Stop> {
+        let root = self.paths.root().to_owned();
+        let mut tool = ToolEnd::default();
+        // A host that dies of finishing it does so only so often.
+        let again = self.journal.record.resumed > MOST_REPAIRS;
+        // Running dpkg also merges what a killed one had written down and not merged.
+        let unmerged =
+            solver::inventory(&root).is_ok_and(|inventory| inventory.database.pending_updates() > 0);
+        if !again && (unmerged || !findings(&root).unwrap_or_default().is_empty()) {
+            self.remark("finishing what was left unpacked or half-configured");
+            // The repair's exit code says nothing of the change itself.
+            match self.configure_pending() {
+                Ok(end) => tool = ToolEnd { output: end.output, failed: end.failed, ..ToolEnd::default() },
+                Err(_) => self.remark("the repair could not be run"),
+            }
         }
         restore_marks(&root, auto, &mut self.events);
         Ok(State::Verifying { plan, tool })
     }
 
-    fn verify(&mut self, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
-        verdict::judge(self.paths.root(), &self.journal.record, plan, tool)
+    fn verify(&mut self, plan: Plan, tool: ToolEnd) -> Result<State, Stop> {
+        let root = self.paths.root().to_owned();
+        let judged = match verdict::look(&root, &self.journal.record, &plan, &tool) {
+            Ok(judged) => judged,
+            Err(error) if self.resumed && self.journal.record.resumed < MOST_RESUMES => {
+                eprintln!("patch-executor: {}; the change is taken up again later", error.message);
+                return Err(Stop::Suspended);
+            }
+            Err(error) => return Ok(State::Ended { ended: verdict::unreadable(error, &tool) }),
+        };
+        let was_taken_back = !self.journal.record.taken_back.is_empty();
+        let settled = judged.complete || (was_taken_back && is_settled(&judged));
+        if !settled {
+            return Ok(self.failed(plan, &tool, judged));
+        }
+        Ok(self.checked(plan, tool, judged))
     }
+
+    /// A change of which something stays, if the host is well with it.
+    fn checked(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
+        let is_hold = matches!(self.journal.record.operation, Operation::Hold(_));
+        if !is_hold
+            && self.has_way_back()
+            && let Some(error) = self.unhealthy(&plan)
+        {
+            if matches!(self.journal.record.operation, Operation::Rollback(_)) {
+                // It was to be undone, and that is done; what is not well then is said.
+                self.remark(error.message);
+            } else {
+                let reason = error.message.clone();
+                let first = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
+                self.journal.record.failure.get_or_insert(first);
+                return self.everything_back(plan, &tool, judged, reason);
+            }
+        }
+        self.stays(plan, tool, judged)
+    }
+
+    /// A change that stays as it is; unless it is to be confirmed first.
+    fn stays(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
+        let changed =
+            judged.standing.iter().any(|standing| matches!(standing, Standing::Done | Standing::Failed));
+        let is_change = !matches!(self.journal.record.operation, Operation::Hold(_) | Operation::Rollback(_));
+        match self.journal.record.options.confirm_within {
+            Some(seconds) if changed && is_change && self.has_way_back() => {
+                let until = Timestamp::now() + SignedDuration::from_secs(i64::from(seconds));
+                State::Confirming { plan, tool, until }
+            }
+            _ => self.well(&plan, &tool, judged),
+        }
+    }
+
+    /// Whether nothing more may be begun.
+    pub(crate) fn must_give_up(&self) -> bool {
+        self.resumed || stop::is_asked() || Instant::now() >= self.deadline
+    }
+
+    /// The end of a change that stays as it is.
+    fn well(&mut self, plan: &Plan, tool: &ToolEnd, judged: Judged) -> State {
+        self.record_after();
+        State::Ended { ended: verdict::conclude(&self.journal.record, plan, judged, tool) }
+    }
+
+    /// The end of a change after something went back.
+    pub(crate) fn conclusion(&mut self, plan: &Plan) -> Box<Ended> {
+        let tool = ToolEnd::default();
+        match verdict::look(self.paths.root(), &self.journal.record, plan, &tool) {
+            Ok(judged) => {
+                self.record_after();
+                verdict::conclude(&self.journal.record, plan, judged, &tool)
+            }
+            Err(error) => verdict::unreadable(error, &tool),
+        }
+    }
+
+    /// What is not well with the host although the packages are as planned.
+    fn unhealthy(&mut self, plan: &Plan) -> Option<ErrorDetail> {
+        let root = self.paths.root();
+        let mut findings = Vec::new();
+        if let Some(baseline) = self.baseline().filter(Baseline::is_of_this_boot) {
+            let ours =
+                plan.changes.iter().any(|change| change.name.name() == AGENT && !change.action.is_removal());
+            if ours
+                && baseline.agent_was_active()
+                && let Err(finding) = health::agent_is_up(&self.settings, health::AGENT_PATIENCE)
+            {
+                findings.push(finding);
+            }
+            let mut excused = self.excused();
+            if !ours {
+                // Who killed or stopped the daemon meanwhile did not break a package: no change is undone for that.
+                excused.insert(health::AGENT_UNIT.to_owned());
+            }
+            // Once it is known that it goes back, nothing is waited for.
+            let patience = if findings.is_empty() { health::PATIENCE } else { Duration::ZERO };
+            findings.extend(baseline.compare(root, &self.settings, &excused, patience));
+        }
+        let events = &mut self.events;
+        findings.extend(health::run_checks(root, &self.settings.health_checks, &mut |line| {
+            events.emit(EventKind::Log { stream: LogStream::Executor, line });
+        }));
+        if findings.is_empty() {
+            return None;
+        }
+        let said: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.what, f.detail)).collect();
+        let message = format!("the packages are as planned, but the host is not well: {}", said.join("; "));
+        Some(ErrorDetail::new(ErrorCode::PatchApplyError, message).with("findings", said))
+    }
+
+    /// Whether anything may go back.
+    fn goes_back(&self) -> bool {
+        self.settings.rollback.auto
+            && self.journal.record.options.on_failure != OnFailure::Keep
+            && self.has_way_back()
+            && !matches!(self.journal.record.operation, Operation::Hold(_))
+    }
+
+    fn everything_back(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged, reason: String) -> State {
+        if !self.goes_back() {
+            return self.stays(plan, tool.clone(), judged);
+        }
+        let scope = plan
+            .changes
+            .iter()
+            .zip(&judged.standing)
+            .filter(|(_, standing)| **standing != Standing::TakenBack)
+            .map(|(change, _)| verdict::key_of(change))
+            .collect();
+        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest: Vec::new() };
+        State::GoingBack { plan, back }
+    }
+
+    /// Not everything that was planned is so.
+    fn failed(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged) -> State {
+        let mut failure = verdict::failure(&self.journal.record.operation, &judged, tool);
+        if self.resumed {
+            failure.error =
+                settle::interrupted("while packages were being changed; the results say how each one is now");
+        }
+        let reason = failure.error.message.clone();
+        self.journal.record.failure.get_or_insert(failure);
+        if judged.is_untouched(&plan) && judged.standing.iter().all(|s| *s != Standing::TakenBack) {
+            return self.well(&plan, tool, judged);
+        }
+        if matches!(self.journal.record.operation, Operation::Rollback(_)) {
+            return self.well(&plan, tool, judged);
+        }
+        if !self.goes_back() {
+            return self.stays(plan, tool.clone(), judged);
+        }
+        let groups = self.groups(&plan);
+        let how = if tool.timed_out { OnFailure::All } else { self.journal.record.options.on_failure };
+        let choose =
+            |may_go_on| decide::decide(how, &groups, &judged.standing, judged.harm_elsewhere, may_go_on);
+        let mut decision = choose(!self.must_give_up());
+        if !decision.rest.is_empty() && decision.rest.len() >= self.last_rest {
+            decision = choose(false);
+        }
+        if !decision.rest.is_empty() {
+            self.last_rest = decision.rest.len();
+        }
+        let rest: Vec<usize> = decision.rest.into_iter().collect();
+        let scope: Vec<PackageKey> = decision
+            .back
+            .into_iter()
+            .filter_map(|index| plan.changes.get(index))
+            .map(verdict::key_of)
+            .collect();
+        if scope.is_empty() {
+            if rest.is_empty() {
+                return self.checked(plan, tool.clone(), judged);
+            }
+            return State::Applying { plan, auto: Vec::new(), only: Some(rest) };
+        }
+        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest };
+        State::GoingBack { plan, back }
+    }
+
+    /// Waits for somebody to say that all is well.
+    fn confirm(&mut self, plan: Plan, tool: &ToolEnd, until: Timestamp) -> Result<State, Stop> {
+        let most = u64::from(self.journal.record.options.confirm_within.unwrap_or(0));
+        // The clock may have been set meanwhile: it never waits longer than was asked for.
+        let left = u64::try_from(until.as_second() - Timestamp::now().as_second()).unwrap_or(0).min(most);
+        let deadline = Instant::now() + Duration::from_secs(left);
+        self.events.emit_durably(EventKind::Confirm { until });
+        while !self.journal.is_kept() && Instant::now() < deadline {
+            if stop::is_asked() {
+                return Err(Stop::Suspended);
+            }
+            tool::pause();
+        }
+        // One place decides, so that nobody is told that it is kept when it goes back.
+        let kept = self.journal.decide(false).unwrap_or_else(|_| self.journal.is_kept());
+        if kept {
+            return Ok(match verdict::look(self.paths.root(), &self.journal.record, &plan, tool) {
+                Ok(judged) => self.well(&plan, tool, judged),
+                Err(error) => State::Ended { ended: verdict::unreadable(error, tool) },
+            });
+        }
+        let message = format!("nobody confirmed the change within {most} s");
+        let error = ErrorDetail::new(ErrorCode::JobTimeout, message.clone());
+        let failure = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
+        self.journal.record.failure.get_or_insert(failure);
+        let back_already = |key: &PackageKey| self.journal.record.taken_back.iter().any(|t| t.key == *key);
+        let scope = plan.changes.iter().map(verdict::key_of).filter(|key| !back_already(key)).collect();
+        let back =
+            Back { source: self.journal.record.id, scope, reason: message, attempts: 0, rest: Vec::new() };
+        Ok(State::GoingBack { plan, back })
+    }
+}
+
+/// Whether each of the plan's packages is either as planned or as before.
+fn is_settled(judged: &Judged) -> bool {
+    judged.harmed.is_empty()
+        && judged.standing.iter().all(|standing| matches!(standing, Standing::Done | Standing::TakenBack))
+}
+
+/// A failure before anything changed, with the tool's exit code.
+fn exited(error: ErrorDetail, code: Option<i32>) -> Stop {
+    let mut stop = Stop::unchanged(JobStatus::Failed, error);
+    if let Stop::End(ended) = &mut stop {
+        ended.exit_code = code;
+    }
+    stop
 }
 
 /// Gives packages their automatic mark back: naming one to `apt-get install` makes it manual, which an update must not.
@@ -555,8 +1127,9 @@ fn is_locked_out(tool: &ToolEnd) -> bool {
         ]
         .iter()
         .any(|words| tool.output.contains(words))
-        && !tool.output.contains("Unpacking ")
-        && !tool.output.contains("Setting up ")
+        && !["Unpacking ", "Setting up ", "Removing ", "Purging "]
+            .iter()
+            .any(|words| tool.output.contains(words))
 }
 
 fn cannot_fetch(directory: &Path, error: &io::Error) -> ErrorDetail {
@@ -571,12 +1144,17 @@ fn cannot_fetch(directory: &Path, error: &io::Error) -> ErrorDetail {
 }
 
 /// Makes the directory that archives are fetched to. It belongs to apt's own user, as whom apt downloads.
-fn make_fetched(directory: &Path) -> io::Result<()> {
+pub(crate) fn make_fetched(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     DirBuilder::new().mode(0o700).create(directory)?;
+    give_to_apt(directory)
+}
+
+/// apt downloads as a user of its own, if there is one.
+pub(crate) fn give_to_apt(directory: &Path) -> io::Result<()> {
     match User::from_name("_apt") {
         Ok(Some(user)) => chown(directory, Some(user.uid.as_raw()), None),
         _ => Ok(()),
@@ -597,7 +1175,14 @@ fn keep_archives(directory: &Path, archives: &Path) -> io::Result<()> {
         let is_archive = entry.path().extension().is_some_and(|extension| extension == "deb");
         if is_archive && entry.file_type()?.is_file() {
             chown(entry.path(), Some(0), Some(0))?;
-            fs::rename(entry.path(), archives.join(entry.file_name()))?;
+            let kept = archives.join(entry.file_name());
+            fs::rename(entry.path(), &kept)?;
+            // Looked at where nobody else can put anything: the directory before was apt's user's.
+            let meta = fs::symlink_metadata(&kept)?;
+            if !meta.is_file() || meta.nlink() != 1 || meta.uid() != 0 {
+                fs::remove_file(&kept)?;
+                return Err(io::Error::other(format!("{} is not a file of root's alone", kept.display())));
+            }
         }
     }
     fs::remove_dir_all(directory)

@@ -9,13 +9,17 @@ use std::{
 
 use anyhow::{Context, bail};
 use nix::unistd::Uid;
+use patch_apply::apt::taken_back;
 use patch_types::{
-    ErrorCode, EventKind, JobId,
-    executor::{FrameError, PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
+    ErrorCode, ErrorDetail, EventKind, JobId, Operation,
+    executor::{FrameError, PROTOCOL, Reply, Request, RequestBody, TakenBack, body_length, decode, encode},
     operation::OperationError,
+    rollback::MAX_CONFIRM_SECONDS,
 };
 
 use crate::{
+    back,
+    ceiling::Ceiling,
     change,
     events::{Events, EventsError},
     journal::{Journal, State},
@@ -34,19 +38,30 @@ const MAX_LIMIT_SECONDS: u64 = 24 * 3600;
 #[error("a time limit must be between 1 and {MAX_LIMIT_SECONDS} seconds")]
 struct LimitTooLarge;
 
-/// A job that is past the point where it can be cancelled.
+/// A request to wait for a confirmation where that makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("job {job} cannot be cancelled any more: it is {state}")]
+#[error("only a change of packages can wait to be confirmed, for 1 to {MAX_CONFIRM_SECONDS} seconds")]
+struct NoConfirmation;
+
+/// A job that is not where it could be cancelled or confirmed.
+#[derive(Debug, thiserror::Error)]
+#[error("job {job} cannot be {what} now: it is {state}")]
 struct NotNow {
     job: JobId,
+    what: &'static str,
     state: &'static str,
 }
 
+/// A request that the daemon's user may not make.
+#[derive(Debug, thiserror::Error)]
+#[error("only root may ask this; use linux-patch-host on the host itself")]
+struct RootAlone;
+
 /// What is begun once the reply is out.
 enum Work {
-    Change(Journal, Events),
+    Change(Box<Journal>, Events),
     Query(query::Asked, Events),
-    Settle(Journal),
+    Settle(JobId),
     Nothing,
 }
 
@@ -67,8 +82,9 @@ pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
     if is_probe(&socket) {
         return Ok(());
     }
-    let (reply, work) = if paths::may_ask(Uid::from_raw(peer.uid.as_raw())) {
-        match read_request(&mut socket).and_then(|request| accept(paths, request)) {
+    let uid = Uid::from_raw(peer.uid.as_raw());
+    let (reply, work) = if paths::may_ask(uid) {
+        match read_request(&mut socket).and_then(|request| accept(paths, uid, request)) {
             Ok(accepted) => accepted,
             Err(refusal) => {
                 eprintln!("patch-executor: refused a request of uid {}: {refusal:#}", peer.uid.as_raw());
@@ -90,9 +106,9 @@ pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
     drop(socket);
 
     match work {
-        Work::Change(journal, events) => change::run(paths, journal, events),
+        Work::Change(journal, events) => change::run(paths, *journal, events)?,
         Work::Query(asked, events) => query::run(paths, &asked, events),
-        Work::Settle(journal) => settle::run(paths, journal)?,
+        Work::Settle(job) => settle::run(paths, job)?,
         Work::Nothing => {}
     }
     Ok(())
@@ -154,12 +170,14 @@ fn refused(error: &anyhow::Error) -> Reply {
     let invalid = error.chain().any(|cause| {
         cause.is::<OperationError>()
             || cause.is::<LimitTooLarge>()
+            || cause.is::<NoConfirmation>()
             || matches!(cause.downcast_ref(), Some(FrameError::Body(_)))
     });
     let code = match error.downcast_ref::<NotNow>() {
         Some(_) => ErrorCode::JobConflict,
         None if invalid => ErrorCode::InvalidRequest,
-        None => ErrorCode::ServiceUnhealthy,
+        None if error.is::<RootAlone>() => ErrorCode::AuthzForbidden,
+        None => error.downcast_ref::<ErrorDetail>().map_or(ErrorCode::ServiceUnhealthy, |detail| detail.code),
     };
     let mut message = format!("{error:#}");
     message.truncate(message.floor_char_boundary(2000));
@@ -167,19 +185,37 @@ fn refused(error: &anyhow::Error) -> Reply {
 }
 
 /// Checks a request afresh, since the daemon is not trusted, and journals it.
-fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
-    paths.prepare()?;
+fn accept(paths: &Paths, uid: Uid, request: Request) -> anyhow::Result<(Reply, Work)> {
     let Request { id, body, .. } = request;
+    if body.is_for_root_alone() && !uid.is_root() {
+        return Err(RootAlone.into());
+    }
+    paths.prepare()?;
     match body {
-        RequestBody::Change { operation, limits, if_plan } => {
+        RequestBody::Change { operation, limits, if_plan, options } => {
             operation.check()?;
             if !(1..=MAX_LIMIT_SECONDS).contains(&limits.timeout_seconds)
                 || limits.lock_wait_seconds > MAX_LIMIT_SECONDS
             {
                 return Err(LimitTooLarge.into());
             }
+            if let Some(seconds) = options.confirm_within {
+                let can_wait =
+                    !matches!(operation, Operation::Rollback(_) | Operation::Hold(_) | Operation::Refresh);
+                if !can_wait || !(1..=MAX_CONFIRM_SECONDS).contains(&seconds) {
+                    return Err(NoConfirmation.into());
+                }
+            }
+            // What was accepted once stays known, whatever the ceiling says by now.
+            if !paths.journal(id).exists() {
+                Ceiling::load(paths.root())?.admits(&operation)?;
+            }
             prune::journals(paths)?;
-            let journal = match Journal::create(&paths.journal(id), id, operation, limits, if_plan) {
+            // Going back is worth trying on the fullest disk.
+            if !matches!(operation, Operation::Rollback(_)) {
+                paths.make_reserve()?;
+            }
+            let journal = match Journal::create(&paths.journal(id), id, operation, limits, if_plan, options) {
                 Ok(journal) => journal,
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     return Ok((Reply::Known, Work::Nothing));
@@ -191,7 +227,7 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
             };
             let mut events = Events::create(&paths.event_file(id))?;
             events.emit_durably(EventKind::Accepted);
-            Ok((Reply::Accepted, Work::Change(journal, events)))
+            Ok((Reply::Accepted, Work::Change(Box::new(journal), events)))
         }
         RequestBody::Plan { operation } => {
             operation.check()?;
@@ -203,12 +239,41 @@ fn accept(paths: &Paths, request: Request) -> anyhow::Result<(Reply, Work)> {
             if !journal.record.state.phase().is_none_or(patch_types::Phase::is_cancellable)
                 || matches!(journal.record.state, State::Ended { .. })
             {
-                return Err(NotNow { job, state: state_name(&journal.record.state) }.into());
+                return Err(
+                    NotNow { job, what: "cancelled", state: state_name(&journal.record.state) }.into()
+                );
             }
             journal.request_cancel().with_context(|| format!("cannot ask job {job} to stop"))?;
             Ok((Reply::Accepted, Work::Nothing))
         }
-        RequestBody::Settle { job } => Ok((Reply::Accepted, Work::Settle(known(paths, job)?))),
+        RequestBody::Confirm { job } => {
+            let journal = known(paths, job)?;
+            let waits = matches!(journal.record.state, State::Confirming { .. });
+            if !(waits || journal.is_kept()) {
+                return Err(
+                    NotNow { job, what: "confirmed", state: state_name(&journal.record.state) }.into()
+                );
+            }
+            let kept = journal
+                .decide(true)
+                .with_context(|| format!("that job {job} is confirmed cannot be recorded"))?;
+            if !kept {
+                return Err(
+                    NotNow { job, what: "confirmed", state: "going back, since its time is over" }.into()
+                );
+            }
+            Ok((Reply::Accepted, Work::Nothing))
+        }
+        RequestBody::Settle { job } => {
+            if !paths.journal(job).exists() {
+                bail!("there is no journal of job {job}");
+            }
+            Ok((Reply::Accepted, Work::Settle(job)))
+        }
+        RequestBody::Clear { versions } => {
+            clear(paths, versions)?;
+            Ok((Reply::Accepted, Work::Nothing))
+        }
     }
 }
 
@@ -224,6 +289,24 @@ fn ask(paths: &Paths, id: JobId, asked: query::Asked) -> anyhow::Result<(Reply, 
     }
 }
 
+/// Lets versions that were taken back be installed again.
+fn clear(paths: &Paths, versions: TakenBack) -> anyhow::Result<()> {
+    let (root, state) = (paths.root(), paths.state());
+    match versions {
+        TakenBack::Package { name, version } => {
+            // Clearing what is not pinned is no failure: it is as was asked for.
+            taken_back::clear(root, &state, &name, version.as_ref())?;
+        }
+        TakenBack::All => {
+            for entry in taken_back::list(&state)? {
+                taken_back::clear(root, &state, &entry.name, Some(&entry.version))?;
+            }
+        }
+    }
+    back::publish(paths);
+    Ok(())
+}
+
 fn known(paths: &Paths, job: JobId) -> anyhow::Result<Journal> {
     Journal::open(&paths.journal(job)).with_context(|| format!("there is no readable journal of job {job}"))
 }
@@ -232,5 +315,27 @@ fn state_name(state: &State) -> &'static str {
     match state {
         State::Ended { .. } => "over",
         other => other.phase().map_or("accepted", patch_types::Phase::as_str),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patch_types::executor::TakenBack;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn what_is_for_root_alone_is_refused_to_the_daemon_before_anything_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path().to_owned());
+        let request = Request {
+            protocol: PROTOCOL,
+            id: JobId(Uuid::now_v7()),
+            body: RequestBody::Clear { versions: TakenBack::All },
+        };
+        let Err(error) = accept(&paths, Uid::from_raw(4711), request) else { panic!("it was accepted") };
+        assert!(matches!(refused(&error), Reply::Refused { code: ErrorCode::AuthzForbidden, .. }));
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
     }
 }

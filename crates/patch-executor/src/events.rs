@@ -25,6 +25,9 @@ const MAX_LOGGED: usize = 16 * 1024 * 1024;
 /// How much may wait in memory for room on the disk, in bytes, before output is left out.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
 
+/// An event file that is no longer than this is read whole when its end is looked for, in bytes.
+const READ_WHOLE: u64 = 256 * 1024;
+
 /// Appends events. A full disk does not stop the operation: events wait in memory and are written as soon as there is
 /// room again, in order and without a gap.
 #[derive(Debug)]
@@ -72,6 +75,49 @@ impl Events {
             fchown(&file, None, Some(group.as_raw())).map_err(error)?;
         }
         Ok(Self::at(path, file, 1, 0))
+    }
+
+    /// Whether a process works on the operation.
+    pub(crate) fn is_alive(path: &Path) -> bool {
+        File::open(path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+    }
+
+    /// Whether an operation's events lead to its end. Of a long file only the last line is read.
+    pub(crate) fn has_ended(path: &Path) -> bool {
+        let Ok(mut file) = File::open(path) else { return false };
+        if file.metadata().is_ok_and(|meta| meta.len() <= READ_WHOLE) {
+            let mut text = String::new();
+            let events: Option<Vec<Event>> = file
+                .read_to_string(&mut text)
+                .ok()
+                .filter(|_| text.ends_with('\n'))
+                .and_then(|_| text.lines().map(|line| Event::parse(line).ok()).collect());
+            return events.is_some_and(|events| {
+                (1..).zip(&events).all(|(seq, event)| event.seq == seq)
+                    && events.last().is_some_and(|last| matches!(last.kind, EventKind::Ended(_)))
+            });
+        }
+        let mut tail = Vec::new();
+        let mut reach = 4096;
+        loop {
+            let Ok(length) = file.seek(io::SeekFrom::End(0)) else { return false };
+            let from = length.saturating_sub(reach);
+            tail.clear();
+            if file.seek(io::SeekFrom::Start(from)).is_err() || file.read_to_end(&mut tail).is_err() {
+                return false;
+            }
+            let Some(line) = tail.strip_suffix(b"\n") else { return false };
+            match line.iter().rposition(|byte| *byte == b'\n') {
+                None if from > 0 => reach = reach.saturating_mul(8),
+                begin => {
+                    let line = line.get(begin.map_or(0, |at| at + 1)..).unwrap_or_default();
+                    return std::str::from_utf8(line)
+                        .ok()
+                        .and_then(|line| Event::parse(line).ok())
+                        .is_some_and(|event| matches!(event.kind, EventKind::Ended(_)));
+                }
+            }
+        }
     }
 
     /// Goes on with a file whose writer is dead: locks it, cuts a torn last line off, and returns its events.

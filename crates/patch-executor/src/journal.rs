@@ -8,12 +8,25 @@ use std::{
 };
 
 use jiff::Timestamp;
-use patch_types::{JobId, Operation, PackageName, Phase, Plan, PlanHash, event::Ended, executor::Limits};
+use patch_apply::apt::snapshot::PackageKey;
+use patch_types::{
+    ChangeOptions, ErrorDetail, JobId, JobStatus, Operation, PackageName, Phase, Plan, PlanHash,
+    event::Ended, executor::Limits,
+};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
+use crate::paths::Paths;
+
 /// What the names of journals begin with until they are whole.
 pub(crate) const NEW: &str = ".new-";
+
+/// What the names of journals begin with that nobody could read.
+pub(crate) const DAMAGED: &str = ".damaged-";
+
+/// What a decision about a change that waited to be confirmed says.
+const KEPT: &str = "kept";
+const EXPIRED: &str = "expired";
 
 /// How far a change is. Each state is on disk before its work begins, with all that the work needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,12 +47,22 @@ pub(crate) enum State {
         /// Named packages whose automatic mark apt is going to drop, and that get it back.
         auto: Vec<PackageName>,
     },
+    /// The way back is recorded.
+    Snapshotting {
+        /// What will change.
+        plan: Plan,
+        /// See `Downloading`.
+        auto: Vec<PackageName>,
+    },
     /// The package database is being changed.
     Applying {
         /// What is changing.
         plan: Plan,
         /// See `Downloading`.
         auto: Vec<PackageName>,
+        /// Of the plan's changes only these, by index: what is left after a part went back. All if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        only: Option<Vec<usize>>,
     },
     /// The result is compared with the plan.
     Verifying {
@@ -48,11 +71,59 @@ pub(crate) enum State {
         /// How the tool ended, and the end of what it said.
         tool: ToolEnd,
     },
+    /// All is well, and somebody is to say so.
+    Confirming {
+        /// What has changed.
+        plan: Plan,
+        /// How the tool ended.
+        tool: ToolEnd,
+        /// Until when it waits.
+        until: Timestamp,
+    },
+    /// Packages are taken back to what a snapshot holds.
+    GoingBack {
+        /// What was to change.
+        plan: Plan,
+        /// What goes back, and how often that was tried.
+        back: Back,
+    },
     /// Over.
     Ended {
         /// How.
         ended: Box<Ended>,
     },
+}
+
+/// A part of a change, or a whole earlier one, that goes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Back {
+    /// The job whose snapshot is gone back to: this one, or the one that is to be undone.
+    pub(crate) source: JobId,
+    /// Which of the snapshot's packages.
+    pub(crate) scope: Vec<PackageKey>,
+    /// Why: one sentence.
+    pub(crate) reason: String,
+    /// How often it was begun. On disk before each attempt, so that a host that dies of it does not do so for ever.
+    pub(crate) attempts: u32,
+    /// What is still to be applied afterwards, as indices into the plan's changes.
+    #[serde(default)]
+    pub(crate) rest: Vec<usize>,
+}
+
+/// What went wrong first: it is what the job reports, whatever follows from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) status: JobStatus,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) error: ErrorDetail,
+}
+
+/// A package that went back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TakenBack {
+    pub(crate) key: PackageKey,
+    /// Why: one sentence.
+    pub(crate) reason: String,
 }
 
 /// How the tool that changes packages ended.
@@ -64,6 +135,9 @@ pub(crate) struct ToolEnd {
     pub(crate) output: String,
     /// Whether the time limit was what ended it.
     pub(crate) timed_out: bool,
+    /// The packages that dpkg reported errors of, as it spells them.
+    #[serde(default)]
+    pub(crate) failed: Vec<String>,
 }
 
 impl State {
@@ -73,8 +147,11 @@ impl State {
             Self::Accepted | Self::Ended { .. } => None,
             Self::Planning => Some(Phase::Planning),
             Self::Refreshing | Self::Downloading { .. } => Some(Phase::Downloading),
+            Self::Snapshotting { .. } => Some(Phase::Snapshotting),
             Self::Repairing | Self::Applying { .. } => Some(Phase::Applying),
             Self::Verifying { .. } => Some(Phase::Verifying),
+            Self::Confirming { .. } => Some(Phase::Confirming),
+            Self::GoingBack { .. } => Some(Phase::RollingBack),
         }
     }
 }
@@ -91,6 +168,18 @@ pub(crate) struct Record {
     /// What was not in order before: `dpkg --audit`'s findings by package. What is new afterwards is this change's.
     #[serde(default)]
     pub(crate) broken: Vec<String>,
+    /// How it is to be made.
+    #[serde(default)]
+    pub(crate) options: ChangeOptions,
+    /// What went wrong first.
+    #[serde(default)]
+    pub(crate) failure: Option<Failure>,
+    /// How often it was taken up again after an executor died of it.
+    #[serde(default)]
+    pub(crate) resumed: u32,
+    /// What went back so far.
+    #[serde(default)]
+    pub(crate) taken_back: Vec<TakenBack>,
     pub(crate) state: State,
 }
 
@@ -109,6 +198,7 @@ impl Journal {
         operation: Operation,
         limits: Limits,
         if_plan: Option<PlanHash>,
+        options: ChangeOptions,
     ) -> io::Result<Self> {
         let record = Record {
             id,
@@ -117,6 +207,10 @@ impl Journal {
             limits,
             if_plan,
             broken: Vec::new(),
+            options,
+            failure: None,
+            resumed: 0,
+            taken_back: Vec::new(),
             state: State::Accepted,
         };
         // Whole or not at all: a directory without a record could neither be begun nor settled.
@@ -129,7 +223,10 @@ impl Journal {
         }
         DirBuilder::new().mode(0o700).create(&new)?;
         let mut journal = Self { dir: new.clone(), record };
-        journal.write()?;
+        if let Err(error) = journal.write() {
+            let _ = fs::remove_dir_all(&new);
+            return Err(error);
+        }
         if let Err(error) = renameat_with(CWD, &new, CWD, dir, RenameFlags::NOREPLACE) {
             let _ = fs::remove_dir_all(&new);
             return Err(error.into());
@@ -154,12 +251,29 @@ impl Journal {
 
     fn write(&self) -> io::Result<()> {
         let text = serde_json::to_vec(&self.record).map_err(io::Error::other)?;
-        let (new, path) = (self.dir.join("state.new"), self.dir.join("state.json"));
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        sync_dir(&self.dir)
+        write_whole(&self.dir, "state.json", &text)
+    }
+
+    /// All changes that there is a directory of, in no order.
+    pub(crate) fn all(paths: &Paths) -> Vec<(JobId, PathBuf)> {
+        let Ok(entries) = fs::read_dir(paths.state().join("journal")) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+            .collect()
+    }
+
+    /// The same, with those that nobody could read and that were put aside.
+    pub(crate) fn all_with_damaged(paths: &Paths) -> Vec<(JobId, PathBuf)> {
+        let Ok(entries) = fs::read_dir(paths.state().join("journal")) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let name = name.to_str()?;
+                Some((name.strip_prefix(DAMAGED).unwrap_or(name).parse().ok()?, entry.path()))
+            })
+            .collect()
     }
 
     /// The file that the tool's output goes to.
@@ -172,6 +286,44 @@ impl Journal {
         self.dir.join("progress")
     }
 
+    /// Where the way back is recorded.
+    pub(crate) fn way_back(&self) -> PathBuf {
+        way_back(&self.dir)
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Decides whether the change is kept or goes back, once and for all: whoever comes first decides, and everybody is
+    /// told what was decided.
+    pub(crate) fn decide(&self, kept: bool) -> io::Result<bool> {
+        let decision = self.dir.join("decision");
+        let word = if kept { KEPT } else { EXPIRED };
+        let draft = self.dir.join(format!("decision-{word}"));
+        fs::write(&draft, word)?;
+        File::open(&draft)?.sync_all()?;
+        let linked = fs::hard_link(&draft, &decision);
+        let _ = fs::remove_file(&draft);
+        match linked {
+            Ok(()) => sync_dir(&self.dir)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        Ok(fs::read_to_string(&decision)? == KEPT)
+    }
+
+    /// Whether it was decided that the change is kept.
+    pub(crate) fn is_kept(&self) -> bool {
+        fs::read_to_string(self.dir.join("decision")).is_ok_and(|word| word == KEPT)
+    }
+
+    /// Writes the record as it is, without entering a state.
+    pub(crate) fn save(&self) -> io::Result<()> {
+        self.write()
+    }
+
     /// Asks the change to stop while that is safe.
     pub(crate) fn request_cancel(&self) -> io::Result<()> {
         File::options().create(true).append(true).mode(0o600).open(self.dir.join("cancel")).map(drop)
@@ -181,6 +333,34 @@ impl Journal {
     pub(crate) fn cancel_requested(&self) -> bool {
         self.dir.join("cancel").exists()
     }
+}
+
+/// Writes a file whole: under its name there is always either the old content or the new one, also after a power cut.
+pub(crate) fn write_whole(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let written = File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, dir.join(name)));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
+    sync_dir(dir)
+}
+
+/// Makes a directory that only root can enter.
+pub(crate) fn make_private(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(dir)
+}
+
+/// Where a change's way back is recorded, below its directory.
+pub(crate) fn way_back(dir: &Path) -> PathBuf {
+    dir.join("way-back")
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -198,10 +378,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("job");
         let id = JobId(Uuid::now_v7());
-        let mut journal = Journal::create(&path, id, Operation::Refresh, Limits::default(), None).unwrap();
-        let again = Journal::create(&path, id, Operation::Refresh, Limits::default(), None).unwrap_err();
+        let mut journal =
+            Journal::create(&path, id, Operation::Refresh, Limits::default(), None, ChangeOptions::default())
+                .unwrap();
+        let again =
+            Journal::create(&path, id, Operation::Refresh, Limits::default(), None, ChangeOptions::default())
+                .unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
-        let state = State::Applying { plan: Plan::of(Vec::new()), auto: vec!["aa".parse().unwrap()] };
+        let state =
+            State::Applying { plan: Plan::of(Vec::new()), auto: vec!["aa".parse().unwrap()], only: None };
         journal.enter(state.clone()).unwrap();
         let read = Journal::open(&path).unwrap();
         assert_eq!(read.record.state, state);

@@ -4,15 +4,21 @@
 //! listen. What it does is journalled before it is done; what happened is appended to an event file that the daemon
 //! follows. It never opens a path in a directory that anybody but root can write.
 
+mod back;
+mod ceiling;
 mod change;
 mod connection;
+mod decide;
 mod events;
+mod health;
+mod hook;
 mod journal;
 mod paths;
 mod protect;
 mod prune;
 mod query;
 mod services;
+mod settings;
 mod settle;
 mod solver;
 mod stop;
@@ -30,21 +36,24 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use patch_types::JobId;
 
 use crate::paths::Paths;
 
 const HELP: &str = "\
 patch-executor: the root side of linux-patch-api
 
-usage: patch-executor [--root DIR] [serve|listen]
+usage: patch-executor [--root DIR] [serve|listen|recover|hook JOB]
 
   serve    serve the one connection that is standard input (as systemd's Accept=yes gives it); the default
   listen   make the socket and serve each connection in a process of its own, where there is no systemd
+  recover  settle the changes whose executor died: repair, judge, complete or go back; at boot and after a death
+  hook JOB  compare what apt announces on standard input with what JOB planned; apt runs it under its lock
   --root DIR   work on the system below DIR
   --version    print the version
 
 It is not meant to be run by hand: `linux-patch-api` talks to it.
-exit codes: 0 served or refused, 1 could not serve, 2 wrong usage";
+exit codes: 0 served or refused, 1 could not serve, or apt would do something else, 2 wrong usage";
 
 fn main() -> ExitCode {
     let (paths, mode) = match arguments() {
@@ -58,6 +67,9 @@ fn main() -> ExitCode {
     let result = match mode {
         Mode::Serve => connection::serve(&paths),
         Mode::Listen => listen(&paths),
+        Mode::Recover => recover(&paths),
+        Mode::Hook(job) => hook::run(&paths.journal(job)),
+        Mode::Check => health::child(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -71,6 +83,10 @@ fn main() -> ExitCode {
 enum Mode {
     Serve,
     Listen,
+    Recover,
+    Hook(JobId),
+    /// Only for itself; see [`health`].
+    Check,
 }
 
 fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
@@ -81,6 +97,12 @@ fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
         match arg.as_str() {
             "serve" => mode = Mode::Serve,
             "listen" => mode = Mode::Listen,
+            "recover" => mode = Mode::Recover,
+            "hook" => {
+                let job = args.next().context("hook needs the job's id")?;
+                mode = Mode::Hook(job.parse().with_context(|| format!("{job:?} is not a job's id"))?);
+            }
+            "check" => mode = Mode::Check,
             "--root" => root = args.next().context("--root needs a directory")?.into(),
             "--help" | "-h" => {
                 println!("{HELP}");
@@ -97,6 +119,14 @@ fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
         bail!("--root needs an absolute path, not {}", root.display());
     }
     Ok(Some((Paths::below(root), mode)))
+}
+
+/// Settles what dead executors left.
+fn recover(paths: &Paths) -> anyhow::Result<()> {
+    stop::defer().context("cannot defer signals")?;
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    settle::all(paths)
 }
 
 /// The small supervised listener for systems without socket activation.

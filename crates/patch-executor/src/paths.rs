@@ -10,12 +10,15 @@ use std::{
 use anyhow::{Context, ensure};
 use nix::unistd::{Gid, Group, Uid, User};
 use patch_types::{
-    JobId,
-    executor::{DAEMON_USER, EVENTS_DIR, SOCKET, STATE_DIR},
+    ErrorCode, ErrorDetail, JobId,
+    executor::{DAEMON_USER, EVENTS_DIR, RootStatus, SOCKET, STATE_DIR, STATUS_FILE},
 };
 
 /// What the names of directories for fetched archives begin with.
 pub(crate) const FETCHED: &str = "linux-patch-";
+
+/// How much room is kept for the journal, in bytes.
+const RESERVE: usize = 1 << 20;
 
 /// The root side's files, below a root prefix.
 #[derive(Debug, Clone)]
@@ -61,6 +64,60 @@ impl Paths {
     /// The directory of a change's journal.
     pub(crate) fn journal(&self, id: JobId) -> PathBuf {
         self.state().join("journal").join(id.to_string())
+    }
+
+    /// Where archives are kept for going back.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.state().join("archives")
+    }
+
+    /// The mark that going back failed and nobody has repaired it yet.
+    pub(crate) fn rollback_failed(&self) -> PathBuf {
+        self.state().join("rollback_failed.json")
+    }
+
+    /// A little room for the journal on a full disk, so that a change can always be ended truthfully.
+    fn reserve(&self) -> PathBuf {
+        self.state().join("reserve")
+    }
+
+    /// Makes that room.
+    ///
+    /// # Errors
+    /// When there is none: then no change may begin, since it might not be able to say how it ended.
+    pub(crate) fn make_reserve(&self) -> Result<(), ErrorDetail> {
+        let path = self.reserve();
+        if path.metadata().is_ok_and(|meta| meta.len() == RESERVE as u64) {
+            return Ok(());
+        }
+        // Written, not only allocated: some file systems promise more than they keep.
+        let made = fs::write(&path, vec![0; RESERVE]).and_then(|()| fs::File::open(&path)?.sync_all());
+        made.map_err(|error| {
+            let _ = fs::remove_file(&path);
+            let message = format!(
+                "there is no room for the journal in {} ({error}); nothing was begun. Make room below /var/lib",
+                self.state().display()
+            );
+            ErrorDetail::new(ErrorCode::DiskSpace, message)
+        })
+    }
+
+    /// Gives that room up. False if there was none.
+    pub(crate) fn spend_reserve(&self) -> bool {
+        fs::remove_file(self.reserve()).is_ok()
+    }
+
+    /// Writes the root side's figures for the daemon to read.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(crate) fn publish(&self, status: &RootStatus) -> io::Result<()> {
+        let text = serde_json::to_vec(status).map_err(io::Error::other)?;
+        let new = self.events().join(".status.json.new");
+        fs::write(&new, text)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o640))?;
+        chown(&new, None, daemon_group().map(Gid::as_raw))?;
+        fs::rename(new, self.root.join(STATUS_FILE))
     }
 
     /// The lock that serialises changes.

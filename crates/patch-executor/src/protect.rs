@@ -1,11 +1,14 @@
-//! What the executor never removes, whoever asks.
+//! What the executor never does, whoever asks.
 
 use patch_backends::apt::{Inventory, info::kernel_release};
-use patch_types::{ErrorCode, ErrorDetail, Plan};
+use patch_types::{Action, ErrorCode, ErrorDetail, Plan};
+
+/// The agent's own package. An older one may not understand what this one has on disk; going back does it properly.
+const AGENT: &str = "linux-patch-api";
 
 /// Packages without which a host cannot be reached or managed any more.
 const PROTECTED: &[&str] =
-    &["linux-patch-api", "openssh-server", "dropbear", "systemd-sysv", "sysvinit-core", "dpkg", "apt"];
+    &[AGENT, "openssh-server", "dropbear", "systemd-sysv", "sysvinit-core", "dpkg", "apt"];
 
 /// Whether a package is the running kernel, or its modules, which on Ubuntu are packages of their own.
 fn belongs_to(name: &str, kernel: &str) -> bool {
@@ -16,7 +19,7 @@ fn belongs_to(name: &str, kernel: &str) -> bool {
 }
 
 /// Refuses a plan that would remove an essential package, the running kernel, the SSH server or the agent.
-pub(crate) fn check(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
+pub(crate) fn removals(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     for change in plan.changes.iter().filter(|change| change.action.is_removal()) {
         let name = change.name.name();
@@ -40,4 +43,19 @@ pub(crate) fn check(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetai
         .with("package", name));
     }
     Ok(())
+}
+
+/// The same, and refuses to bring the agent to an older version, which only undoing a job does.
+pub(crate) fn check(plan: &Plan, inventory: &Inventory) -> Result<(), ErrorDetail> {
+    removals(plan, inventory)?;
+    let older =
+        plan.changes.iter().find(|change| change.action == Action::Downgrade && change.name.name() == AGENT);
+    older.map_or(Ok(()), |change| {
+        let version = change.new_version.as_ref().map(|v| format!(" {v}")).unwrap_or_default();
+        let message = format!(
+            "the plan would bring {AGENT} to the older version{version}, which is only done by taking back the job that \
+             brought the newer one: POST /api/v1/jobs/JOB/rollback. Nothing was changed"
+        );
+        Err(ErrorDetail::new(ErrorCode::AuthzForbidden, message).with("package", AGENT))
+    })
 }

@@ -66,6 +66,11 @@ pub(crate) fn journals(paths: &Paths) -> anyhow::Result<()> {
     let mut surplus = all.len().saturating_sub(MAX_JOURNALS);
     let mut left = all.len();
     for (id, dir) in all {
+        if crate::journal::way_back(&dir).exists() {
+            // It can still be undone; that ends before this does.
+            surplus = surplus.saturating_sub(1);
+            continue;
+        }
         let old = age(&dir.join("state.json"), now).is_some_and(|age| age > JOURNALS);
         if !old && surplus == 0 {
             continue;
@@ -88,6 +93,20 @@ pub(crate) fn journals(paths: &Paths) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes journals that never became whole, and what was being written into others, of processes that died.
+pub(crate) fn unfinished(paths: &Paths) {
+    let dir = paths.state().join("journal");
+    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // Somebody may be making it at this moment.
+        let is_old = age(&entry.path(), SystemTime::now()).is_some_and(|age| age > OPENED_BY_NOW);
+        if name.starts_with(NEW) && is_old {
+            remove(&entry.path(), fs::remove_dir_all(entry.path()));
+        }
+    }
 }
 
 /// Removes what fetching left behind for changes that are over or were never known.
@@ -132,7 +151,7 @@ fn remove(path: &Path, result: io::Result<()>) {
 mod tests {
     use std::{fs::File, time::UNIX_EPOCH};
 
-    use patch_types::{Operation, event::Ended, executor::Limits};
+    use patch_types::{ChangeOptions, Operation, event::Ended, executor::Limits};
     use uuid::Uuid;
 
     use super::*;
@@ -146,8 +165,15 @@ mod tests {
         }
         let make = |ended: bool, old: bool| {
             let id = JobId(Uuid::now_v7());
-            let mut journal =
-                Journal::create(&paths.journal(id), id, Operation::Refresh, Limits::default(), None).unwrap();
+            let mut journal = Journal::create(
+                &paths.journal(id),
+                id,
+                Operation::Refresh,
+                Limits::default(),
+                None,
+                ChangeOptions::default(),
+            )
+            .unwrap();
             if ended {
                 let ended = Box::new(Ended {
                     status: patch_types::JobStatus::Completed,

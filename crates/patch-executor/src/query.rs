@@ -1,7 +1,10 @@
 //! Reads that need root: the answer is the last event. They change nothing and leave nothing but the event file, which
 //! is pruned soon.
 
-use patch_apply::apt::argv::{self, Task};
+use patch_apply::apt::{
+    argv::{self, Task},
+    taken_back,
+};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
@@ -10,7 +13,7 @@ use patch_types::{
     operation::{Install, PackageSpec},
 };
 
-use crate::{events::Events, paths::Paths, services, solver};
+use crate::{back, events::Events, paths::Paths, services, solver};
 
 /// What is asked.
 #[derive(Debug)]
@@ -26,7 +29,11 @@ pub(crate) fn run(paths: &Paths, asked: &Asked, mut events: Events) {
     let answer = match asked {
         Asked::Query(query) => answer(paths, query),
         Asked::Plan(operation) => {
-            solver::plan(paths.root(), operation).map(|planned| QueryResult::Plan(planned.plan))
+            let plan = match operation {
+                Operation::Rollback(rollback) => back::plan(paths, rollback),
+                _ => solver::plan(paths.root(), operation).map(|planned| planned.plan),
+            };
+            plan.map(QueryResult::Plan)
         }
     };
     let ended = match answer {
@@ -132,7 +139,13 @@ impl Facts {
             reinstall: false,
         });
         let alone = apt::simulate::parse(&solver::capture(&argv::simulate(root, &insisted))?.text());
+        // What cannot be read is no reason to answer nothing: apt's own policy shows the pin all the same.
+        let taken_back = taken_back::list(&paths.state()).unwrap_or_else(|error| {
+            eprintln!("patch-executor: {error}");
+            Vec::new()
+        });
         let evidence = Evidence {
+            taken_back: &taken_back,
             inventory: &self.inventory,
             policy: self.policy(name),
             indexes: &self.indexes,

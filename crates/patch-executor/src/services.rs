@@ -98,7 +98,7 @@ fn replaced_files(maps: &str) -> BTreeSet<String> {
 }
 
 /// The innermost service of a process's cgroup.
-fn unit_of(cgroup: &str) -> Option<&str> {
+pub(crate) fn unit_of(cgroup: &str) -> Option<&str> {
     cgroup
         .lines()
         .filter(|line| line.starts_with("0::") || line.contains(":name=systemd:"))

@@ -1,32 +1,37 @@
-//! A change whose executor died: repair what it left, judge by the database, end its event file truthfully.
+//! Changes whose executor died: repair what they left, judge by the database, end their event files truthfully.
 //!
 //! Nothing is run again. Whatever of apt or dpkg outlived the executor is waited for first.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
 
 use anyhow::Context;
-use patch_apply::apt::argv;
+use patch_apply::apt::ballast;
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobStatus, Outcome,
+    ErrorCode, ErrorDetail, EventKind, JobId, JobStatus, Outcome,
     event::{Ended, LogStream},
+    executor::{PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
 };
+use uuid::Uuid;
 
 use crate::{
     change,
     events::{Events, EventsError},
-    journal::{Journal, State, ToolEnd},
+    journal::{self, Journal, State},
     paths::Paths,
-    stop,
-    tool::{self, Care, Progress, Run, RunEnd},
-    turn, verdict,
+    prune, turn,
 };
 
-/// How long a repair may take.
-const PATIENCE: Duration = Duration::from_secs(3600);
-
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
-pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
-    let id = journal.record.id;
+///
+/// # Errors
+/// When its event file cannot be used: nobody could be told the truth.
+pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
     let (mut events, seen) = match Events::resume(&paths.event_file(id)) {
         Ok(resumed) => resumed,
         Err(EventsError::Alive { .. }) => return Ok(()),
@@ -41,79 +46,162 @@ pub(crate) fn run(paths: &Paths, mut journal: Journal) -> anyhow::Result<()> {
     if seen.iter().any(|event| matches!(event.kind, EventKind::Ended(_))) {
         return Ok(());
     }
-    // Read again under the lock: the executor may have gone on until it died.
-    journal =
-        Journal::open(&paths.journal(id)).with_context(|| format!("cannot read the journal of job {id}"))?;
+    // Read under the lock: the executor may have gone on until it died.
+    let mut journal = match Journal::open(&paths.journal(id)) {
+        Ok(journal) => journal,
+        // Nobody will ever read it.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Other) => {
+            damaged(paths, id, &mut events, &error);
+            return Ok(());
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("the journal of job {id} cannot be read now"));
+        }
+    };
     let ended = match journal.record.state.clone() {
         State::Ended { ended } => ended,
-        State::Accepted | State::Refreshing | State::Planning | State::Downloading { .. } => {
+        State::Accepted
+        | State::Refreshing
+        | State::Planning
+        | State::Downloading { .. }
+        | State::Snapshotting { .. } => {
             unchanged("before anything was changed; submit it again if it is still wanted")
         }
-        State::Repairing => {
-            if repair(paths, &journal, &mut events)?.is_none() {
-                return Ok(());
-            }
-            unchanged("while it finished what an earlier run had left; nothing of its own was begun")
+        State::Repairing
+        | State::Applying { .. }
+        | State::Verifying { .. }
+        | State::Confirming { .. }
+        | State::GoingBack { .. } => {
+            return change::resume(paths, journal, events);
         }
-        State::Applying { plan, auto } => {
-            let Some(tool) = repair(paths, &journal, &mut events)? else { return Ok(()) };
-            change::restore_marks(paths.root(), &auto, &mut events);
-            let mut ended = verdict::judge(paths.root(), &journal.record, &plan, &tool);
-            if ended.status != JobStatus::Completed {
-                ended.error = Some(interrupted(
-                    "while packages were being changed; the results say how each one is now",
-                ));
-            }
-            ended
-        }
-        State::Verifying { plan, tool } => verdict::judge(paths.root(), &journal.record, &plan, &tool),
     };
-    change::finish(&mut journal, &mut events, ended);
+    change::finish(paths, &mut journal, &mut events, ended);
     Ok(())
 }
 
-/// Waits for what outlived the executor, then finishes what was left. `None` when the system wants us to stop: the next
-/// one settles it.
-fn repair(paths: &Paths, journal: &Journal, events: &mut Events) -> anyhow::Result<Option<ToolEnd>> {
-    let remark = |events: &mut Events, line: &str| {
-        events.emit(EventKind::Log { stream: LogStream::Executor, line: line.to_owned() });
-    };
-    remark(events, "the executor was interrupted while packages were being changed; looking what is left");
-    // Another change may be under way meanwhile; repairs are changes as well.
-    let Some(_turn) =
-        turn::wait(paths, stop::is_asked, tool::pause).context("the turn cannot be waited for")?
-    else {
-        return Ok(None);
-    };
-    if !tool::wait_for_survivors(paths.root(), journal, events) {
-        return Ok(None);
-    }
-    let mut tool = ToolEnd::default();
-    if !change::findings(paths.root()).unwrap_or_default().is_empty() {
-        remark(events, "finishing what was left unpacked or half-configured");
-        let mut progress = Progress::default();
-        let run = Run {
-            root: paths.root(),
-            directory: paths.root(),
-            journal,
-            events,
-            progress: &mut progress,
-            span: (0, 0),
-            deadline: Instant::now() + PATIENCE,
-            care: Care::Transaction,
-            reports: false,
-        };
-        match run.execute(|_| argv::configure_pending(paths.root())) {
-            // The repair's exit code says nothing of the change itself.
-            Ok(RunEnd::Exited(end)) => tool.output = end.output,
-            Ok(RunEnd::Cancelled | RunEnd::TimedOut) => {}
-            Err(error) => remark(events, &format!("the repair could not be run: {error}")),
+/// Settles every change that needs it, oldest first: at boot, and when an executor or the daemon died. What cannot be
+/// settled is told, and does not keep the others from it.
+pub(crate) fn all(paths: &Paths) -> anyhow::Result<()> {
+    paths.prepare()?;
+    let mut tried: BTreeSet<JobId> = BTreeSet::new();
+    let mut failed = 0;
+    // Looked at again until there is nothing new: an executor may die while this is at work for another.
+    loop {
+        let mut due: Vec<(JobId, State)> = Journal::all(paths)
+            .into_iter()
+            .filter(|(id, _)| !tried.contains(id))
+            .filter_map(|(id, dir)| match Journal::open(&dir) {
+                Ok(journal) => {
+                    let over = matches!(journal.record.state, State::Ended { .. })
+                        && Events::has_ended(&paths.event_file(id));
+                    (!over).then_some((id, journal.record.state))
+                }
+                Err(_) => Some((id, State::Accepted)),
+            })
+            .filter(|(id, _)| !Events::is_alive(&paths.event_file(*id)))
+            .collect();
+        if due.is_empty() {
+            break;
+        }
+        due.sort_by_key(|(id, _)| *id);
+        for (id, state) in due {
+            tried.insert(id);
+            // Who waits for a person does so in a process of its own, so that nobody waits for that.
+            if matches!(state, State::Confirming { .. }) && hand_over(paths, id).is_ok() {
+                continue;
+            }
+            if let Err(error) = run(paths, id) {
+                failed += 1;
+                eprintln!("patch-executor: {error:#}");
+            }
         }
     }
-    Ok(Some(tool))
+    prune::fetched(paths);
+    prune::unfinished(paths);
+    // Room that was reserved for going back, if nobody is at work who may need it.
+    if turn::is_free(paths)
+        && let Err(error) = ballast::release(paths.root(), &paths.state())
+    {
+        eprintln!("patch-executor: the room that was set aside could not be given back: {error}");
+    }
+    anyhow::ensure!(failed == 0, "{failed} changes could not be settled");
+    Ok(())
 }
 
-fn unchanged(when: &str) -> Box<Ended> {
+/// Whether a change was begun and nobody has brought it to its end.
+pub(crate) fn is_due(paths: &Paths, id: JobId) -> bool {
+    // Everybody has been told its end, whatever became of its journal since.
+    if Events::has_ended(&paths.event_file(id)) {
+        return false;
+    }
+    match Journal::open(&paths.journal(id)) {
+        Ok(journal) => !matches!(
+            journal.record.state,
+            State::Ended { .. }
+                | State::Accepted
+                | State::Refreshing
+                | State::Planning
+                | State::Downloading { .. }
+                | State::Snapshotting { .. }
+        ),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Settles one change, in a process of its own if it waits for a person.
+pub(crate) fn one(paths: &Paths, id: JobId) -> anyhow::Result<()> {
+    let waits =
+        Journal::open(&paths.journal(id)).is_ok_and(|j| matches!(j.record.state, State::Confirming { .. }));
+    if waits && !Events::is_alive(&paths.event_file(id)) && hand_over(paths, id).is_ok() {
+        return Ok(());
+    }
+    run(paths, id)
+}
+
+/// Has a change settled by a process of its own, through the socket.
+fn hand_over(paths: &Paths, job: JobId) -> anyhow::Result<()> {
+    let mut socket = UnixStream::connect(paths.socket())?;
+    let limit = Some(Duration::from_secs(5));
+    socket.set_read_timeout(limit)?;
+    socket.set_write_timeout(limit)?;
+    let id = JobId(Uuid::now_v7());
+    socket.write_all(&encode(&Request { protocol: PROTOCOL, id, body: RequestBody::Settle { job } })?)?;
+    let mut prefix = [0; 4];
+    socket.read_exact(&mut prefix)?;
+    let mut body = vec![0; body_length(prefix)?];
+    socket.read_exact(&mut body)?;
+    anyhow::ensure!(decode::<Reply>(&body)? == Reply::Accepted, "the root side refused to settle job {job}");
+    Ok(())
+}
+
+/// A job whose journal cannot be read. What it did is not known, and that is said; the journal is kept aside.
+fn damaged(paths: &Paths, id: JobId, events: &mut Events, error: &std::io::Error) {
+    let dir = paths.journal(id);
+    let aside = dir.with_file_name(format!("{}{id}", journal::DAMAGED));
+    let message = format!(
+        "the journal of job {id} cannot be read ({error}), so what it did to the host is not known; see `dpkg --audit` \
+         and /var/log/dpkg.log. It is kept as {}",
+        aside.display()
+    );
+    events.emit(EventKind::Log { stream: LogStream::Executor, line: message.clone() });
+    events.emit_durably(EventKind::Ended(Box::new(Ended {
+        status: JobStatus::Failed,
+        outcome: Some(Outcome::Partial),
+        exit_code: None,
+        error: Some(ErrorDetail::new(ErrorCode::PkgManagerError, message)),
+        results: Vec::new(),
+        answer: None,
+    })));
+    // Last: as long as it has its name, it is settled again.
+    if let Err(error) = fs::rename(&dir, &aside)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("patch-executor: cannot put {} aside: {error}", dir.display());
+    }
+}
+
+/// The end of a change of which nothing was begun.
+pub(crate) fn unchanged(when: &str) -> Box<Ended> {
     Box::new(Ended {
         status: JobStatus::Failed,
         outcome: Some(Outcome::Unchanged),
@@ -124,6 +212,7 @@ fn unchanged(when: &str) -> Box<Ended> {
     })
 }
 
-fn interrupted(when: &str) -> ErrorDetail {
+/// What is said of a change whose executor died.
+pub(crate) fn interrupted(when: &str) -> ErrorDetail {
     ErrorDetail::new(ErrorCode::PkgManagerError, format!("the root side was interrupted {when}"))
 }

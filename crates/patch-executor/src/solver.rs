@@ -16,7 +16,7 @@ use patch_types::{
     operation::{ApplyPatches, Hold, Install, Update},
 };
 
-use crate::protect;
+use crate::{ceiling::Ceiling, protect};
 
 /// How long the solver may take.
 pub(crate) const SOLVER_LIMIT: Duration = Duration::from_secs(300);
@@ -85,6 +85,10 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
             return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() });
         }
         Operation::Hold(hold) => return plan_hold(hold, &inventory),
+        Operation::Rollback(_) => {
+            let message = "undoing a job is planned from its snapshot, not by the solver";
+            return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message));
+        }
         Operation::Install(install) => {
             install.packages.iter().try_for_each(|spec| exists(&inventory, &spec.name))?;
             Task::Install(install.clone())
@@ -122,6 +126,7 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
     }
     downgrades_are_allowed(operation, &plan)?;
     protect::check(&plan, &inventory)?;
+    Ceiling::load(root)?.check(&plan, &inventory)?;
     holds_are_kept(&plan, &inventory)?;
     let auto = named(&task)
         .into_iter()

@@ -93,21 +93,25 @@ pub(crate) struct Run<'a> {
     pub(crate) care: Care,
     /// Whether the tool writes progress.
     pub(crate) reports: bool,
+    /// Whether this process holds the package manager's lock for the tool.
+    pub(crate) holds_lock: bool,
 }
 
 impl Run<'_> {
     /// Runs a tool to its end.
     pub(crate) fn execute(self, argv: impl FnOnce(i32) -> Argv) -> Result<RunEnd, RunError> {
-        let Self { root, directory, journal, events, progress, span, deadline, care, reports } = self;
+        let Self { root, directory, journal, events, progress, span, deadline, care, reports, holds_lock } =
+            self;
         let mut running = run::start(argv, directory, &journal.output(), &journal.progress(), reports)?;
         let mut kept: VecDeque<String> = VecDeque::new();
         let mut waiting: Option<LockHolder> = None;
-        let mut working = care == Care::Interruptible;
+        let mut working = care == Care::Interruptible || holds_lock;
         let mut last_word = Instant::now();
         let mut last_step = Instant::now();
         let mut forced = false;
         let mut timed_out = false;
         let mut last_percent = -1.0_f32;
+        let mut failed = Vec::new();
         loop {
             let lines = match running.wait(TICK) {
                 Ok(lines) => lines,
@@ -117,7 +121,7 @@ impl Run<'_> {
                     events.emit(EventKind::Log { stream: LogStream::Executor, line });
                     let code = running.outlast().ok().and_then(|status| status.code());
                     let output = kept.into_iter().collect::<Vec<_>>().join("\n");
-                    return Ok(RunEnd::Exited(ToolEnd { code, output, timed_out }));
+                    return Ok(RunEnd::Exited(ToolEnd { code, output, timed_out, failed }));
                 }
                 Err(error) => return Err(error),
             };
@@ -147,6 +151,7 @@ impl Run<'_> {
                             progress.report(events, span, percent, package, message);
                         }
                         Some(Status::Error { package, message }) => {
+                            failed.push(package.clone());
                             kept.push_back(format!("dpkg: error processing {package}: {message}"));
                         }
                         Some(Status::Conffile { path }) => {
@@ -160,7 +165,7 @@ impl Run<'_> {
             events.flush();
             if let Some(status) = running.ended() {
                 let output = kept.into_iter().collect::<Vec<_>>().join("\n");
-                return Ok(RunEnd::Exited(ToolEnd { code: status.code(), output, timed_out }));
+                return Ok(RunEnd::Exited(ToolEnd { code: status.code(), output, timed_out, failed }));
             }
             if !working {
                 // Until dpkg has begun, apt may be waiting for somebody: say for whom.

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
@@ -18,7 +18,29 @@ use crate::paths::Paths;
 /// The right to change the host, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    _lock: File,
+    lock: File,
+}
+
+impl Turn {
+    /// Whose turn it was last. One that has not ended died of it, and is to be settled before anything else begins.
+    pub(crate) fn last_owner(&mut self) -> Option<JobId> {
+        let mut text = String::new();
+        self.lock.rewind().ok()?;
+        (&self.lock).take(64).read_to_string(&mut text).ok()?;
+        text.trim().parse().ok()
+    }
+
+    /// Notes, durably, whose turn it is.
+    pub(crate) fn claim(&mut self, id: JobId) -> io::Result<()> {
+        self.lock.rewind()?;
+        self.lock.write_all(id.to_string().as_bytes())?;
+        self.lock.sync_data()
+    }
+}
+
+/// Whose turn it is, for those who wait for it.
+pub(crate) fn owner(paths: &Paths) -> Option<JobId> {
+    fs::read_to_string(paths.turn()).ok()?.trim().parse().ok()
 }
 
 /// A change's place in the queue.
@@ -37,7 +59,7 @@ impl Drop for Place {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).write(true).mode(0o600).open(path)
+    File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
 }
 
 fn try_lock(file: &File) -> io::Result<bool> {
@@ -62,7 +84,7 @@ pub(crate) fn try_take(paths: &Paths, place: &Place) -> io::Result<Option<Turn>>
     if !try_lock(&turn)? || somebody_is_before(paths, place)? {
         return Ok(None);
     }
-    Ok(Some(Turn { _lock: turn }))
+    Ok(Some(Turn { lock: turn }))
 }
 
 fn somebody_is_before(paths: &Paths, place: &Place) -> io::Result<bool> {
@@ -82,6 +104,11 @@ fn somebody_is_before(paths: &Paths, place: &Place) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Whether no change is under way.
+pub(crate) fn is_free(paths: &Paths) -> bool {
+    open(&paths.turn()).and_then(|turn| try_lock(&turn)).unwrap_or(false)
+}
+
 /// The turn, for settling: whoever it belongs to is waited for.
 pub(crate) fn wait(
     paths: &Paths,
@@ -95,7 +122,7 @@ pub(crate) fn wait(
         }
         pause();
     }
-    Ok(Some(Turn { _lock: turn }))
+    Ok(Some(Turn { lock: turn }))
 }
 
 #[cfg(test)]

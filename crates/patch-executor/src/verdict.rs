@@ -2,39 +2,74 @@
 
 use std::path::Path;
 
-use patch_backends::apt::{Installed, Inventory, classify};
+use patch_apply::apt::snapshot::PackageKey;
+use patch_backends::apt::{Installed, Inventory, classify, status::Want};
 use patch_types::{
-    Action, ErrorCode, JobStatus, Operation, Outcome, PackageName, Plan, PlannedChange,
+    Action, ErrorCode, ErrorDetail, JobStatus, Operation, Outcome, PackageName, Plan, PlannedChange,
     api::PackageStatus,
     event::{Ended, PackageResult},
 };
 
 use crate::{
-    journal::{Record, ToolEnd},
+    decide::Standing,
+    journal::{Failure, Record, ToolEnd},
     solver,
 };
 
+/// What the database says of a plan.
+pub(crate) struct Judged {
+    /// How each of the plan's changes stands.
+    pub(crate) standing: Vec<Standing>,
+    /// The same for people.
+    pub(crate) results: Vec<PackageResult>,
+    /// What `dpkg --audit` finds that it did not find before.
+    pub(crate) harmed: Vec<String>,
+    /// Whether something is harmed that is not in the plan.
+    pub(crate) harm_elsewhere: bool,
+    /// Whether all that was asked for is so.
+    pub(crate) complete: bool,
+}
+
+impl Judged {
+    /// Whether nothing of the plan has been done.
+    pub(crate) fn is_untouched(&self, plan: &Plan) -> bool {
+        self.harmed.is_empty()
+            && self.standing.iter().zip(&plan.changes).all(|(standing, change)| {
+                change.action == Action::Configure || *standing == Standing::Untouched
+            })
+    }
+}
+
 /// Compares what is there now with the plan.
-pub(crate) fn judge(root: &Path, record: &Record, plan: &Plan, tool: &ToolEnd) -> Box<Ended> {
-    let inventory = match solver::inventory(root) {
-        Ok(inventory) => inventory,
-        Err(error) => {
-            return Box::new(Ended {
-                status: JobStatus::Failed,
-                outcome: Some(Outcome::Partial),
-                exit_code: tool.code,
-                error: Some(error),
-                results: Vec::new(),
-                answer: None,
-            });
-        }
-    };
-    let results: Vec<PackageResult> =
-        plan.changes.iter().map(|change| result(change, &inventory, tool)).collect();
-    // What an earlier run left half-configured is tried again by every run of apt. That it fails again is shown, but it
-    // is not this job's failure, unless it is what was asked for.
-    let concerns =
-        |result: &PackageResult| result.action != Action::Configure || names(&record.operation, &result.name);
+pub(crate) fn look(root: &Path, record: &Record, plan: &Plan, tool: &ToolEnd) -> Result<Judged, ErrorDetail> {
+    let inventory = solver::inventory(root)?;
+    let mut results = Vec::with_capacity(plan.changes.len());
+    let mut standing = Vec::with_capacity(plan.changes.len());
+    let mut complete = true;
+    for change in &plan.changes {
+        let mut result = result(change, &inventory, tool);
+        // What an earlier run left half-configured is tried again by every run of apt. That it fails again is shown,
+        // but it is not this job's failure, unless it is what was asked for.
+        let concerns = change.action != Action::Configure || names(&record.operation, &change.name);
+        let key = key_of(change);
+        let stands = if let Some(taken_back) = record.taken_back.iter().find(|taken| taken.key == key) {
+            result.done = false;
+            result.taken_back = true;
+            result.reason = Some(taken_back.reason.clone());
+            Standing::TakenBack
+        } else if result.done {
+            Standing::Done
+        } else if change.action == Action::Configure
+            || (is_as_before(change, &inventory) && !has_failed(tool, change))
+        {
+            Standing::Untouched
+        } else {
+            Standing::Failed
+        };
+        complete &= result.done || !concerns;
+        results.push(result);
+        standing.push(stands);
+    }
     let harmed: Vec<String> = inventory
         .database
         .audit()
@@ -42,38 +77,97 @@ pub(crate) fn judge(root: &Path, record: &Record, plan: &Plan, tool: &ToolEnd) -
         .map(|finding| finding.package.to_string())
         .filter(|package| !record.broken.contains(package))
         .collect();
-    if harmed.is_empty() && results.iter().all(|result| result.done || !concerns(result)) {
-        return Box::new(Ended {
-            status: JobStatus::Completed,
-            outcome: Some(Outcome::Applied),
-            exit_code: tool.code,
-            error: None,
-            results,
-            answer: None,
-        });
-    }
-    let untouched = harmed.is_empty()
-        && plan
-            .changes
-            .iter()
-            .all(|change| change.action == Action::Configure || is_as_before(change, &inventory));
-    let mut error = classify(tool.code, &tool.output, (&record.operation).into());
-    if !harmed.is_empty() {
-        error.message = format!("{} not in order any more. {}", are(&harmed), error.message);
-        error.details.insert("harmed".to_owned(), harmed.into());
+    let harm_elsewhere = harmed.iter().any(|package| {
+        let name = package.split(':').next().unwrap_or(package);
+        !plan.changes.iter().any(|change| change.name.name() == name)
+    });
+    complete &= harmed.is_empty();
+    Ok(Judged { standing, results, harmed, harm_elsewhere, complete })
+}
+
+/// The package that a change is of.
+pub(crate) fn key_of(change: &PlannedChange) -> PackageKey {
+    PackageKey { name: change.name.name().to_owned(), architecture: change.architecture.to_string() }
+}
+
+/// What the tool's end says went wrong.
+pub(crate) fn failure(operation: &Operation, judged: &Judged, tool: &ToolEnd) -> Failure {
+    let mut error = classify(tool.code, &tool.output, operation.into());
+    if !judged.harmed.is_empty() {
+        error.message = format!("{} not in order any more. {}", are(&judged.harmed), error.message);
+        error.details.insert("harmed".to_owned(), judged.harmed.clone().into());
     }
     if tool.timed_out {
         error.code = ErrorCode::JobTimeout;
         error.message =
             format!("a maintainer script hung beyond the job's limit and was ended. {}", error.message);
     }
+    let status = if tool.timed_out { JobStatus::Timeout } else { JobStatus::Failed };
+    Failure { status, exit_code: tool.code, error }
+}
+
+/// How a change ends whose packages are left as they are now.
+pub(crate) fn conclude(record: &Record, plan: &Plan, judged: Judged, tool: &ToolEnd) -> Box<Ended> {
+    if judged.complete && record.failure.is_none() {
+        return Box::new(Ended {
+            status: JobStatus::Completed,
+            outcome: Some(Outcome::Applied),
+            exit_code: tool.code,
+            error: None,
+            results: judged.results,
+            answer: None,
+        });
+    }
+    let failure = record.failure.clone().unwrap_or_else(|| failure(&record.operation, &judged, tool));
+    let is = |wanted: Standing| judged.standing.contains(&wanted);
+    let outcome = if judged.is_untouched(plan) {
+        Outcome::Unchanged
+    } else if is(Standing::TakenBack)
+        && !is(Standing::Done)
+        && !is(Standing::Failed)
+        && judged.harmed.is_empty()
+    {
+        Outcome::RolledBack
+    } else {
+        Outcome::Partial
+    };
+    let mut error = failure.error;
+    match outcome {
+        Outcome::RolledBack => error.message.push_str(". All that was changed was taken back"),
+        Outcome::Partial if is(Standing::TakenBack) => {
+            error.message.push_str(". What belongs to it was taken back, the rest was applied");
+        }
+        _ => {}
+    }
     Box::new(Ended {
-        status: if tool.timed_out { JobStatus::Timeout } else { JobStatus::Failed },
-        outcome: Some(if untouched { Outcome::Unchanged } else { Outcome::Partial }),
+        status: failure.status,
+        outcome: Some(outcome),
+        exit_code: failure.exit_code,
+        error: Some(error),
+        results: judged.results,
+        answer: None,
+    })
+}
+
+/// How a change ends whose result cannot be read.
+pub(crate) fn unreadable(error: ErrorDetail, tool: &ToolEnd) -> Box<Ended> {
+    Box::new(Ended {
+        status: JobStatus::Failed,
+        outcome: Some(Outcome::Partial),
         exit_code: tool.code,
         error: Some(error),
-        results,
+        results: Vec::new(),
         answer: None,
+    })
+}
+
+/// Whether dpkg reported an error of a change's package. It names packages when it configures or removes them, and
+/// archives when it unpacks them.
+fn has_failed(tool: &ToolEnd, change: &PlannedChange) -> bool {
+    tool.failed.iter().any(|failed| {
+        let file = failed.rsplit('/').next().unwrap_or(failed);
+        let mut name = file.split(['_', ':']);
+        name.next() == Some(change.name.name())
     })
 }
 
@@ -82,10 +176,10 @@ fn are(packages: &[String]) -> String {
 }
 
 /// Whether the request itself names a package.
-fn names(operation: &Operation, package: &PackageName) -> bool {
+pub(crate) fn names(operation: &Operation, package: &PackageName) -> bool {
     let same = |name: &PackageName| name.name() == package.name();
     match operation {
-        Operation::Refresh => false,
+        Operation::Refresh | Operation::Rollback(_) => false,
         Operation::Install(install) => install.packages.iter().any(|spec| same(&spec.name)),
         Operation::Update(update) => same(&update.name),
         Operation::Remove(remove) => same(&remove.name),
@@ -128,6 +222,7 @@ fn result(change: &PlannedChange, inventory: &Inventory, tool: &ToolEnd) -> Pack
         new_version: change.new_version.clone(),
         done,
         reason: (!done).then(|| format!("the package database says: {state}")),
+        taken_back: false,
     }
 }
 
@@ -135,7 +230,12 @@ fn is_as_before(change: &PlannedChange, inventory: &Inventory) -> bool {
     let found = inventory.database.get(&change.name.with_architecture(&change.architecture));
     match &change.old_version {
         None => found.is_none_or(|package| !package.is_present()),
-        Some(old) => found.is_some_and(|package| in_order(package) && package.version_text() == old.as_str()),
+        // Before it removes packages, apt tells dpkg that they are to go.
+        Some(old) => found.is_some_and(|package| {
+            in_order(package)
+                && package.version_text() == old.as_str()
+                && !(change.action.is_removal() && matches!(package.want(), Want::Deinstall | Want::Purge))
+        }),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     name::{Architecture, PackageName, PackageVersion},
     operation::PackageSpec,
     plan::{Origin, Plan, PlanHash},
+    rollback::{OnFailure, WayBack, WentBack},
 };
 
 /// What every response is wrapped in.
@@ -300,6 +301,8 @@ pub enum CauseKind {
     NotInstalled,
     /// It is held.
     Held,
+    /// The version was taken back on this host after it had failed, and is not installed again until that is cleared.
+    TakenBack,
     /// A pin prefers another version.
     Pinned,
     /// The archive offers the update to a part of all machines only.
@@ -442,6 +445,13 @@ pub struct InstallOptions {
     pub allow_downgrade: bool,
     /// Install again what is installed already.
     pub reinstall: bool,
+    /// What to do with the rest when a part fails; `group` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// Go back unless confirmed within this many seconds, 1 to 86400.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
+    pub confirm_within: Option<u32>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
@@ -469,6 +479,13 @@ pub struct UpdateRequest {
     pub version: Option<PackageVersion>,
     /// Put on hold (true) or take off (false), instead of updating.
     pub hold: Option<bool>,
+    /// What to do with the rest when a part fails; `group` if absent. Not together with `hold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// Go back unless confirmed within this many seconds, 1 to 86400. Not together with `hold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
+    pub confirm_within: Option<u32>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
@@ -484,24 +501,17 @@ pub struct RemoveRequest {
     pub purge: bool,
     /// With the packages that were installed only for it.
     pub autoremove: bool,
+    /// What to do with the rest when a part fails; `group` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// Go back unless confirmed within this many seconds, 1 to 86400.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
+    pub confirm_within: Option<u32>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
     pub if_plan: Option<PlanHash>,
-}
-
-/// What to do with the rest when a part of a batch fails.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum OnFailure {
-    /// Take the failed groups back, finish the others.
-    #[default]
-    Group,
-    /// Take everything back.
-    All,
-    /// Leave what succeeded.
-    Keep,
 }
 
 /// Body of `POST /patches/apply`.
@@ -523,9 +533,10 @@ pub struct ApplyRequest {
     pub reboot_delay_minutes: Option<u32>,
     /// Allow removals.
     pub allow_removals: bool,
-    /// What to do with the rest when a part fails.
+    /// What to do with the rest when a part fails; `group` if absent.
     pub on_failure: Option<OnFailure>,
-    /// Go back unless confirmed within this many seconds.
+    /// Go back unless confirmed within this many seconds, 1 to 86400.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
     pub confirm_within: Option<u32>,
     /// Try it on a copy first.
     pub rehearse: bool,
@@ -533,6 +544,15 @@ pub struct ApplyRequest {
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
     pub if_plan: Option<PlanHash>,
+}
+
+/// Body of `POST /jobs/{id}/rollback`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RollbackRequest {
+    /// Even if the packages were changed again since.
+    pub force: bool,
 }
 
 /// Who asked for a job.
@@ -569,7 +589,7 @@ pub struct LogLine {
 pub struct Job {
     /// Its id.
     pub job_id: JobId,
-    /// `install`, `update`, `remove`, `hold`, `apply_patches`, `refresh`.
+    /// `install`, `update`, `remove`, `hold`, `apply_patches`, `refresh`, `rollback`.
     pub kind: String,
     /// Where it stands.
     pub status: JobStatus,
@@ -610,6 +630,17 @@ pub struct Job {
     pub exit_code: Option<i32>,
     /// Package by package.
     pub results: Vec<PackageResult>,
+    /// How well what it changes can be undone; null before that is recorded, and for jobs that change no package. Lists,
+    /// and most messages of the WebSocket, have the grade only.
+    #[serde(default)]
+    pub way_back: Option<WayBack>,
+    /// Until when it must be confirmed (`POST /jobs/{id}/confirm`); null unless it waits for that.
+    #[serde(default)]
+    pub confirm_by: Option<Timestamp>,
+    /// What came of going back; null if it did not. Where it is long, lists and most messages of the WebSocket have one
+    /// sentence in place of each list that is not empty.
+    #[serde(default)]
+    pub went_back: Option<WentBack>,
     /// The number of its last event.
     pub last_seq: u64,
 }

@@ -9,6 +9,7 @@ use crate::{
     job::{JobStatus, Outcome, Phase},
     name::{Architecture, PackageName, PackageVersion},
     plan::{Action, Plan},
+    rollback::{WayBack, WentBack},
 };
 
 /// One numbered line of an operation's event file.
@@ -64,6 +65,9 @@ pub struct PackageResult {
     pub done: bool,
     /// If not: what the database says instead, and the package manager's words.
     pub reason: Option<String>,
+    /// Whether it was changed and then taken back to what it was.
+    #[serde(default)]
+    pub taken_back: bool,
 }
 
 /// What a query found.
@@ -140,6 +144,21 @@ pub enum EventKind {
         stream: LogStream,
         /// The line, without its line feed.
         line: String,
+    },
+    /// The way back is recorded; from here on the change can be undone.
+    WayBack {
+        /// How good it is.
+        way_back: WayBack,
+    },
+    /// The change is made, and goes back unless somebody confirms it by then.
+    Confirm {
+        /// Until when.
+        until: Timestamp,
+    },
+    /// Something was taken back, or should have been.
+    WentBack {
+        /// What came of it.
+        report: WentBack,
     },
     /// The last event.
     Ended(Box<Ended>),

@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     error::ErrorCode,
     job::JobId,
+    name::{PackageName, PackageVersion},
     operation::{Operation, Query},
     plan::PlanHash,
+    rollback::ChangeOptions,
 };
 
 /// The largest body of a frame in bytes.
@@ -26,6 +28,22 @@ pub const STATE_DIR: &str = "var/lib/linux_patch_executor";
 
 /// The numbered events, one file an operation (`ID.jsonl`), readable by the daemon's group, below the root prefix.
 pub const EVENTS_DIR: &str = "var/lib/linux_patch_executor/events";
+
+/// What the root side says of itself at any moment ([`RootStatus`]), readable by the daemon's group, below the root
+/// prefix.
+pub const STATUS_FILE: &str = "var/lib/linux_patch_executor/events/status.json";
+/// The journals, one directory an operation (`ID`), root's own, below the root prefix.
+pub const JOURNAL_DIR: &str = "var/lib/linux_patch_executor/journal";
+
+/// The record of a change's way back in its journal's directory: while it is there, the change can be undone.
+pub const WAY_BACK: &str = "way-back/snapshot.json";
+
+/// The versions that were taken back: an array of objects with `name`, `architecture`, `version`, `job`, `at` and
+/// `reason`, below the root prefix.
+pub const TAKEN_BACK: &str = "var/lib/linux_patch_executor/taken_back.json";
+
+/// The root side's program.
+pub const PROGRAM: &str = "/usr/libexec/linux-patch-api/patch-executor";
 
 /// The system user that the daemon runs as.
 pub const DAEMON_USER: &str = "linux-patch-api";
@@ -59,6 +77,9 @@ pub enum RequestBody {
         /// The approved plan: with another one nothing is begun (`PLAN_DRIFT`).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         if_plan: Option<PlanHash>,
+        /// How it is to be made.
+        #[serde(default)]
+        options: ChangeOptions,
     },
     /// Say what a change would do; nothing is changed.
     Plan {
@@ -75,12 +96,47 @@ pub enum RequestBody {
         /// The change's id.
         job: JobId,
     },
+    /// Keep a change that waits to be confirmed.
+    Confirm {
+        /// Which.
+        job: JobId,
+    },
     /// The change of the given id has no living executor: repair what it left, judge by the database, and end its
     /// event file truthfully.
     Settle {
         /// The change's id.
         job: JobId,
     },
+    /// Let versions that were taken back be installed again. Only root may ask. It is done when the reply says that it
+    /// is accepted; there is no event file.
+    Clear {
+        /// Which.
+        versions: TakenBack,
+    },
+}
+
+/// Which of the versions that were taken back are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum TakenBack {
+    /// All of them.
+    All,
+    /// Those of one package.
+    Package {
+        /// The package; of every architecture unless the name says which.
+        name: PackageName,
+        /// Only this version; every one if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<PackageVersion>,
+    },
+}
+
+impl RequestBody {
+    /// Whether root alone may ask this: what the operator decided on the host is not for the network side to lift.
+    #[must_use]
+    pub fn is_for_root_alone(&self) -> bool {
+        matches!(self, Self::Clear { .. })
+    }
 }
 
 /// A request. `id` names the event file; it is the job's own for a change, and a new one for all else.
@@ -110,6 +166,21 @@ pub enum Reply {
         /// For people.
         message: String,
     },
+}
+
+/// What [`STATUS_FILE`] holds: one JSON object. A field that is missing counts as 0, or as none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RootStatus {
+    /// How many archives are kept for going back.
+    pub archives: u64,
+    /// How much room they take in bytes.
+    pub archive_bytes: u64,
+    /// How many versions were taken back and are held off until they are cleared or superseded.
+    pub taken_back: u64,
+    /// The change whose going back failed and was not repaired yet; until it is, no other change begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_failed: Option<JobId>,
 }
 
 /// Why a frame cannot be written or read.
@@ -170,12 +241,32 @@ mod tests {
                 operation: Operation::Refresh,
                 limits: Limits::default(),
                 if_plan: None,
+                options: ChangeOptions::default(),
             },
         };
         let frame = encode(&request).unwrap();
         let prefix = [frame[0], frame[1], frame[2], frame[3]];
         assert_eq!(body_length(prefix).unwrap(), frame.len() - 4);
         assert_eq!(decode::<Request>(&frame[4..]).unwrap(), request);
+    }
+
+    #[test]
+    fn clearing_survives_the_socket_and_is_for_root_alone() {
+        for (versions, text) in [
+            (TakenBack::All, r#"{"request":"clear","versions":"all"}"#),
+            (
+                TakenBack::Package { name: "aa".parse().unwrap(), version: None },
+                r#"{"request":"clear","versions":{"package":{"name":"aa"}}}"#,
+            ),
+        ] {
+            let body = RequestBody::Clear { versions };
+            assert!(body.is_for_root_alone());
+            assert_eq!(serde_json::to_string(&body).unwrap(), text);
+            assert_eq!(serde_json::from_str::<RequestBody>(text).unwrap(), body);
+        }
+        assert!(!RequestBody::Settle { job: JobId(Uuid::nil()) }.is_for_root_alone());
+        let option = r#"{"request":"clear","versions":{"package":{"name":"-aa"}}}"#;
+        assert!(serde_json::from_str::<RequestBody>(option).is_err());
     }
 
     #[test]

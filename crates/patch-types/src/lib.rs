@@ -11,6 +11,9 @@ pub mod job;
 pub mod name;
 pub mod operation;
 pub mod plan;
+pub mod rollback;
+pub mod settings;
+pub mod terminal;
 
 pub use error::{ErrorCode, ErrorDetail};
 pub use event::{Event, EventKind, LockHolder};
@@ -18,3 +21,4 @@ pub use job::{JobId, JobStatus, Outcome, Phase};
 pub use name::{Architecture, PackageName, PackageVersion};
 pub use operation::{Operation, Query};
 pub use plan::{Action, Plan, PlanHash, PlannedChange};
+pub use rollback::{ChangeOptions, Grade, OnFailure, TakenBack, WayBack, WentBack};

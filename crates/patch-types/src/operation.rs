@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{PackageName, PackageVersion};
+use crate::{
+    job::JobId,
+    name::{PackageName, PackageVersion},
+};
 
 /// The most packages that one request may name.
 pub const MAX_PACKAGES: usize = 1000;
@@ -92,6 +95,17 @@ pub struct ApplyPatches {
     pub refresh_if_older: Option<u64>,
 }
 
+/// Undo what a job changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// Which job.
+    pub job: JobId,
+    /// Even if the packages were changed again since.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// A change of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -108,6 +122,8 @@ pub enum Operation {
     Hold(Hold),
     /// See [`ApplyPatches`].
     ApplyPatches(ApplyPatches),
+    /// See [`Rollback`].
+    Rollback(Rollback),
 }
 
 /// An operation that no type could refuse but that makes no sense.
@@ -138,6 +154,7 @@ impl Operation {
             Self::Remove(_) => "remove",
             Self::Hold(_) => "hold",
             Self::ApplyPatches(_) => "apply_patches",
+            Self::Rollback(_) => "rollback",
         }
     }
 
@@ -161,7 +178,7 @@ impl Operation {
                     None => Ok(()),
                 }
             }
-            Self::Refresh | Self::Update(_) | Self::Remove(_) | Self::Hold(_) => Ok(()),
+            Self::Refresh | Self::Update(_) | Self::Remove(_) | Self::Hold(_) | Self::Rollback(_) => Ok(()),
         }
     }
 }

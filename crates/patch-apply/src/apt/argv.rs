@@ -7,9 +7,11 @@
 use std::path::Path;
 
 use patch_types::{
-    Action, PackageName, PackageVersion, Plan,
+    Action, PackageName, PackageVersion, Plan, PlannedChange,
     operation::{ApplyPatches, Install, Remove, Update},
 };
+
+use super::hook::HookCommand;
 
 /// A tool's absolute path and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,16 @@ pub struct Argv {
     pub program: &'static str,
     /// Its arguments, the program's name not among them.
     pub args: Vec<String>,
+    /// What it has in its environment besides [`ENVIRONMENT`].
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Argv {
+    /// A command line with the usual environment.
+    #[must_use]
+    pub fn new(program: &'static str, args: Vec<String>) -> Self {
+        Self { program, args, environment: Vec::new() }
+    }
 }
 
 impl std::fmt::Display for Argv {
@@ -31,6 +43,7 @@ const APT_GET: &str = "/usr/bin/apt-get";
 const APT_CACHE: &str = "/usr/bin/apt-cache";
 const APT_MARK: &str = "/usr/bin/apt-mark";
 const DPKG: &str = "/usr/bin/dpkg";
+const DPKG_DEB: &str = "/usr/bin/dpkg-deb";
 
 /// The environment of every tool: nothing is inherited.
 ///
@@ -166,7 +179,7 @@ pub fn simulate(root: &Path, task: &Task) -> Argv {
     let mut args = common(root);
     args.extend(["-s", "-V"].map(String::from));
     args.extend(verb(task));
-    Argv { program: APT_GET, args }
+    Argv::new(APT_GET, args)
 }
 
 /// The archives that a plan needs, each as `name:architecture=version`.
@@ -193,19 +206,63 @@ pub fn download(root: &Path, archives: &[String], status_fd: i32) -> Argv {
     args.push("download".into());
     args.push("--".into());
     args.extend_from_slice(archives);
-    Argv { program: APT_GET, args }
+    Argv::new(APT_GET, args)
 }
 
 /// Carries a task out with the archives that are there. apt does not wait for dpkg's lock: what it would do after the
 /// wait may be something else than what was planned before it.
+///
+/// The hook is run before dpkg is started, after those that the system itself has; if it fails, nothing is changed.
 #[must_use]
-pub fn apply(root: &Path, task: &Task, status_fd: i32) -> Argv {
+pub fn apply(root: &Path, task: &Task, status_fd: i32, hook: Option<&HookCommand>) -> Argv {
     let mut args = common(root);
     args.extend(["-y", "--no-download"].map(String::from));
     option(&mut args, &format!("APT::Status-Fd={status_fd}"));
     option(&mut args, "DPkg::Lock::Timeout=0");
+    if let Some(hook) = hook {
+        under_lock(&mut args, hook);
+    }
     args.extend(verb(task));
-    Argv { program: APT_GET, args }
+    Argv::new(APT_GET, args)
+}
+
+/// Has apt run the hook before dpkg is started, after those that the system itself has.
+fn under_lock(args: &mut Vec<String>, hook: &HookCommand) {
+    option(args, &format!("DPkg::Pre-Install-Pkgs::={}", hook.line()));
+    option(args, &format!("DPkg::Tools::Options::{}::Version=3", hook.program()));
+}
+
+/// Carries out what is left of a plan after a part of it went back: exactly these changes. As [`apply`] otherwise.
+#[must_use]
+pub fn finish(root: &Path, changes: &[PlannedChange], status_fd: i32, hook: &HookCommand) -> Argv {
+    let mut args = common(root);
+    args.extend(["-y", "--no-download"].map(String::from));
+    option(&mut args, &format!("APT::Status-Fd={status_fd}"));
+    option(&mut args, "DPkg::Lock::Timeout=0");
+    option(&mut args, "APT::Get::AutomaticRemove=false");
+    under_lock(&mut args, hook);
+    args.extend(["install", "--no-install-recommends"].map(String::from));
+    let any = |action: Action| changes.iter().any(|change| change.action == action);
+    if any(Action::Downgrade) {
+        args.push("--allow-downgrades".into());
+    }
+    if any(Action::Reinstall) {
+        args.push("--reinstall".into());
+    }
+    if any(Action::Purge) {
+        args.push("--purge".into());
+    }
+    args.push("--".into());
+    for change in changes {
+        let package = format!("{}:{}", change.name.name(), change.architecture);
+        match (&change.new_version, change.action.is_removal()) {
+            // apt reads a trailing minus as "remove".
+            (_, true) => args.push(format!("{package}-")),
+            (Some(version), false) => args.push(format!("{package}={version}")),
+            (None, false) => {}
+        }
+    }
+    Argv::new(APT_GET, args)
 }
 
 /// Fetches all indexes. Any repository that fails makes the run fail: half a view is not passed off as a whole one.
@@ -218,7 +275,7 @@ pub fn refresh(root: &Path, status_fd: i32) -> Argv {
     option(&mut args, "Acquire::GzipIndexes=false");
     option(&mut args, "Acquire::Retries=2");
     args.push("update".into());
-    Argv { program: APT_GET, args }
+    Argv::new(APT_GET, args)
 }
 
 /// What the policy says of a package.
@@ -226,7 +283,7 @@ pub fn refresh(root: &Path, status_fd: i32) -> Argv {
 pub fn policy(root: &Path, name: &PackageName) -> Argv {
     let mut args = common(root);
     args.extend(["policy".to_owned(), "--".to_owned(), name.to_string()]);
-    Argv { program: APT_CACHE, args }
+    Argv::new(APT_CACHE, args)
 }
 
 fn apt_mark(root: &Path, verb: &str, names: impl IntoIterator<Item = String>) -> Argv {
@@ -234,7 +291,7 @@ fn apt_mark(root: &Path, verb: &str, names: impl IntoIterator<Item = String>) ->
     args.push(verb.into());
     args.push("--".into());
     args.extend(names);
-    Argv { program: APT_MARK, args }
+    Argv::new(APT_MARK, args)
 }
 
 /// Puts a package on hold, or takes it off.
@@ -264,14 +321,128 @@ pub fn configure_pending(root: &Path) -> Argv {
         args.push(format!("--root={}", root.display()));
     }
     args.extend(["--configure", "--pending"].map(String::from));
-    Argv { program: DPKG, args }
+    Argv::new(DPKG, args)
+}
+
+/// dpkg for going back, run by whoever holds the front end's lock.
+fn going_back(root: &Path, mut args: Vec<String>, verb: &str, operands: &[String]) -> Argv {
+    if root != Path::new("/") {
+        args.push(format!("--root={}", root.display()));
+    }
+    args.extend([verb.to_owned(), "--".to_owned()]);
+    args.extend_from_slice(operands);
+    locked(Argv::new(DPKG, args))
+}
+
+/// The same command line for a caller that holds the front end's lock itself: dpkg and apt do not ask for it then.
+#[must_use]
+pub fn locked(mut argv: Argv) -> Argv {
+    argv.environment.push(("DPKG_FRONTEND_LOCKED", "1".to_owned()));
+    argv
+}
+
+/// Installs stored archives, absolute paths, over whatever is there, in one run: dpkg unpacks all of them, then
+/// configures them in the order of their dependencies, and no other package.
+///
+/// With `forceful`, what stands in the way of a package is pushed aside. That is right only if the outcome is known to
+/// fit together: when nothing but these packages differs from a state that there was.
+#[must_use]
+pub fn reinstate(root: &Path, archives: &[String], forceful: bool) -> Argv {
+    let mut args: Vec<String> = [
+        // Nobody can be asked; configuration files are put right afterwards in any case.
+        "--force-confdef",
+        "--force-confold",
+        // The default, but the administrator's dpkg.cfg may say otherwise.
+        "--force-downgrade",
+        // Halfway, old packages stand beside new ones and some dependency is always unmet. That they are met in the end
+        // follows from the record: the set was installed before.
+        "--force-depends",
+        // A new version that breaks the old one of another is deconfigured until it is replaced itself.
+        "--auto-deconfigure",
+        // One package that refuses must not keep the others from going back.
+        "--abort-after=1000000",
+    ]
+    .map(String::from)
+    .to_vec();
+    if forceful {
+        args.extend(["--force-overwrite", "--force-breaks", "--force-conflicts"].map(String::from));
+    }
+    going_back(root, args, "--install", archives)
+}
+
+/// Removes packages, each as `name` or `name:architecture`, with their configuration if `purge`. Others may depend on
+/// them for the moment; Essential and Protected ones are refused by dpkg.
+#[must_use]
+pub fn discard(root: &Path, names: &[String], purge: bool) -> Argv {
+    let args = [
+        "--force-depends",
+        // A package whose unpacking was interrupted would otherwise have to be installed before it can go.
+        "--force-remove-reinstreq",
+        "--abort-after=1000000",
+    ];
+    going_back(root, args.map(String::from).to_vec(), if purge { "--purge" } else { "--remove" }, names)
+}
+
+/// Sets apt's mark of automatic installation, or takes it off; names as for [`discard`].
+#[must_use]
+pub fn mark(root: &Path, names: &[String], auto: bool) -> Argv {
+    locked(apt_mark(root, if auto { "auto" } else { "manual" }, names.iter().cloned()))
+}
+
+/// Records what is wanted of packages, names as for [`discard`]; `want` is dpkg's word. None for a word that cannot be
+/// asked for.
+#[must_use]
+pub fn select(root: &Path, names: &[String], want: &str) -> Option<Argv> {
+    let verb = match want {
+        "install" => "install",
+        "hold" => "hold",
+        "deinstall" => "remove",
+        "purge" => "purge",
+        _ => return None,
+    };
+    Some(locked(apt_mark(root, verb, names.iter().cloned())))
+}
+
+/// Starts a unit.
+#[must_use]
+pub fn start_unit(unit: &str) -> Argv {
+    Argv::new("/usr/bin/systemctl", ["start", "--", unit].map(String::from).to_vec())
+}
+
+/// Whether a unit is active, by the exit code.
+#[must_use]
+pub fn unit_is_active(unit: &str) -> Argv {
+    Argv::new("/usr/bin/systemctl", ["is-active", "--quiet", "--", unit].map(String::from).to_vec())
 }
 
 /// All units of the type service, as JSON.
 #[must_use]
 pub fn list_services() -> Argv {
     let args = ["list-units", "--type=service", "--all", "--full", "--no-pager", "--output=json"];
-    Argv { program: "/usr/bin/systemctl", args: args.map(String::from).to_vec() }
+    Argv::new("/usr/bin/systemctl", args.map(String::from).to_vec())
+}
+
+/// Writes an archive's control files as a tape archive to standard output; none if the path is no text.
+#[must_use]
+pub fn control_of(archive: &Path) -> Option<Argv> {
+    Some(Argv::new(DPKG_DEB, vec!["--ctrl-tarfile".into(), archive.to_str()?.into()]))
+}
+
+/// Writes an archive's files as a tape archive to standard output; none if the path is no text.
+#[must_use]
+pub fn data_of(archive: &Path) -> Option<Argv> {
+    Some(Argv::new(DPKG_DEB, vec!["--fsys-tarfile".into(), archive.to_str()?.into()]))
+}
+
+/// Makes an archive of a tree, with temporary files in a directory; none if a path is no text. It is made to be had
+/// fast, not to be small.
+#[must_use]
+pub fn build_archive(tree: &Path, archive: &Path, temporary: &Path) -> Option<Argv> {
+    let mut args: Vec<String> = ["-Zgzip", "-z1", "--nocheck", "--build"].map(String::from).to_vec();
+    args.extend([tree.to_str()?.to_owned(), archive.to_str()?.to_owned()]);
+    let mut argv = Argv::new(DPKG_DEB, args);
+    argv.environment.push(("TMPDIR", temporary.to_str()?.to_owned()));
+    Some(argv)
 }
 
 #[cfg(test)]
@@ -329,8 +500,20 @@ mod tests {
         ];
         for (task, expected) in rows {
             assert_eq!(tail(&simulate(root, &task)), expected);
-            assert_eq!(tail(&apply(root, &task, 9)), expected);
+            assert_eq!(tail(&apply(root, &task, 9, None)), expected);
         }
+    }
+
+    #[test]
+    fn a_hook_is_added_to_those_of_the_system() {
+        let job = patch_types::JobId(uuid::Uuid::nil());
+        let hook = HookCommand::new(Path::new("/usr/libexec/x"), Path::new("/srv/r"), job).unwrap();
+        let task = Task::UpgradeAll { allow_removals: false };
+        let args = apply(Path::new("/srv/r"), &task, 9, Some(&hook)).args;
+        let command =
+            "DPkg::Pre-Install-Pkgs::=/usr/libexec/x --root /srv/r hook 00000000-0000-0000-0000-000000000000";
+        assert!(args.iter().any(|arg| arg == command), "{args:?}");
+        assert!(args.iter().any(|arg| arg == "DPkg::Tools::Options::/usr/libexec/x::Version=3"), "{args:?}");
     }
 
     #[test]

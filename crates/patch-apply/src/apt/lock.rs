@@ -3,11 +3,16 @@
 use std::{
     fs::File,
     io,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
 use patch_types::LockHolder;
-use rustix::process::{Flock, FlockType, fcntl_getlk};
 
 /// What a run is going to lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +48,11 @@ pub fn holder(root: &Path, locks: Locks) -> io::Result<Option<LockHolder>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        if let Some(found) = fcntl_getlk(&lock, &Flock::from(FlockType::WriteLock))? {
-            let pid = found.pid.map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+        let mut found = whole_file();
+        fcntl(&lock, FcntlArg::F_GETLK(&mut found))?;
+        if i32::from(found.l_type) != libc::F_UNLCK {
+            // A lock of an open file, such as [`Frontend`]'s, belongs to no process: the kernel says -1.
+            let pid = u32::try_from(found.l_pid).ok().filter(|pid| *pid != 0);
             return Ok(Some(LockHolder {
                 lock: path.display().to_string(),
                 pid,
@@ -53,6 +61,50 @@ pub fn holder(root: &Path, locks: Locks) -> io::Result<Option<LockHolder>> {
         }
     }
     Ok(None)
+}
+
+/// A write lock on all of a file.
+fn whole_file() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// The front end's lock of apt and dpkg, held until this is dropped. While it is held, apt and dpkg refuse to change
+/// anything, except for those that are told so by `DPKG_FRONTEND_LOCKED` in their environment.
+///
+/// It is a lock of the open file. apt's and dpkg's belong to a process and would be gone as soon as this process closed
+/// any descriptor of the same file, which [`holder`] does; against those of others both kinds count alike.
+#[derive(Debug)]
+pub struct Frontend {
+    /// Closing it lets go.
+    _file: File,
+}
+
+impl Frontend {
+    /// Takes the lock; `None` if somebody else holds it (see [`holder`]). Does not wait.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened or made, or the kernel refuses for another reason.
+    pub fn take(root: &Path) -> io::Result<Option<Self>> {
+        // Emptying it would be a change of a file that others use; the mode is the one that apt gives it.
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o640)
+            .open(root.join("var/lib/dpkg/lock-frontend"))?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => Ok(Some(Self { _file: file })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
 /// A process's command line as one text, bounded, with control characters replaced.

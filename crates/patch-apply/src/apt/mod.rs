@@ -1,6 +1,20 @@
 //! apt and dpkg.
 
+pub mod archives;
 pub mod argv;
+pub mod ballast;
+pub(crate) mod deb;
+pub mod files;
+pub mod hook;
+pub mod litter;
 pub mod lock;
+pub mod rebuild;
+pub mod restore;
 pub mod scripts;
+pub mod snapshot;
+pub mod stage;
 pub mod status_fd;
+pub mod store;
+pub mod taken_back;
+#[cfg(test)]
+mod testing;

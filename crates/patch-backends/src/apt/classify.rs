@@ -33,7 +33,7 @@ impl From<&Operation> for OperationKind {
             Operation::Update(_) => Self::Update,
             Operation::Remove(_) => Self::Remove,
             Operation::Hold(_) => Self::Hold,
-            Operation::ApplyPatches(_) => Self::ApplyPatches,
+            Operation::ApplyPatches(_) | Operation::Rollback(_) => Self::ApplyPatches,
         }
     }
 }

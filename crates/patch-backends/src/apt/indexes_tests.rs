@@ -79,13 +79,13 @@ fn names_of_files_tell_archive_component_and_compression() {
     let lists = root.path().join(LISTS);
     fs::create_dir_all(lists.join("partial")).unwrap();
     for (name, text) in [
-        ("deb.debian.org_debian_dists_bookworm_InRelease", "Origin: Debian\nSuite: stable\n"),
-        ("deb.debian.org_debian_dists_bookworm_updates_Release", "Origin: Debian\nSuite: other\n"),
-        ("deb.debian.org_debian_dists_bookworm_main_binary-amd64_Packages.lz4", ""),
-        ("deb.debian.org_debian_dists_bookworm_updates_main_binary-amd64_Packages", ""),
-        ("deb.debian.org_debian_dists_bookworm_non-free_fw_binary-amd64_Packages", ""),
+        ("mirror.example.org_debian_dists_bookworm_InRelease", "Origin: Debian\nSuite: stable\n"),
+        ("mirror.example.org_debian_dists_bookworm_updates_Release", "Origin: Debian\nSuite: other\n"),
+        ("mirror.example.org_debian_dists_bookworm_main_binary-amd64_Packages.lz4", ""),
+        ("mirror.example.org_debian_dists_bookworm_updates_main_binary-amd64_Packages", ""),
+        ("mirror.example.org_debian_dists_bookworm_non-free_fw_binary-amd64_Packages", ""),
         ("mirror:8080_flat_._Packages", ""),
-        ("deb.debian.org_debian_dists_bookworm_main_i18n_Translation-en", ""),
+        ("mirror.example.org_debian_dists_bookworm_main_i18n_Translation-en", ""),
     ] {
         fs::write(lists.join(name), text).unwrap();
     }
@@ -97,9 +97,9 @@ fn names_of_files_tell_archive_component_and_compression() {
     assert_eq!(
         seen,
         [
-            ("deb.debian.org", "stable", "main", Some("lz4")),
-            ("deb.debian.org", "stable", "non-free_fw", None),
-            ("deb.debian.org", "other", "main", None),
+            ("mirror.example.org", "stable", "main", Some("lz4")),
+            ("mirror.example.org", "stable", "non-free_fw", None),
+            ("mirror.example.org", "other", "main", None),
             ("mirror", "", "", None),
         ]
     );

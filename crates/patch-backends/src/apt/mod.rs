@@ -10,6 +10,8 @@
 //! | [`versions`], [`relations`] | version order; dependencies |
 //! | [`mod@classify`] | what a failed run means |
 //!
+//! [`groups`](groups()) splits a plan into parts that do not need each other.
+//!
 //! [`plan`](plan()), [`patch_set`], [`detail`](detail()) and [`why_not`](why_not()) put these together into the values
 //! of the API.
 
@@ -17,6 +19,7 @@ pub mod classify;
 pub mod deb822;
 pub mod detail;
 pub mod extended_states;
+pub mod groups;
 pub mod history;
 pub mod indexes;
 pub mod info;
@@ -35,6 +38,7 @@ use std::path::{Path, PathBuf};
 pub use classify::{OperationKind, classify};
 pub use detail::detail;
 pub use extended_states::ExtendedStates;
+pub use groups::groups;
 pub use history::{last_update_apply, last_update_check};
 pub use indexes::{Indexed, Indexes};
 pub use patches::patch_set;

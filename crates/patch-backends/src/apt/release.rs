@@ -108,9 +108,9 @@ mod tests {
     fn a_signed_release_is_read() {
         let release = Release::parse(SIGNED);
         assert_eq!((&*release.suite, &*release.version), ("stable-security", "12"));
-        let origin = release.component("main", "deb.debian.org");
+        let origin = release.component("main", "mirror.example.org");
         assert!(origin.security);
-        assert_eq!((&*origin.component, &*origin.site), ("main", "deb.debian.org"));
+        assert_eq!((&*origin.component, &*origin.site), ("main", "mirror.example.org"));
     }
 
     #[test]

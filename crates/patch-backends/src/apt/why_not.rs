@@ -2,13 +2,13 @@
 
 use jiff::{SignedDuration, Timestamp};
 use patch_types::{
-    PackageName, PackageVersion,
+    PackageName, PackageVersion, TakenBack,
     api::{Cause, CauseKind, PatchState, WhyNot},
 };
 
 use super::{
     Inventory,
-    indexes::Indexes,
+    indexes::{Indexes, fits},
     patches,
     policy::{Policy, PolicyVersion},
     simulate::{Simulation, Verb},
@@ -32,6 +32,8 @@ pub struct Evidence<'a> {
     pub patching: &'a Simulation,
     /// A simulation of installing just this package, which says what it would take.
     pub alone: Option<&'a Simulation>,
+    /// The versions that were taken back on this host.
+    pub taken_back: &'a [TakenBack],
     /// When the indexes were last fetched.
     pub last_update_check: Option<Timestamp>,
     /// The time of the judgement.
@@ -158,7 +160,12 @@ fn present(name: &PackageName, installed: Installed<'_>, evidence: &Evidence<'_>
         ));
     }
     let candidate = evidence.policy.and_then(|p| p.candidate.as_ref());
-    causes.extend(evidence.policy.and_then(|p| pinned(name, current, p)));
+    let passed_over = evidence.policy.and_then(|p| passed_over(current, p));
+    let taken_back = taken_back(installed, evidence);
+    causes.extend(taken_back.iter().map(|entry| was_taken_back(entry)));
+    if !passed_over.is_some_and(|(v, _)| taken_back.iter().any(|entry| entry.version == v.version)) {
+        causes.extend(passed_over.map(|(version, chosen)| pinned(name, chosen, version)));
+    }
 
     let stays = evidence
         .patching
@@ -212,22 +219,59 @@ fn same(a: Installed<'_>, b: Installed<'_>) -> bool {
     a.name() == b.name() && a.architecture() == b.architecture()
 }
 
-/// A newer version exists, and the policy prefers another one.
-fn pinned(name: &PackageName, current: &str, policy: &Policy) -> Option<Cause> {
+/// A newer version exists, and the policy prefers another one: the two.
+fn passed_over<'a>(current: &'a str, policy: &'a Policy) -> Option<(&'a PolicyVersion, &'a str)> {
     let chosen = policy.candidate.as_ref().map_or(current, |c| c.as_str());
-    let passed_over: &PolicyVersion = policy
+    policy
         .newest_offered()
         .filter(|v| versions::compare(v.version.as_str(), chosen).is_gt())
-        .filter(|v| versions::compare(v.version.as_str(), current).is_gt())?;
+        .filter(|v| versions::compare(v.version.as_str(), current).is_gt())
+        .map(|version| (version, chosen))
+}
+
+/// The versions of the package that were taken back and that are newer than what apt would have instead, the newest
+/// first. One that a newer candidate has superseded keeps nothing away.
+fn taken_back<'a>(installed: Installed<'_>, evidence: &Evidence<'a>) -> Vec<&'a TakenBack> {
+    let current = installed.version_text();
+    let chosen = evidence.policy.and_then(|p| p.candidate.as_ref()).map_or(current, |c| c.as_str());
+    let mut entries: Vec<_> = evidence
+        .taken_back
+        .iter()
+        .filter(|entry| {
+            entry.name.name() == installed.name()
+                && fits(entry.architecture.as_str(), installed.architecture())
+                && versions::compare(entry.version.as_str(), current).is_gt()
+                && versions::compare(entry.version.as_str(), chosen).is_gt()
+        })
+        .collect();
+    entries.sort_by(|a, b| versions::compare(b.version.as_str(), a.version.as_str()));
+    entries
+}
+
+fn was_taken_back(entry: &TakenBack) -> Cause {
+    let TakenBack { name, version, job, at, reason, .. } = entry;
+    cause(
+        CauseKind::TakenBack,
+        format!(
+            "version {version} of {name} was taken back by job {job} on {} because {}",
+            at.strftime("%Y-%m-%d"),
+            reason.trim_end_matches('.')
+        ),
+        format!(
+            "wait for a version newer than {version}, or, if it is in order now, let it be installed again: \
+             `linux-patch-host clear {}={version}`",
+            name.name()
+        ),
+    )
+}
+
+fn pinned(name: &PackageName, chosen: &str, passed_over: &PolicyVersion) -> Cause {
     let (version, priority) = (&passed_over.version, passed_over.priority);
-    Some(if priority < 0 {
+    if priority < 0 {
         cause(
             CauseKind::Pinned,
             format!("a pin forbids {name} {version} (priority {priority})"),
-            format!(
-                "if it was taken back after a failure, clear it: `linux-patch-host clear {version}`; otherwise see \
-                 /etc/apt/preferences.d and `apt-cache policy {name}`"
-            ),
+            format!("see /etc/apt/preferences.d and `apt-cache policy {name}`"),
         )
     } else {
         cause(
@@ -238,7 +282,7 @@ fn pinned(name: &PackageName, current: &str, policy: &Policy) -> Option<Cause> {
                  same: PUT /api/v1/packages/{name} {{\"version\": \"{version}\"}}"
             ),
         )
-    })
+    }
 }
 
 /// What the package would take, if it was simulated alone.

@@ -1,0 +1,202 @@
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use patch_types::operation::{Hold, Rollback};
+
+use super::*;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for sub in ["etc/linux_patch_api", "var/lib/dpkg"] {
+            fs::create_dir_all(dir.path().join(sub)).unwrap();
+        }
+        let status = "Package: lp-x\nStatus: install ok installed\nArchitecture: all\nVersion: 2\n";
+        fs::write(dir.path().join("var/lib/dpkg/status"), status).unwrap();
+        Self(dir)
+    }
+
+    fn with(text: &str) -> Self {
+        let place = Self::new();
+        fs::write(place.0.path().join(FILE), text).unwrap();
+        place
+    }
+
+    fn load(&self) -> Result<Ceiling, ErrorDetail> {
+        Ceiling::load(self.0.path())
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join(path.trim_start_matches('/'))
+    }
+
+    fn check(&self, change: PlannedChange) -> Result<(), ErrorDetail> {
+        let inventory = Inventory::read(self.0.path()).unwrap();
+        self.load().unwrap().check(&Plan::of(vec![change]), &inventory)
+    }
+}
+
+fn hold() -> Operation {
+    Operation::Hold(Hold { name: "lp-x".parse().unwrap(), hold: true })
+}
+
+fn rollback() -> Operation {
+    let job = "01890000-0000-7000-8000-000000000001".parse().unwrap();
+    Operation::Rollback(Rollback { job, force: false })
+}
+
+fn change(action: Action, new: &str, suite: Option<&str>) -> PlannedChange {
+    PlannedChange {
+        action,
+        name: "lp-x".parse().unwrap(),
+        architecture: "all".parse().unwrap(),
+        old_version: Some("2".parse().unwrap()),
+        new_version: new.parse().ok(),
+        archive_sha256: None,
+        origin: suite.map(|suite| Origin {
+            origin: "Debian".into(),
+            suite: suite.into(),
+            ..Origin::default()
+        }),
+        security: false,
+        archive_bytes: 0,
+        disk_delta_bytes: 0,
+    }
+}
+
+#[test]
+fn without_a_file_there_is_no_ceiling_but_the_freeze_file() {
+    for place in [Place::new(), Place::with("# nothing\n\n")] {
+        let ceiling = place.load().unwrap();
+        ceiling.admits(&Operation::Refresh).unwrap();
+        place.check(change(Action::Remove, "", None)).unwrap();
+        place.check(change(Action::Upgrade, "3", None)).unwrap();
+        fs::write(place.path(FREEZE), "quarter's end,\n\x1b ask the treasury\n").unwrap();
+        let error = ceiling.admits(&hold()).unwrap_err();
+        assert_eq!(error.code, ErrorCode::AuthzForbidden);
+        assert!(error.message.contains("frozen: quarter's end, ask the treasury;"), "{}", error.message);
+        ceiling.admits(&rollback()).unwrap();
+    }
+}
+
+#[test]
+fn a_freeze_file_freezes_whatever_it_is_and_only_roots_own_is_read() {
+    let place = Place::with("freeze_file: /run/frozen\n");
+    fs::create_dir(place.path("run")).unwrap();
+    let ceiling = place.load().unwrap();
+    fs::write(place.path(FREEZE), "not this one").unwrap();
+    ceiling.admits(&hold()).unwrap();
+    symlink("/etc/hostname", place.path("run/frozen")).unwrap();
+    let error = ceiling.admits(&hold()).unwrap_err();
+    assert!(error.message.contains("frozen; nothing") && error.message.contains("/run/frozen"), "{error}");
+    fs::remove_file(place.path("run/frozen")).unwrap();
+    fs::create_dir(place.path("run/frozen")).unwrap();
+    assert!(ceiling.admits(&hold()).is_err());
+    fs::remove_dir(place.path("run/frozen")).unwrap();
+    ceiling.admits(&hold()).unwrap();
+}
+
+#[test]
+fn only_the_operations_that_are_named_are_admitted() {
+    let ceiling = Place::with("operations: [hold, rollback]\n").load().unwrap();
+    ceiling.admits(&hold()).unwrap();
+    ceiling.admits(&rollback()).unwrap();
+    let error = ceiling.admits(&Operation::Refresh).unwrap_err();
+    assert_eq!(error.code, ErrorCode::AuthzForbidden);
+    assert!(error.message.contains("does not allow refresh"), "{error}");
+    assert!(Place::with("operations: []\n").load().unwrap().admits(&rollback()).is_err());
+}
+
+#[test]
+fn new_versions_come_from_allowed_origins_only() {
+    let place = Place::with("origins:\n  - {origin: Debian, suite: stable}\n  - {site: packages.internal}\n");
+    place.check(change(Action::Upgrade, "3", Some("stable"))).unwrap();
+    place.check(change(Action::Remove, "", None)).unwrap();
+    place.check(change(Action::Hold, "2", None)).unwrap();
+    for action in [Action::Install, Action::Upgrade, Action::Downgrade, Action::Reinstall] {
+        let error = place.check(change(action, "3", Some("sid"))).unwrap_err();
+        assert_eq!(error.code, ErrorCode::AuthzForbidden);
+        assert!(error.message.contains("suite \"sid\""), "{error}");
+        assert!(place.check(change(action, "3", None)).is_err());
+    }
+    assert!(Place::with("origins: []\n").check(change(Action::Upgrade, "3", Some("stable"))).is_err());
+}
+
+#[test]
+fn what_is_protected_is_neither_removed_nor_downgraded() {
+    let place = Place::with("protected: [\"lp-*\"]\n");
+    place.check(change(Action::Upgrade, "3", None)).unwrap();
+    for (action, new) in
+        [(Action::Remove, ""), (Action::Purge, ""), (Action::Downgrade, "1"), (Action::Install, "1")]
+    {
+        let error = place.check(change(action, new, None)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::AuthzForbidden);
+        assert!(error.message.contains("\"lp-*\""), "{error}");
+    }
+    Place::with("protected: [other]\n").check(change(Action::Remove, "", None)).unwrap();
+}
+
+#[test]
+fn patterns_match_whole_names() {
+    let rows = [
+        ("lp-x", "lp-x", true),
+        ("lp-x", "lp-xy", false),
+        ("lp-*", "lp-", true),
+        ("*", "g++", true),
+        ("*-image-*", "linux-image-6.1", true),
+        ("*-image-*", "linux-image", false),
+        ("lib?6", "libc6", true),
+        ("lib?6", "lib6", false),
+        ("a*b*c", "abbbcbc", true),
+        ("a*b*c", "abbbcb", false),
+    ];
+    for (pattern, name, matches) in rows {
+        assert_eq!(Pattern::try_from(pattern.to_owned()).unwrap().matches(name), matches, "{pattern} {name}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_relied_upon_refuses_everything_and_names_the_line() {
+    for (text, words) in [
+        ("operations: [install]\noperation: [x]\n", "ceiling.yaml:2:1: unknown"),
+        ("operations: [format]\n", "ceiling.yaml:1:14: unknown"),
+        ("origins:\n  - {}\n", "ceiling.yaml:2:5: "),
+        ("origins:\n  - {suit: x}\n", "ceiling.yaml:2:6: unknown"),
+        ("\nprotected: [\"A b\"]\n", "ceiling.yaml:2:13: "),
+        ("freeze_file: ../x\n", "ceiling.yaml:1:14: "),
+        ("freeze_file: /a/../x\n", "without `..`"),
+        ("operations: [\n", "ceiling.yaml:"),
+        ("operations: [install]\noperations: [install]\n", "ceiling.yaml:2:1: "),
+    ] {
+        let error = Place::with(text).load().unwrap_err();
+        assert_eq!(error.code, ErrorCode::ConfigInvalid);
+        assert!(error.message.contains(words), "{text:?}: {error}");
+        assert!(!error.message.contains('\n'), "{error}");
+    }
+    // A key without a value is no lifted limit.
+    let ceiling = Place::with("operations:\n").load();
+    assert!(ceiling.and_then(|ceiling| ceiling.admits(&hold())).is_err());
+
+    let place = Place::with("operations: [hold]\n");
+    for mode in [0o664, 0o646] {
+        fs::set_permissions(place.path(FILE), fs::Permissions::from_mode(mode)).unwrap();
+        assert!(place.load().unwrap_err().message.contains("writable by nobody else"));
+    }
+    fs::remove_file(place.path(FILE)).unwrap();
+    symlink("nowhere", place.path(FILE)).unwrap();
+    assert!(place.load().is_err());
+}
+
+#[test]
+fn the_sample_is_valid_and_limits_nothing_until_it_is_edited() {
+    let sample = include_str!("../../../packaging/config/ceiling.yaml.example");
+    let place = Place::with(sample);
+    place.load().unwrap().admits(&Operation::Refresh).unwrap();
+    let edited: String =
+        sample.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
+    let limits = parse(&edited).unwrap();
+    assert_eq!(limits.operations.unwrap().len(), 7);
+    assert_eq!((limits.origins.unwrap().len(), limits.protected.len()), (2, 2));
+    assert!(limits.freeze_file.is_some());
+}

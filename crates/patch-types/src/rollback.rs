@@ -1,0 +1,167 @@
+//! Going back: how good a way back is, when it is taken, and what came of it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    job::JobId,
+    name::{Architecture, PackageName, PackageVersion},
+};
+
+/// How well a package's present state can be had again. Ordered: the better one is the greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Grade {
+    /// Not at all.
+    None,
+    /// From an archive that was made of the installed files.
+    Rebuilt,
+    /// From the very archive: name, version, architecture and file hashes equal dpkg's record.
+    Exact,
+}
+
+impl Grade {
+    /// The grade as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Rebuilt => "rebuilt",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+impl std::fmt::Display for Grade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Which way back a change must have before it begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Require {
+    /// Every package's present archive, byte for byte as dpkg recorded it.
+    Exact,
+    /// Some archive of every package, a rebuilt one if need be.
+    #[default]
+    Any,
+    /// None.
+    Off,
+}
+
+impl Require {
+    /// Whether a way back of this grade is good enough.
+    #[must_use]
+    pub fn accepts(self, grade: Grade) -> bool {
+        match self {
+            Self::Exact => grade == Grade::Exact,
+            Self::Any => grade >= Grade::Rebuilt,
+            Self::Off => true,
+        }
+    }
+}
+
+/// What happens to the rest of a batch when a part of it fails. A part is a dependency-closed group of packages; each
+/// ends exactly old or exactly new.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum OnFailure {
+    /// The failed groups go back, the others are finished.
+    #[default]
+    Group,
+    /// Everything goes back.
+    All,
+    /// What succeeded stays, and what did not is repaired as far as it can be.
+    Keep,
+}
+
+impl OnFailure {
+    /// The choice as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Group => "group",
+            Self::All => "all",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+/// The longest time that a change may wait to be confirmed, in seconds.
+pub const MAX_CONFIRM_SECONDS: u32 = 24 * 3600;
+
+/// How a change is to be made, whatever it changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeOptions {
+    /// What happens to the rest when a part fails.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// Go back unless somebody confirms within so many seconds, 1 to [`MAX_CONFIRM_SECONDS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_within: Option<u32>,
+}
+
+/// The way back of one package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PackageWayBack {
+    /// The package.
+    pub name: PackageName,
+    /// Its architecture.
+    pub architecture: Architecture,
+    /// The version that is kept.
+    pub version: PackageVersion,
+    /// How well.
+    pub grade: Grade,
+    /// Why it is not exact: one sentence; empty if it is.
+    pub reason: String,
+}
+
+/// The way back of a change, recorded before it began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WayBack {
+    /// That of the package for which it is worst.
+    pub grade: Grade,
+    /// Every package that is changed or removed, with its archive.
+    pub packages: Vec<PackageWayBack>,
+}
+
+/// What came of going back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WentBack {
+    /// Why: one sentence.
+    pub reason: String,
+    /// The packages that are as they were before, each with its version or `not installed`.
+    pub restored: Vec<String>,
+    /// What is not as it was, one sentence each; empty after a success.
+    pub left: Vec<String>,
+    /// The administrator's edits since the change, which were kept: paths.
+    pub kept_edits: Vec<String>,
+    /// What a person can do about what is left: commands, in order.
+    pub commands: Vec<String>,
+}
+
+/// A version that was taken back, and that is not installed again until it is cleared or superseded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakenBack {
+    /// The package, without architecture.
+    pub name: PackageName,
+    /// Its architecture.
+    pub architecture: Architecture,
+    /// The version that was taken back.
+    pub version: PackageVersion,
+    /// The job that took it back.
+    pub job: JobId,
+    /// When.
+    pub at: Timestamp,
+    /// Why: one sentence.
+    pub reason: String,
+}
