@@ -9,7 +9,8 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 
-pub use fragment::{Fragment, HealthCheck, Inputs, PolicyMode, RollbackRequire};
+pub use fragment::{Fragment, HealthCheck, Inputs, PolicyMode, Rollback};
+pub use patch_types::rollback::Require as RollbackRequire;
 pub use settings::{Invalid, LogLevel, Role, Settings, TlsPaths};
 
 /// The configuration file, below the root prefix.
@@ -118,9 +119,20 @@ mod tests {
             ),
             ("security:\n  max_concurrent_jobs: 0\n", &["security.max_concurrent_jobs"]),
             ("rollback:\n  require: maybe\n", &["maybe"]),
+            ("rollback:\n  keep_days: 0\n", &["rollback.keep_days"]),
+            ("rollback:\n  keep_mib: 63\n", &["rollback.keep_mib", "64"]),
+            ("rollback:\n  keep_mb: 64\n", &["keep_mb", "keep_mib", "2"]),
             ("policy:\n  mode: on\n", &["2"]),
             ("health_checks:\n  - {type: tcp, address: nowhere}\n", &["health_checks[0]", "address"]),
             ("health_checks:\n  - {type: command, command: [\"true\"]}\n", &["health_checks[0]"]),
+            (
+                "health_checks:\n  - {type: http, url: \"https://localhost/\"}\n",
+                &["health_checks[0]", "TLS", "`command`"],
+            ),
+            (
+                "health_checks:\n  - {type: systemd, unit: nginx, timeout_seconds: 0}\n",
+                &["health_checks[0]", "ssh.service", "3600"],
+            ),
             ("reboot:\n  window: {rule: \"BYDAY=SU\"}\n", &["reboot.window", "FREQ"]),
         ] {
             let error = check(text).expect_err(text);
@@ -133,7 +145,7 @@ mod tests {
     #[test]
     fn sections_without_effect_are_named() {
         let settings = check("rollback: {auto: false}\npolicy: {mode: agent}\n").unwrap();
-        assert_eq!(settings.inactive, ["rollback", "policy"]);
+        assert_eq!(settings.inactive, ["policy"]);
         assert!(check("").unwrap().inactive.is_empty());
     }
 

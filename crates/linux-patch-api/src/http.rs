@@ -17,6 +17,7 @@ mod prefer;
 mod rate;
 mod reply;
 mod router;
+mod shown;
 pub mod system;
 mod ws;
 

@@ -208,7 +208,7 @@ pub enum AuditKind {
         /// The version that was planned.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         new_version: Option<PackageVersion>,
-        /// `done`, or why not.
+        /// `done`, `taken back`, or why not.
         result: String,
     },
     /// Something else about the host changed: a reboot, a hold, a clock.
@@ -352,6 +352,8 @@ impl AuditEvent {
             old_version: result.old_version.clone(),
             new_version: result.new_version.clone(),
             result: match (&result.reason, result.done) {
+                (Some(reason), _) if result.taken_back => format!("taken back: {reason}"),
+                (None, _) if result.taken_back => "taken back".to_owned(),
                 (_, true) => "done".to_owned(),
                 (Some(reason), false) => format!("not done: {reason}"),
                 (None, false) => "not done".to_owned(),

@@ -6,7 +6,8 @@ use patch_types::{
     ErrorDetail, JobId, PackageName, Plan,
     api::{
         ApplyRequest, Health, InstallRequest, Job, JobList, PackageDetail, PackageList, PatchSet,
-        RebootRequest, RebootState, RemoveRequest, Service, ServiceList, SystemInfo, UpdateRequest, WhyNot,
+        RebootRequest, RebootState, RemoveRequest, RollbackRequest, Service, ServiceList, SystemInfo,
+        UpdateRequest, WhyNot,
     },
 };
 use reqwest::Method;
@@ -238,6 +239,30 @@ impl Client {
     /// See [`Client`].
     pub async fn cancel(&self, id: JobId) -> Result<Answer<Job>, Error> {
         self.transport.send(&Request::new(Method::DELETE, &["jobs", &id.to_string()])).await
+    }
+
+    /// `POST /jobs/{id}/rollback`: undoes what a job changed, as a job of its own.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn rollback(
+        &self,
+        id: JobId,
+        request: &RollbackRequest,
+        submit: &Submit,
+    ) -> Result<Answer<Job>, Error> {
+        let call = Request::new(Method::POST, &["jobs", &id.to_string(), "rollback"]).json(request)?;
+        self.transport.send(&call.submit(submit)).await
+    }
+
+    /// `POST /jobs/{id}/confirm`: keeps a change that goes back otherwise. Always over a new connection, since the agent
+    /// takes no other: it shows that the host can still be reached.
+    ///
+    /// # Errors
+    /// See [`Client`]; the files of the configuration are read again.
+    pub async fn confirm(&self, id: JobId) -> Result<Answer<Job>, Error> {
+        let fresh = Transport::new(self.transport.config.clone())?;
+        fresh.send(&Request::new(Method::POST, &["jobs", &id.to_string(), "confirm"])).await
     }
 
     /// `GET /health`, also of an agent that is not healthy.

@@ -1,6 +1,6 @@
 //! Queries of the lists, and how they are written into a URL.
 
-use patch_types::{JobStatus, PlanHash, api::RemoveRequest};
+use patch_types::{JobStatus, OnFailure, PlanHash, api::RemoveRequest};
 
 /// Which packages `GET /packages` shows by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +139,8 @@ pub(crate) fn removal(request: &RemoveRequest) -> Query {
         .flag("autoremove", request.autoremove)
         .flag("dry_run", request.dry_run)
         .text("if_plan", request.if_plan.as_ref().map(PlanHash::as_str))
+        .text("on_failure", request.on_failure.map(OnFailure::as_str))
+        .text("confirm_within", request.confirm_within.map(|seconds| seconds.to_string()).as_deref())
 }
 
 #[cfg(test)]
@@ -166,5 +168,11 @@ mod tests {
         assert_eq!(pairs.join("&"), "name=lib*&status=held&sort=size&order=desc&limit=5");
         let removal = removal(&RemoveRequest { purge: true, dry_run: true, ..Default::default() });
         assert_eq!(removal.0, [("purge", "true".to_owned()), ("dry_run", "true".to_owned())]);
+        let removal = super::removal(&RemoveRequest {
+            on_failure: Some(OnFailure::All),
+            confirm_within: Some(60),
+            ..Default::default()
+        });
+        assert_eq!(removal.0, [("on_failure", "all".to_owned()), ("confirm_within", "60".to_owned())]);
     }
 }

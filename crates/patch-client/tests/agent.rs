@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use patch_client::{Client, Error, FileProblem, PackageFilter, Stage, Submit};
 use patch_types::{
     ErrorCode, JobId, JobStatus, PackageName,
-    api::{ApplyRequest, HealthStatus, RemoveRequest, ServerMessage},
+    api::{ApplyRequest, HealthStatus, RemoveRequest, RollbackRequest, ServerMessage},
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::{Value, json};
@@ -109,6 +109,22 @@ async fn changes_carry_body_query_and_headers() {
     assert_eq!(remove.line, "DELETE /api/v1/packages/g++:amd64?purge=true HTTP/1.1");
     assert_eq!(hold.line, "PUT /api/v1/packages/apt HTTP/1.1");
     assert!(hold.body.contains("\"hold\":true"));
+}
+
+#[tokio::test]
+async fn a_confirmation_comes_over_a_connection_of_its_own() {
+    let fake = Fake::start(|_, _| Reply::Http(200, good(&job("running", 5, &[])))).await;
+    let client = fake.client();
+    client.job(id()).await.unwrap();
+    client.rollback(id(), &RollbackRequest { force: true }, &Submit::default()).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(client.confirm(id()).await.unwrap().job_id, id());
+    }
+    let [first, rollback, confirm, again] = &fake.requests()[..] else { panic!("four requests") };
+    assert_eq!(rollback.line, format!("POST /api/v1/jobs/{JOB}/rollback HTTP/1.1"));
+    assert_eq!((rollback.body.as_str(), rollback.connection), (r#"{"force":true}"#, first.connection));
+    assert_eq!(confirm.line, format!("POST /api/v1/jobs/{JOB}/confirm HTTP/1.1"));
+    assert!(confirm.connection > first.connection && again.connection > confirm.connection);
 }
 
 #[tokio::test]

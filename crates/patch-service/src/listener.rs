@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -44,21 +44,30 @@ struct Peer {
     facts: CertificateFacts,
     chain: Vec<CertificateDer<'static>>,
     address: SocketAddr,
+    accepted: Instant,
 }
 
 impl PeerIdentity {
-    /// An identity from the certificates that a peer presented, leaf first. None if the leaf cannot be read.
+    /// An identity from the certificates that a peer presented, leaf first, over a connection that is accepted now. None
+    /// if the leaf cannot be read.
     #[must_use]
     pub fn new(chain: Vec<CertificateDer<'static>>, address: SocketAddr) -> Option<Self> {
         let facts = CertificateFacts::from_der(chain.first()?)?;
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        Some(Self(Arc::new(Peer { facts, chain, address })))
+        Some(Self(Arc::new(Peer { facts, chain, address, accepted: Instant::now() })))
     }
 
     /// An identity without a certificate behind it, for tests of what lies behind the door.
     #[must_use]
     pub fn from_facts(facts: CertificateFacts, address: SocketAddr) -> Self {
-        Self(Arc::new(Peer { facts, chain: Vec::new(), address }))
+        Self(Arc::new(Peer { facts, chain: Vec::new(), address, accepted: Instant::now() }))
+    }
+
+    /// The same identity over a connection that was accepted at another instant.
+    #[must_use]
+    pub fn accepted_at(self, accepted: Instant) -> Self {
+        let Peer { facts, chain, address, .. } = &*self.0;
+        Self(Arc::new(Peer { facts: facts.clone(), chain: chain.clone(), address: *address, accepted }))
     }
 
     /// The certificate's common name.
@@ -89,6 +98,12 @@ impl PeerIdentity {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.0.address
+    }
+
+    /// When its connection was accepted.
+    #[must_use]
+    pub fn accepted(&self) -> Instant {
+        self.0.accepted
     }
 
     pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
@@ -302,19 +317,26 @@ impl Door {
             self.0.reports.refused(address, Refused::Overload, None);
             return;
         };
+        // Before the handshake, which may take a while: whether a connection is new is told by when it was made.
+        let accepted = Instant::now();
         let (door, service) = (self.clone(), service.clone());
         tokio::spawn(async move {
             let cut = socket.cut();
             tokio::select! {
                 biased;
                 () = cut.cancelled() => {}
-                () = door.attend(socket, place, address, service) => {}
+                () = door.attend(socket, place, (address, accepted), service) => {}
             }
         });
     }
 
-    async fn attend<S>(&self, socket: Socket, place: Place, address: SocketAddr, service: S)
-    where
+    async fn attend<S>(
+        &self,
+        socket: Socket,
+        place: Place,
+        (address, accepted): (SocketAddr, Instant),
+        service: S,
+    ) where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
             + Clone
             + Send
@@ -333,7 +355,7 @@ impl Door {
         };
         drop(place);
         let (stream, peer) = match shaken {
-            Ok(known) => known,
+            Ok((stream, peer)) => (stream, peer.accepted_at(accepted)),
             Err((why, certificate)) => return self.0.reports.refused(address, why, certificate),
         };
         stream.get_ref().0.get_ref().identify(peer.clone());

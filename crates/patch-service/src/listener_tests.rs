@@ -300,6 +300,28 @@ async fn a_known_client_is_served_and_named() {
 }
 
 #[tokio::test]
+async fn a_connection_is_as_old_as_its_first_moment_and_not_as_its_handshake() {
+    let house = usual().await;
+    let name = rustls_pki_types::ServerName::IpAddress(house.address.ip().into());
+    let config = |who| house.pki.client(house.pki.path(), Some(who));
+    let accepted = |e: &DoorEvent| match e {
+        DoorEvent::AuthSucceeded { identity } => {
+            Some((identity.common_name().to_owned(), identity.accepted()))
+        }
+        _ => None,
+    };
+    let begin = Instant::now();
+    let early = TcpStream::connect(house.address).await.unwrap();
+    let _late = connect(config("bob"), house.address).await.unwrap();
+    let (bob, late) = house.memory.wait("AuthSucceeded", accepted).await;
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config("alice")));
+    let _early = connector.connect(name, early).await.unwrap();
+    let (alice, early) = house.memory.wait("AuthSucceeded", accepted).await;
+    assert_eq!((bob.as_str(), alice.as_str()), ("bob", "alice"));
+    assert!(begin < early && early < late && late < Instant::now());
+}
+
+#[tokio::test]
 async fn openssl_is_served_too() {
     let house = usual().await;
     let (dir, port) = (house.pki.path().to_owned(), house.address.port());

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use patch_client::{Address, PackageSort};
-use patch_types::{JobId, JobStatus, PackageName, PlanHash, operation::PackageSpec};
+use patch_types::{
+    JobId, JobStatus, OnFailure, PackageName, PlanHash, operation::PackageSpec, rollback::MAX_CONFIRM_SECONDS,
+};
 
 use crate::exit;
 
@@ -90,6 +92,8 @@ pub(crate) enum Command {
         package: PackageSpec,
         #[command(flatten)]
         change: ChangeArgs,
+        #[command(flatten)]
+        back: BackArgs,
     },
     /// Put a package on hold: it stays at its version
     Hold {
@@ -125,6 +129,25 @@ pub(crate) enum Command {
     /// Follow a job to its end
     Watch {
         /// Its id
+        id: JobId,
+    },
+    /// Undo what a job changed
+    Rollback {
+        /// Its id
+        id: JobId,
+        /// Even if the packages were changed again since
+        #[arg(long)]
+        force: bool,
+        /// Do not ask; without a terminal nothing is asked anyway
+        #[arg(long, short)]
+        yes: bool,
+        /// Print the new job's id and return
+        #[arg(long, short)]
+        detach: bool,
+    },
+    /// Keep a change that was made with --confirm-within
+    Confirm {
+        /// Its job's id
         id: JobId,
     },
     /// Cancel a job while that is safe
@@ -244,6 +267,40 @@ pub(crate) struct ChangeArgs {
     pub(crate) detach: bool,
 }
 
+/// When a change is taken back.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Going back")]
+pub(crate) struct BackArgs {
+    /// What happens to the rest when a part fails [default: group]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) on_failure: Option<Rest>,
+    /// Go back by itself unless `patchctl confirm` comes within so many seconds
+    #[arg(long, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONFIRM_SECONDS)))]
+    pub(crate) confirm_within: Option<u32>,
+}
+
+/// What happens to the rest of a change when a part of it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rest {
+    /// Packages that depend on each other go back together, the others are finished
+    Group,
+    /// Everything goes back
+    All,
+    /// What succeeded stays
+    Keep,
+}
+
+impl From<Rest> for OnFailure {
+    fn from(rest: Rest) -> Self {
+        match rest {
+            Rest::Group => Self::Group,
+            Rest::All => Self::All,
+            Rest::Keep => Self::Keep,
+        }
+    }
+}
+
 /// Arguments of `install`.
 #[derive(Debug, Args)]
 pub(crate) struct InstallArgs {
@@ -261,6 +318,8 @@ pub(crate) struct InstallArgs {
     pub(crate) reinstall: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) back: BackArgs,
 }
 
 /// Arguments of `remove`.
@@ -276,6 +335,8 @@ pub(crate) struct RemoveArgs {
     pub(crate) autoremove: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) back: BackArgs,
 }
 
 /// Arguments of `apply`.
@@ -298,6 +359,8 @@ pub(crate) struct ApplyArgs {
     pub(crate) refresh: bool,
     #[command(flatten)]
     pub(crate) change: ChangeArgs,
+    #[command(flatten)]
+    pub(crate) back: BackArgs,
 }
 
 /// Arguments of `jobs`.
@@ -382,10 +445,33 @@ mod tests {
             "update apt --if-plan abc",
             "info --host http://x",
             "info --timeout 0",
+            "rollback 17",
+            "confirm",
+            "apply --on-failure some",
+            "apply --confirm-within 0",
+            "apply --confirm-within 86401",
+            "hold apt --confirm-within 5",
         ] {
             let error = parse(line).map(|_| line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
         }
+    }
+
+    #[test]
+    fn every_change_of_packages_says_when_it_goes_back() {
+        for line in ["install apt", "update apt", "remove apt", "apply"] {
+            let cli = parse(&format!("{line} --on-failure all --confirm-within 60")).unwrap();
+            let back = match cli.command {
+                Command::Install(args) => args.back,
+                Command::Update { back, .. } => back,
+                Command::Remove(args) => args.back,
+                Command::Apply(args) => args.back,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((back.on_failure, back.confirm_within), (Some(Rest::All), Some(60)), "{line}");
+        }
+        let cli = parse("rollback 01890000-0000-7000-8000-000000000001 --force -d").unwrap();
+        assert!(matches!(cli.command, Command::Rollback { force: true, yes: false, detach: true, .. }));
     }
 
     #[test]

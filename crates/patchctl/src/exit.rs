@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use patch_client::Error;
-use patch_types::{JobStatus, api::Job};
+use patch_types::{JobStatus, Outcome, api::Job};
 use serde_json::json;
 
 use crate::render::clean;
@@ -12,7 +12,7 @@ use crate::render::clean;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    done, also when there was nothing to do
-  1    the request was refused, or the job failed
+  1    the request was refused, or the job failed, or what it changed was taken back
   2    usage, or the local configuration (certificates, host) is wrong
   3    the agent cannot be reached, or it refused the connection
   4    the job was cancelled or timed out, or the question was answered with no
@@ -35,6 +35,16 @@ pub(crate) enum Exit {
 impl Exit {
     pub(crate) fn of_job(job: &Job) -> Self {
         match job.status {
+            // Whatever the status says: the host is not as it was asked for. Going back is what a rollback is for.
+            JobStatus::Completed
+                if match job.outcome {
+                    Some(Outcome::RolledBack) => job.kind != "rollback",
+                    Some(Outcome::Partial | Outcome::RollbackFailed) => true,
+                    Some(Outcome::Applied | Outcome::Unchanged) | None => false,
+                } =>
+            {
+                Self::Failed
+            }
             // Only a job that was left alone on purpose has not ended here.
             JobStatus::Completed | JobStatus::Pending | JobStatus::Running => Self::Done,
             JobStatus::Failed => Self::Failed,
@@ -123,6 +133,20 @@ mod tests {
         ] {
             assert_eq!(Exit::of_error(&error), exit, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_change_that_went_back_is_a_failure() {
+        use crate::render::job::tests::job;
+        let of = |kind: &str, status, outcome| {
+            Exit::of_job(&Job { kind: kind.to_owned(), outcome: Some(outcome), ..job(status) })
+        };
+        assert_eq!(of("install", JobStatus::Completed, Outcome::Applied), Exit::Done);
+        assert_eq!(of("install", JobStatus::Completed, Outcome::RolledBack), Exit::Failed);
+        assert_eq!(of("install", JobStatus::Failed, Outcome::RolledBack), Exit::Failed);
+        assert_eq!(of("install", JobStatus::Timeout, Outcome::RolledBack), Exit::Stopped);
+        assert_eq!(of("rollback", JobStatus::Completed, Outcome::RolledBack), Exit::Done);
+        assert_eq!(of("rollback", JobStatus::Failed, Outcome::RollbackFailed), Exit::Failed);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use patch_client::{Answer, Client};
 use patch_types::{
     JobId, JobStatus, Phase,
@@ -78,9 +79,17 @@ async fn watch(
     mut display: Display,
 ) -> anyhow::Result<Option<Answer<Job>>> {
     let mut broken: Option<io::Error> = None;
+    let mut told = None;
     let unheard = Notify::new();
     let result = {
         let following = client.follow_to_end(id, |message| {
+            if let ServerMessage::JobStatus(job) = message
+                && job.confirm_by.is_some()
+                && told != job.confirm_by
+            {
+                told = job.confirm_by;
+                display.say(&job::asks(job, &client.address().to_string(), Timestamp::now()));
+            }
             if broken.is_none() {
                 broken = display.show(out, message).err();
                 if broken.is_some() {
@@ -157,7 +166,11 @@ impl Display {
     }
 
     fn log(&self, line: &LogLine) {
-        let text = job::log_line(line);
+        self.say(&job::log_line(line));
+    }
+
+    /// A text beside the state. Who reads JSON has it all there.
+    fn say(&self, text: &str) {
         match self {
             Self::Bar(bar) => bar.println(text),
             Self::Lines(_) => eprintln!("{text}"),

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+pub use patch_types::settings::{HealthCheck, Rollback};
 use serde::Deserialize;
 
 /// What a file says. Every key is optional; unknown ones are refused.
@@ -59,8 +60,6 @@ impl From<Fragment> for Inputs {
         let syslog = f.logging.as_ref().is_some_and(|l| l.remote_syslog.is_some());
         let inactive = [
             ("logging.remote_syslog", syslog),
-            ("rollback", f.rollback.is_some()),
-            ("health_checks", f.health_checks.is_some()),
             ("policy", f.policy.is_some()),
             ("reboot", f.reboot.is_some()),
             ("notifications", f.notifications.is_some()),
@@ -154,45 +153,6 @@ impl Default for Security {
             roles: BTreeMap::new(),
         }
     }
-}
-
-/// Which way back a job must have before it may start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RollbackRequire {
-    /// Every package's present archive, byte for byte as dpkg recorded it.
-    Exact,
-    /// Some archive of every package, a rebuilt one if need be.
-    #[default]
-    Any,
-    /// None.
-    Off,
-}
-
-/// `rollback:`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Rollback {
-    pub auto: bool,
-    pub require: RollbackRequire,
-    pub keep_days: u32,
-}
-
-impl Default for Rollback {
-    fn default() -> Self {
-        Self { auto: true, require: RollbackRequire::Any, keep_days: 14 }
-    }
-}
-
-/// One of `health_checks:`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in the sample file")]
-pub enum HealthCheck {
-    Command { command: Vec<String>, timeout_seconds: Option<u32> },
-    Http { url: String, expect_status: Option<u16>, timeout_seconds: Option<u32> },
-    Tcp { address: String, timeout_seconds: Option<u32> },
-    Systemd { unit: String, timeout_seconds: Option<u32> },
 }
 
 /// Who patches without being asked.

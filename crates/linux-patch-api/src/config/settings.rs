@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use patch_types::settings::is_host_and_port;
 use serde::Serialize;
 
 use super::fragment::{HealthCheck, Inputs, Notifications, Policy, Reboot, Rollback, Tls};
@@ -136,9 +137,9 @@ pub struct Settings {
     pub rate_limit: u32,
     /// Who may do what; empty means that every certificate of the CA is an administrator.
     pub roles: Roles,
-    /// Checked, not acted upon yet.
+    /// Checked here; the root side acts by it.
     pub rollback: Rollback,
-    /// Checked, not acted upon yet.
+    /// Checked here; the root side acts by it.
     pub health_checks: Vec<HealthCheck>,
     /// Checked, not acted upon yet.
     pub policy: Policy,
@@ -173,8 +174,14 @@ impl Settings {
         let rate = u64::from(security.rate_limit_requests_per_minute);
         check.within("security.rate_limit_requests_per_minute", rate, 1, 100_000_000);
         let roles = check.roles(security.roles);
-        check.within("rollback.keep_days", inputs.rollback.keep_days.into(), 1, 3650);
-        check.health_checks(&inputs.health_checks);
+        for (key, message) in inputs.rollback.problems() {
+            check.refuse(key, message);
+        }
+        for (i, one) in inputs.health_checks.iter().enumerate() {
+            for message in one.problems() {
+                check.refuse(format!("health_checks[{i}]"), message);
+            }
+        }
         check.reboot(&inputs.reboot);
         check.notifications(&inputs.notifications);
         if !check.0.is_empty() {
@@ -321,40 +328,6 @@ impl Checker {
         known
     }
 
-    fn health_checks(&mut self, checks: &[HealthCheck]) {
-        for (i, one) in checks.iter().enumerate() {
-            let key = format!("health_checks[{i}]");
-            let timeout = match one {
-                HealthCheck::Command { command, timeout_seconds } => {
-                    self.argv(&key, command);
-                    timeout_seconds
-                }
-                HealthCheck::Http { url, timeout_seconds, .. } => {
-                    self.url(&key, url);
-                    timeout_seconds
-                }
-                HealthCheck::Tcp { address, timeout_seconds } => {
-                    if !is_host_and_port(address) {
-                        self.refuse(&*key, format!("the address {address:?} is not HOST:PORT"));
-                    }
-                    timeout_seconds
-                }
-                HealthCheck::Systemd { unit, timeout_seconds } => {
-                    if !crate::http::system::is_unit_name(unit) {
-                        self.refuse(
-                            &*key,
-                            format!("{unit:?} is not the name of a unit, such as ssh.service"),
-                        );
-                    }
-                    timeout_seconds
-                }
-            };
-            if let Some(seconds) = timeout {
-                self.within(&key, u64::from(*seconds), 1, 3600);
-            }
-        }
-    }
-
     fn argv(&mut self, key: &str, argv: &[String]) {
         if !argv.first().is_some_and(|program| program.starts_with('/')) {
             self.refuse(key, "the command is a list that starts with a program's absolute path");
@@ -409,11 +382,4 @@ impl Checker {
             }
         }
     }
-}
-
-fn is_host_and_port(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
-        !host.is_empty() && host.bytes().all(plain) && port.parse::<u16>().is_ok_and(|p| p > 0)
-    })
 }

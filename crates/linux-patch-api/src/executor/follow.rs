@@ -39,6 +39,39 @@ const WITHOUT_INOTIFY: Duration = Duration::from_millis(20);
 /// How much is read at a time; also what bounds a batch of events.
 const CHUNK: usize = 64 << 10;
 
+/// The number of the last event that stands whole in a file; 0 if there is none, or none that can be read. A torn last line
+/// is not counted, since whoever settles the operation cuts it off and goes on in its place.
+#[must_use]
+pub fn last_number(path: &Path) -> u64 {
+    last_of(path).unwrap_or(0)
+}
+
+fn last_of(path: &Path) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let most = 2 * MAX_LINE as u64;
+    let mut window = CHUNK as u64;
+    loop {
+        let begin = length.saturating_sub(window);
+        file.seek(SeekFrom::Start(begin))?;
+        let mut text = Vec::new();
+        (&file).take(length - begin).read_to_end(&mut text)?;
+        let mut lines = text.split_inclusive(|b| *b == b'\n');
+        if begin > 0 {
+            // The end of a line whose beginning is not here.
+            lines.next();
+        }
+        let whole = lines.rev().filter_map(|line| line.strip_suffix(b"\n"));
+        if let Some(seq) = whole.filter_map(number).next() {
+            return Ok(seq);
+        }
+        if begin == 0 || window >= most {
+            return Ok(0);
+        }
+        window = window.saturating_mul(4).min(most);
+    }
+}
+
 /// Why an event file cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
@@ -345,14 +378,19 @@ enum Line {
 }
 
 fn parse(line: &[u8]) -> Line {
+    match serde_json::from_slice::<Event>(line) {
+        Ok(event) => Line::Event(Box::new(event)),
+        Err(_) => number(line).map_or(Line::Malformed, Line::Unknown),
+    }
+}
+
+/// The number of a line, whatever kind of event it is.
+fn number(line: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]
     struct Numbered {
         seq: u64,
     }
-    match serde_json::from_slice::<Event>(line) {
-        Ok(event) => Line::Event(Box::new(event)),
-        Err(_) => serde_json::from_slice::<Numbered>(line).map_or(Line::Malformed, |n| Line::Unknown(n.seq)),
-    }
+    serde_json::from_slice::<Numbered>(line).ok().map(|numbered| numbered.seq)
 }
 
 fn watch(path: &Path) -> io::Result<EventStream<[u8; 1024]>> {

@@ -12,7 +12,7 @@ use patch_audit::AuditLog;
 use patch_service::LoadedTls;
 use patch_types::api::CrlStatus;
 
-use super::{metrics::Metrics, rate::RateLimit};
+use super::{metrics::Metrics, rate::RateLimit, shown::Shown};
 use crate::{config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory, jobs::Jobs};
 
 /// How long the health check believes what it knows of the root side: each look has the root side start a process.
@@ -95,6 +95,7 @@ struct Inner {
     door: Arc<DoorCounters>,
     metrics: Metrics,
     rate: RateLimit,
+    shown: Shown,
     certificates: ArcSwap<Certificates>,
     /// Locked while the root side is looked at, so that health checks at the same time share one look.
     ping: tokio::sync::Mutex<LastPing>,
@@ -119,6 +120,7 @@ impl App {
             door: parts.door,
             metrics: Metrics::default(),
             rate: RateLimit::default(),
+            shown: Shown::default(),
             certificates: ArcSwap::default(),
             ping: tokio::sync::Mutex::default(),
             started: Instant::now(),
@@ -161,6 +163,11 @@ impl App {
 
     pub(super) fn rate(&self) -> &RateLimit {
         &self.0.rate
+    }
+
+    /// The plans that were shown lately.
+    pub(super) fn shown(&self) -> &Shown {
+        &self.0.shown
     }
 
     pub(super) fn certificates(&self) -> Arc<Certificates> {

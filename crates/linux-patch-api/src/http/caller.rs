@@ -1,6 +1,6 @@
 //! Who sent a request, as the handlers and the records see it.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Instant};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use patch_service::{PeerIdentity, RequestId};
@@ -37,6 +37,11 @@ impl Caller {
     /// Whether the door let somebody in.
     pub(super) fn is_known(&self) -> bool {
         self.peer.is_some()
+    }
+
+    /// When its connection was accepted; none if nobody was let in.
+    pub(super) fn accepted(&self) -> Option<Instant> {
+        self.peer.as_ref().map(PeerIdentity::accepted)
     }
 
     /// As a job records it.

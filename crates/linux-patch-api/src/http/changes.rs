@@ -8,7 +8,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use patch_service::{Refusal, Reply};
-use patch_types::{ErrorCode, ErrorDetail, Operation, Plan, api::Job, plan::PlanHash};
+use patch_types::{
+    ChangeOptions, ErrorCode, ErrorDetail, OnFailure, Operation, Plan, api::Job, plan::PlanHash,
+    rollback::MAX_CONFIRM_SECONDS,
+};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
@@ -78,8 +81,27 @@ pub(super) struct Change<O> {
     pub dry_run: bool,
     /// The plan that was approved.
     pub if_plan: Option<PlanHash>,
+    /// How it is to be made.
+    pub options: ChangeOptions,
     /// The request, for the job's record.
     pub request: serde_json::Value,
+}
+
+/// How a change is to be made, from the fields that every body has for that.
+///
+/// # Errors
+/// 422 for a time to confirm that is none.
+pub(super) fn options(
+    on_failure: Option<OnFailure>,
+    confirm_within: Option<u32>,
+) -> Result<ChangeOptions, ErrorDetail> {
+    if let Some(seconds) = confirm_within
+        && !(1..=MAX_CONFIRM_SECONDS).contains(&seconds)
+    {
+        let message = format!("confirm_within is {seconds} seconds; 1 to {MAX_CONFIRM_SECONDS} are possible");
+        return Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "confirm_within"));
+    }
+    Ok(ChangeOptions { on_failure: on_failure.unwrap_or_default(), confirm_within })
 }
 
 /// A request as it goes into the job's record.
@@ -92,9 +114,10 @@ pub(super) async fn carry_out<O>(app: &App, asked: Asked, change: Change<O>) -> 
 where
     O: Future<Output = Result<Operation, ErrorDetail>> + Send,
 {
-    let Change { operation, dry_run, if_plan, request } = change;
+    let Change { operation, dry_run, if_plan, options, request } = change;
     if dry_run {
         let plan = app.executor().plan(checked(operation).await?).await?;
+        app.shown().remember(&plan);
         return reply::ok(plan);
     }
     let key = prefer::idempotency_key(&asked.headers)?;
@@ -115,7 +138,8 @@ where
     };
     // What is not ready by then is given up: a job that is accepted has to be answered for while there is time.
     let operation = asked.deadline.limit(prepared).await.ok_or_else(|| too_late(app))??;
-    let submission = Submission { operation, limits: None, requester, request, if_plan, idempotency };
+    let submission =
+        Submission { operation, limits: None, options, requester, request, if_plan, idempotency };
     let job = app.jobs().submit(submission).await?.job;
     Ok(answer(app, &asked, job).await)
 }
@@ -154,12 +178,21 @@ async fn as_approved(app: &App, operation: &Operation, approved: &PlanHash) -> R
     if plan.hash == *approved {
         return Ok(());
     }
-    let message = "the plan of this moment is another one than was approved; look at `details.plan` and, if it is \
-                   right, approve its hash";
-    let error = ErrorDetail::new(ErrorCode::PlanDrift, message)
+    let difference = app.shown().difference(approved, &plan);
+    let how = if difference.is_some() { "`details.difference` says how, and " } else { "" };
+    let message = format!(
+        "the plan of this moment is another one than was approved; {how}`details.plan` is the whole: if it is right, \
+         approve its hash"
+    );
+    let mut error = ErrorDetail::new(ErrorCode::PlanDrift, message)
         .with("approved", approved.as_str())
         .with("current", plan.hash.as_str())
         .with("plan", as_asked(&plan));
+    if let Some(difference) = difference {
+        error = error.with("difference", as_asked(&difference));
+    }
+    // It is shown with the refusal, and may be approved by that.
+    app.shown().remember(&plan);
     Err(error.into())
 }
 

@@ -76,6 +76,7 @@ async fn examine(app: &App) -> Health {
         part("audit", Weight::Vital, audit(app)),
         part("packages", Weight::Attention, packages(app)),
         part("jobs", Weight::Attention, jobs(app)),
+        part("rollback", Weight::Attention, rollback(app, now)),
         part("state", Weight::Vital, directory(&app.root().join(crate::config::STATE_DIR))),
         part("log", Weight::Vital, space(&app.root().join(crate::config::LOG_DIR))),
         part(
@@ -134,6 +135,21 @@ fn packages(app: &App) -> Result<String, String> {
 fn jobs(app: &App) -> Result<String, String> {
     let problems = app.jobs().problems();
     if problems.is_empty() { Ok("all job files can be read".to_owned()) } else { Err(problems.join("; ")) }
+}
+
+/// The root side's word is taken before our own memory: it alone knows what root did on the host itself.
+fn rollback(app: &App, now: Timestamp) -> Result<String, String> {
+    let (failed, none) = match app.metrics().root_status(app.root()) {
+        Some(status) => (status.rollback_failed, "no failed rollback is left to be repaired"),
+        None => (app.jobs().failed_rollback(now), "no rollback has failed within the last 24 hours"),
+    };
+    match failed {
+        None => Ok(none.to_owned()),
+        Some(id) => Err(format!(
+            "job {id} could not be rolled back; GET /jobs/{id}, or on the host `linux-patch-host watch {id}`, says what is \
+             left and what to do about it"
+        )),
+    }
 }
 
 /// Whether a file can be made in the directory, and there is space.

@@ -1,17 +1,31 @@
 //! `/jobs`: what was asked for, what became of it, and calling it off.
 
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse as _, Response},
+};
 use jiff::Timestamp;
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
-    ErrorCode, ErrorDetail, JobId, JobStatus, PackageName,
-    api::{Job, JobList},
+    ChangeOptions, ErrorCode, ErrorDetail, JobId, JobStatus, Operation, PackageName,
+    api::{Job, JobList, RollbackRequest},
+    operation::Rollback,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{app::App, caller::Caller, changes, path::StrictPath, reply};
-use crate::{inventory::filter, jobs::JobFilter};
+use super::{
+    app::App,
+    caller::Caller,
+    changes::{self, Asked, Change},
+    path::StrictPath,
+    reply,
+};
+use crate::{
+    inventory::filter,
+    jobs::{JobFilter, NEW_CONNECTION},
+};
 
 /// The query of `GET /jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, IntoParams)]
@@ -37,7 +51,7 @@ pub(super) struct JobQuery {
     offset: Option<usize>,
 }
 
-const KINDS: [&str; 6] = ["install", "update", "remove", "hold", "apply_patches", "refresh"];
+const KINDS: [&str; 7] = ["install", "update", "remove", "hold", "apply_patches", "refresh", "rollback"];
 
 impl JobQuery {
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -117,37 +131,62 @@ pub(super) async fn cancel(
     reply::ok(job)
 }
 
-/// Undoes what a job changed. Not available in this version.
+/// Undoes what a job changed, as a job of its own.
 #[utoipa::path(
     post,
     path = "/jobs/{id}/rollback",
     operation_id = "rollbackJob",
     tag = "jobs",
-    params(("id" = JobId, Path, description = "The job"), changes::ChangeHeaders),
+    params(("id" = JobId, Path, description = "The job that is to be undone"), changes::ChangeHeaders),
     request_body(content = Option<RollbackRequest>, description = "How"),
     responses(
+        (status = 200, description = "The ended job, with `Prefer: wait`", body = Job),
         (status = 202, description = "Accepted as a job", body = Job),
         (status = 404, description = "There is no such job (JOB_NOT_FOUND)"),
+        (status = 409, description = "It has not ended, or too many jobs are waiting (JOB_CONFLICT), or it is of a kind that changes no package (ROLLBACK_UNAVAILABLE)"),
     )
 )]
 pub(super) async fn rollback(
     State(app): State<App>,
+    asked: Asked,
     StrictPath(id): StrictPath<JobId>,
-    _: Option<StrictJson<RollbackRequest>>,
+    body: Option<StrictJson<RollbackRequest>>,
 ) -> Result<Response, Refusal> {
-    app.jobs().get(id).await.ok_or_else(|| unknown(id))?;
-    Err(reply::later("rolling a job back", "install the former versions with allow_downgrade"))
+    let RollbackRequest { force } = body.map(|StrictJson(b)| b).unwrap_or_default();
+    let change = Change {
+        operation: undoing(&app, id, force),
+        dry_run: false,
+        if_plan: None,
+        options: ChangeOptions::default(),
+        request: serde_json::json!({ "job_id": id, "force": force }),
+    };
+    changes::carry_out(&app, asked, change).await
 }
 
-/// The body of a rollback.
-#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RollbackRequest {
-    /// Even if later jobs touched the same packages.
-    force: bool,
+/// What can be told here; all else is for the root side to say, which has the record of what was changed.
+async fn undoing(app: &App, id: JobId, force: bool) -> Result<Operation, ErrorDetail> {
+    let job = app.jobs().summary(id).ok_or_else(|| unknown(id))?;
+    if !job.status.is_terminal() {
+        return Err(ErrorDetail::new(
+            ErrorCode::JobConflict,
+            format!("the job is {}: only a job that has ended can be rolled back", job.status),
+        )
+        .with("job_id", id.to_string()));
+    }
+    if job.kind == Operation::Refresh.kind() {
+        return Err(ErrorDetail::new(
+            ErrorCode::RollbackUnavailable,
+            "a refresh changes no package: there is nothing to roll back",
+        )
+        .with("job_id", id.to_string()));
+    }
+    Ok(Operation::Rollback(Rollback { job: id, force }))
 }
 
-/// Keeps a change that was made with `confirm_within`. Not available in this version.
+/// Keeps a change that was made with `confirm_within`.
+///
+/// It has to come over a connection that was made since the job waits: one from before does not show that the host can
+/// still be reached.
 #[utoipa::path(
     post,
     path = "/jobs/{id}/confirm",
@@ -156,17 +195,28 @@ pub(super) struct RollbackRequest {
     params(("id" = JobId, Path, description = "The job")),
     request_body(content = Option<reply::Nothing>, description = "None, or an empty object"),
     responses(
-        (status = 200, description = "The job", body = Job),
+        (status = 200, description = "The job: confirmed, also if it was before", body = Job),
         (status = 404, description = "There is no such job (JOB_NOT_FOUND)"),
+        (status = 409, description = "It does not wait to be confirmed; or, with `details.new_connection`, this connection is older than that (JOB_CONFLICT)"),
     )
 )]
 pub(super) async fn confirm(
     State(app): State<App>,
+    caller: Caller,
     StrictPath(id): StrictPath<JobId>,
     _: Option<StrictJson<reply::Nothing>>,
 ) -> Result<Response, Refusal> {
-    app.jobs().get(id).await.ok_or_else(|| unknown(id))?;
-    Err(reply::later("confirming a job", "no job waits to be confirmed, since confirm_within is refused"))
+    // Who did not come through the door has no role, and is not here.
+    let accepted = caller.accepted().ok_or_else(|| unknown(id))?;
+    match app.jobs().confirm(id, &caller.requester(), accepted).await {
+        Ok(job) => reply::ok(job),
+        Err(error) if error.details.contains_key(NEW_CONNECTION) => {
+            // What the client sends next comes over a new one by itself.
+            Ok(Refusal::from(error).header(header::CONNECTION, "close").into_response())
+        }
+        Err(error) if error.code == ErrorCode::JobNotFound => Err(unknown(id).into()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn unknown(id: JobId) -> ErrorDetail {

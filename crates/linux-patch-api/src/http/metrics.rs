@@ -1,6 +1,11 @@
 //! `GET /metrics`: what Prometheus reads, and the counters behind it.
 
-use std::sync::atomic::AtomicU64;
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use axum::{
     extract::State,
@@ -9,7 +14,10 @@ use axum::{
 };
 use jiff::Timestamp;
 use patch_service::Refusal;
-use patch_types::JobStatus;
+use patch_types::{
+    JobStatus,
+    executor::{RootStatus, STATUS_FILE},
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -27,6 +35,9 @@ const STATUSES: [JobStatus; 6] = [
     JobStatus::Cancelled,
     JobStatus::Timeout,
 ];
+
+/// The largest status of the root side; it has some 100 bytes.
+const MAX_STATUS: u64 = 4 << 10;
 
 /// The labels of a request. A route is its pattern, never what a client sent, so that the number of series is bounded.
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -48,6 +59,11 @@ struct StatusLabel {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
@@ -58,6 +74,7 @@ struct Scraped {
     door: Family<ReasonLabel, Gauge>,
     accepted: Gauge,
     jobs: Family<StatusLabel, Gauge>,
+    outcomes: Family<OutcomeLabel, Counter<u64, AtomicU64>>,
     audit_records: Gauge,
     audit_healthy: Gauge,
     audit_lost: Gauge,
@@ -76,6 +93,10 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
     limited: Counter<u64, AtomicU64>,
+    /// How often the root side's status was no such thing.
+    unreadable: Counter<u64, AtomicU64>,
+    /// Whether that was said in the log.
+    complained: AtomicBool,
     scraped: Scraped,
 }
 
@@ -89,6 +110,7 @@ impl Default for Metrics {
         let requests = Family::default();
         let durations = Family::new_with_constructor(histogram as fn() -> Histogram);
         let limited = Counter::default();
+        let unreadable = Counter::default();
         let s = Scraped::default();
         registry.register("requests", "Requests by route, method and status", requests.clone());
         registry.register("request_duration_seconds", "Time to answer", durations.clone());
@@ -104,6 +126,12 @@ impl Default for Metrics {
             s.accepted.clone(),
         );
         registry.register("jobs", "Jobs that are kept, by status", s.jobs.clone());
+        registry.register("job_outcomes", "Jobs that ended since the start, by outcome", s.outcomes.clone());
+        registry.register(
+            "root_status_unreadable",
+            "How often the root side's status was there and could not be used",
+            unreadable.clone(),
+        );
         registry.register("audit_records", "The audit trail's last number", s.audit_records.clone());
         registry.register("audit_healthy", "1 if the audit trail can be written", s.audit_healthy.clone());
         registry.register(
@@ -127,7 +155,15 @@ impl Default for Metrics {
         registry.register("uptime_seconds", "Seconds since the start", s.uptime.clone());
         let build = Info::new(vec![("version", crate::VERSION)]);
         registry.register("build", "The agent's version", build);
-        Self { registry, requests, durations, limited, scraped: s }
+        Self {
+            registry,
+            requests,
+            durations,
+            limited,
+            unreadable,
+            complained: AtomicBool::new(false),
+            scraped: s,
+        }
     }
 }
 
@@ -155,6 +191,10 @@ impl Metrics {
             let count = app.jobs().list(&filter).total;
             s.jobs.get_or_create(&StatusLabel { status: status.as_str() }).set(signed(count as u64));
         }
+        for (outcome, count) in app.jobs().outcomes() {
+            s.outcomes.get_or_create(&OutcomeLabel { outcome }).inner().store(count, Ordering::Relaxed);
+        }
+        let root = self.root_status(app.root());
         let audit = app.audit().status();
         s.audit_records.set(audit.head.map_or(0, |h| signed(h.seq)));
         s.audit_healthy.set(audit.is_healthy().into());
@@ -168,9 +208,55 @@ impl Metrics {
         s.ca_expiry.set(certificates.ca_expires.map_or(0, Timestamp::as_second));
         s.uptime.set(signed(app.uptime().as_secs()));
         let mut out = String::with_capacity(8192);
-        text::encode(&mut out, &self.registry)?;
+        text::encode_registry(&mut out, &self.registry)?;
+        if let Some(root) = root {
+            text::encode_registry(&mut out, &rollback(root))?;
+        }
+        text::encode_eof(&mut out)?;
         Ok(out)
     }
+
+    /// What the root side says of itself; none if it has not said anything, or nothing that can be understood.
+    pub(super) fn root_status(&self, root: &Path) -> Option<RootStatus> {
+        let path = root.join(STATUS_FILE);
+        match read_status(&path) {
+            Ok(status) => {
+                self.complained.store(false, Ordering::Relaxed);
+                Some(status)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.unreadable.inc();
+                if !self.complained.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "{} cannot be used, so what the root side says of itself is missing", path.display());
+                }
+                None
+            }
+        }
+    }
+}
+
+fn read_status(path: &Path) -> io::Result<RootStatus> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_STATUS).read_to_end(&mut text)?;
+    // An object only: a list would be taken for the fields in their order.
+    let object: serde_json::Map<_, _> = serde_json::from_slice(&text)?;
+    Ok(serde_json::from_value(object.into())?)
+}
+
+/// The metrics of going back, which are the root side's and therefore have its prefix.
+fn rollback(status: RootStatus) -> Registry {
+    let mut registry = Registry::with_prefix("linux_patch");
+    for (name, help, value) in [
+        ("rollback_archives", "Archives that are kept for going back", status.archives),
+        ("rollback_archive_bytes", "The room that they take", status.archive_bytes),
+        ("taken_back_versions", "Versions that were taken back and are held off", status.taken_back),
+    ] {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(signed(value));
+        registry.register(name, help, gauge);
+    }
+    registry
 }
 
 fn signed(value: u64) -> i64 {

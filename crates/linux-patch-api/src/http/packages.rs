@@ -5,7 +5,7 @@ use std::future::ready;
 use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
-    ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Query,
+    ChangeOptions, ErrorCode, ErrorDetail, OnFailure, Operation, PackageName, Query,
     api::{InstallRequest, Job, PackageDetail, PackageList, RemoveRequest, UpdateRequest},
     event::QueryResult,
     operation::{Hold, Install, Remove, Update},
@@ -93,6 +93,7 @@ pub(super) async fn install(
 ) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
     let options = body.options;
+    let how = changes::options(options.on_failure, options.confirm_within)?;
     let operation = Operation::Install(Install {
         packages: body.packages,
         no_recommends: options.no_recommends,
@@ -103,6 +104,7 @@ pub(super) async fn install(
         operation: ready(Ok(operation)),
         dry_run: options.dry_run,
         if_plan: options.if_plan,
+        options: how,
         request,
     };
     changes::carry_out(&app, asked, change).await
@@ -129,26 +131,38 @@ pub(super) async fn update(
     StrictJson(body): StrictJson<UpdateRequest>,
 ) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
-    let operation = update_operation(name, body.version, body.hold)?;
-    let change =
-        Change { operation: ready(Ok(operation)), dry_run: body.dry_run, if_plan: body.if_plan, request };
+    let (dry_run, if_plan) = (body.dry_run, body.if_plan.clone());
+    let (operation, options) = update_operation(name, body)?;
+    let change = Change { operation: ready(Ok(operation)), dry_run, if_plan, options, request };
     changes::carry_out(&app, asked, change).await
 }
 
 fn update_operation(
     name: PackageName,
-    version: Option<PackageVersion>,
-    hold: Option<bool>,
-) -> Result<Operation, ErrorDetail> {
-    match (version, hold) {
-        (Some(_), Some(_)) => Err(ErrorDetail::new(
-            ErrorCode::InvalidRequest,
-            "version and hold exclude each other; send one request for the update and one for the hold",
-        )
-        .with("field", "hold")),
-        (None, Some(hold)) => Ok(Operation::Hold(Hold { name, hold })),
-        (version, None) => Ok(Operation::Update(Update { name, version })),
+    body: UpdateRequest,
+) -> Result<(Operation, ChangeOptions), ErrorDetail> {
+    let options = changes::options(body.on_failure, body.confirm_within)?;
+    let Some(hold) = body.hold else {
+        return Ok((Operation::Update(Update { name, version: body.version }), options));
+    };
+    let refused = |message: &str, field: &str| {
+        Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", field))
+    };
+    if body.version.is_some() {
+        let message =
+            "version and hold exclude each other; send one request for the update and one for the hold";
+        return refused(message, "hold");
     }
+    for (field, given) in
+        [("on_failure", body.on_failure.is_some()), ("confirm_within", body.confirm_within.is_some())]
+    {
+        if given {
+            let message =
+                format!("{field} is for changes of packages; a hold is taken off as easily as it is set");
+            return refused(&message, field);
+        }
+    }
+    Ok((Operation::Hold(Hold { name, hold }), options))
 }
 
 /// The query of `DELETE /packages/{name}`; a JSON body with the same fields may stand in its place.
@@ -165,6 +179,12 @@ pub(super) struct RemoveQuery {
     /// Only if the plan of that moment has this hash.
     #[param(value_type = Option<String>)]
     if_plan: Option<PlanHash>,
+    /// What to do with the rest when a part fails; `group` if absent.
+    #[param(inline)]
+    on_failure: Option<OnFailure>,
+    /// Go back unless confirmed within this many seconds.
+    #[param(minimum = 1, maximum = 86400)]
+    confirm_within: Option<u32>,
 }
 
 /// Removes one package.
@@ -194,6 +214,8 @@ pub(super) async fn remove(
             autoremove: query.autoremove.unwrap_or_default(),
             dry_run: query.dry_run.unwrap_or_default(),
             if_plan: query.if_plan,
+            on_failure: query.on_failure,
+            confirm_within: query.confirm_within,
         },
         Some(StrictJson(body)) if query == RemoveQuery::default() => body,
         Some(_) => {
@@ -205,11 +227,13 @@ pub(super) async fn remove(
         }
     };
     let request = changes::as_asked(&options);
+    let how = changes::options(options.on_failure, options.confirm_within)?;
     let operation = Operation::Remove(Remove { name, purge: options.purge, autoremove: options.autoremove });
     let change = Change {
         operation: ready(Ok(operation)),
         dry_run: options.dry_run,
         if_plan: options.if_plan,
+        options: how,
         request,
     };
     changes::carry_out(&app, asked, change).await

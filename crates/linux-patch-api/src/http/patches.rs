@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, future::ready};
 use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson};
 use patch_types::{
-    ErrorCode, ErrorDetail, Operation, PackageName, Query,
+    ChangeOptions, ErrorCode, ErrorDetail, Operation, PackageName, Query,
     api::{ApplyRequest, Job, PatchSet, WhyNot},
     event::QueryResult,
     name::MAX_NAME_LEN,
@@ -84,6 +84,7 @@ pub(super) async fn refresh(
         operation: ready(Ok(Operation::Refresh)),
         dry_run: false,
         if_plan: None,
+        options: ChangeOptions::default(),
         request: serde_json::json!({}),
     };
     changes::carry_out(&app, asked, change).await
@@ -111,10 +112,11 @@ pub(super) async fn apply(
 ) -> Result<Response, Refusal> {
     let body = body.map(|StrictJson(b)| b).unwrap_or_default();
     check(&body)?;
+    let options = changes::options(body.on_failure, body.confirm_within)?;
     not_yet(&body)?;
     let request = changes::as_asked(&body);
     let (dry_run, if_plan) = (body.dry_run, body.if_plan.clone());
-    let change = Change { operation: operation(&app, body), dry_run, if_plan, request };
+    let change = Change { operation: operation(&app, body), dry_run, if_plan, options, request };
     changes::carry_out(&app, asked, change).await
 }
 
@@ -160,8 +162,6 @@ fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
 fn not_yet(body: &ApplyRequest) -> Result<(), Refusal> {
     let asked = [
         ("allow_reboot", body.allow_reboot, "leave it out and reboot the host by hand in its window"),
-        ("on_failure", body.on_failure.is_some(), "leave it out"),
-        ("confirm_within", body.confirm_within.is_some(), "leave it out"),
         ("rehearse", body.rehearse, "use dry_run to see the plan"),
     ];
     match asked.into_iter().find(|(_, asked, _)| *asked) {

@@ -6,45 +6,13 @@ use patch_types::{
     ErrorCode, ErrorDetail, Query,
     api::{Job, RebootRequest, RebootState, Service, ServiceList, SystemInfo},
     event::QueryResult,
+    settings::is_unit_name,
 };
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{app::App, changes, path::StrictPath, reply};
 use crate::inventory::{host, unreadable};
-
-/// The longest name of a unit, as systemd has it.
-const MAX_UNIT: usize = 255;
-
-/// The kinds of units.
-const UNIT_KINDS: [&str; 11] = [
-    "service",
-    "socket",
-    "target",
-    "timer",
-    "mount",
-    "automount",
-    "swap",
-    "path",
-    "slice",
-    "scope",
-    "device",
-];
-
-/// Whether a text is the name of a unit (`systemd.unit(5)`): a prefix of letters, digits, `:-_.\` with at most one
-/// `@`, and a known kind.
-#[must_use]
-pub fn is_unit_name(text: &str) -> bool {
-    let Some((prefix, kind)) = text.rsplit_once('.') else { return false };
-    let known = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
-    text.len() <= MAX_UNIT
-        && UNIT_KINDS.contains(&kind)
-        && !prefix.is_empty()
-        && !prefix.starts_with(['-', '.', '@'])
-        && !prefix.contains("..")
-        && prefix.bytes().all(known)
-        && prefix.bytes().filter(|b| *b == b'@').count() <= 1
-}
 
 /// A unit's name in a path.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,5 +1,6 @@
 //! The whole service in process: everything but the door. The root side is the stand-in at its socket.
 
+mod back;
 mod bad_input;
 mod endpoints;
 mod roles;
@@ -20,7 +21,12 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::{App, Parts, service};
-use crate::{audit::Audit, door::DoorCounters, inventory::Inventory, jobs::testing::Root};
+use crate::{
+    audit::Audit,
+    door::DoorCounters,
+    inventory::Inventory,
+    jobs::{Jobs, testing::Root},
+};
 
 const STATUS: &str = "\
 Package: bash
@@ -77,6 +83,7 @@ impl Answer {
 /// A service, its root directory, and the root side's stand-in.
 pub(super) struct Api {
     pub(super) root: Root,
+    pub(super) jobs: Jobs,
     router: Router,
 }
 
@@ -97,7 +104,7 @@ impl Api {
         let options = patch_audit::Options::new("test").without_journal();
         let audit = Arc::new(AuditLog::open(&path.join(patch_audit::LOG_PATH), options).unwrap());
         let executor = root.executor();
-        let jobs = crate::jobs::Jobs::open(
+        let jobs = Jobs::open(
             path,
             executor.clone(),
             Audit::new(Arc::clone(&audit)),
@@ -108,13 +115,13 @@ impl Api {
         let app = App::new(Parts {
             root: path.to_owned(),
             settings,
-            jobs,
+            jobs: jobs.clone(),
             executor: executor.clone(),
             inventory: Inventory::new(path, executor),
             audit,
             door: Arc::new(DoorCounters::default()),
         });
-        let api = Self { router: service(app), root };
+        let api = Self { router: service(app), jobs, root };
         api.answers(QueryResult::Patches(patch_set()));
         api
     }

@@ -76,6 +76,7 @@ impl Jobs {
         live.stage = Stage::Ending;
         let mut head = live.mirror.head.clone();
         let plan = live.mirror.plan.clone();
+        let (way_back, went_back) = (live.mirror.way_back.clone(), live.mirror.went_back.clone());
         let log = live.mirror.log.entries();
         drop(table);
         end(&mut head.job, ended, at);
@@ -85,6 +86,8 @@ impl Jobs {
             plan: plan.as_deref().cloned(),
             results: ended.results.clone(),
             log: log.iter().map(|entry| entry.line.clone()).collect(),
+            way_back: way_back.as_deref().cloned(),
+            went_back: went_back.as_deref().cloned(),
         })
     }
 
@@ -103,16 +106,22 @@ impl Jobs {
         // First: whoever sees the end is not to be given an answer from before it.
         self.inner.executor.host_changed();
         self.inner.ends.send_modify(|count| *count += 1);
+        self.inner.outcomes.count(record.head.job.outcome);
         let mut complete = record.head.job.clone();
         complete.plan.clone_from(&record.plan);
         complete.results.clone_from(&record.results);
+        complete.way_back = record.way_back.clone().or(complete.way_back);
+        complete.went_back = record.went_back.clone().or(complete.went_back);
         let complete = ServerMessage::JobComplete(Box::new(complete));
         let ended = {
             let mut table = self.table();
             let Some(live) = table.live(id) else { return };
             self.inner.hub.publish_end(live, &complete);
             let ended = live.ended.clone();
+            let confirmed = live.mirror.head.confirmed;
             let mut past = Past::new(record.head.clone());
+            // The root side may end the job before its answer to the confirmation is here.
+            past.confirmed |= confirmed;
             if unsaved {
                 past.unsaved = Some(Box::new(record.clone()));
             }
@@ -184,19 +193,24 @@ impl Jobs {
     /// Records who wants a job cancelled that the root side has, or is about to have: that changes what becomes of the
     /// host, so it is on disk first. (A job that waits here has its end recorded instead.)
     async fn audit_cancellation(&self, id: JobId, requester: &Requester) -> Result<(), ErrorDetail> {
-        let what = format!("cancellation of job {id} asked for");
+        self.audit_wish(format!("cancellation of job {id} asked for"), requester).await.map_err(|why| {
+            ErrorDetail::new(
+                ErrorCode::ServiceUnhealthy,
+                format!(
+                    "the job was not cancelled, because that could not be recorded in the audit trail: {why}"
+                ),
+            )
+        })
+    }
+
+    /// Records what somebody wants of a job that the root side has. An error is why that is not on disk.
+    pub(super) async fn audit_wish(&self, what: String, requester: &Requester) -> Result<(), String> {
         let event = AuditEvent::new(AuditKind::SystemChanged { what }, &Caller::from(requester));
-        let why = match timeout(DURABLE_LIMIT, self.inner.audit.record_durable(event)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => chain(&error),
-            Err(_) => format!("no answer from the disk within {} ms", DURABLE_LIMIT.as_millis()),
-        };
-        Err(ErrorDetail::new(
-            ErrorCode::ServiceUnhealthy,
-            format!(
-                "the job was not cancelled, because that could not be recorded in the audit trail: {why}"
-            ),
-        ))
+        match timeout(DURABLE_LIMIT, self.inner.audit.record_durable(event)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(chain(&error)),
+            Err(_) => Err(format!("no answer from the disk within {} ms", DURABLE_LIMIT.as_millis())),
+        }
     }
 
     fn way_to_cancel(&self, id: JobId, is_audited: bool) -> Result<Way, ErrorDetail> {

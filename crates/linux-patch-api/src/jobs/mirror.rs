@@ -3,17 +3,18 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use axum::extract::ws::Utf8Bytes;
 use jiff::Timestamp;
 use patch_types::{
-    ErrorCode, ErrorDetail, Event, EventKind, JobId, JobStatus, Outcome, Plan,
+    ErrorCode, ErrorDetail, Event, EventKind, JobId, JobStatus, Outcome, Phase, Plan, WayBack, WentBack,
     api::{Job, JobLog, LogLine, ServerMessage},
     event::Ended,
 };
 
-use super::record::Head;
+use super::record::{Head, brief};
 
 /// The most lines of a log that are kept: the last ones.
 pub(super) const LOG_LINES: usize = 10_000;
@@ -76,12 +77,21 @@ pub(super) enum Effect {
     None,
     /// The job's state has changed.
     Status,
-    /// The plan is there.
-    Planned,
+    /// The plan is there, or something else that is too long for every message.
+    Details,
     /// A line was added.
     Log(Arc<Entry>),
     /// It has ended: to be recorded before it is shown.
     Ended(Box<Ended>, Timestamp),
+}
+
+/// That a job waits to be confirmed, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Confirming {
+    /// Since before this process was there: every connection is newer.
+    Before,
+    /// Since this instant.
+    Since(Instant),
 }
 
 /// A job that has not ended.
@@ -91,17 +101,34 @@ pub(super) struct Mirror {
     pub(super) head: Head,
     /// What was planned. Shared, since it may be long and is sent with some of the messages only.
     pub(super) plan: Option<Arc<Plan>>,
+    /// How well it can be undone. The job that lists show has the grade only.
+    pub(super) way_back: Option<Arc<WayBack>>,
+    /// What came of going back. Where it is long, the job that lists show has less.
+    pub(super) went_back: Option<Arc<WentBack>>,
+    /// Whether it waits to be confirmed.
+    pub(super) confirming: Option<Confirming>,
+    /// Of a job that an earlier run of the daemon began: the last event that was there when this run took it up. What
+    /// happened before is mirrored late. By number: a clock may have been set since.
+    pub(super) taken_up: u64,
     /// Its log.
     pub(super) log: Log,
 }
 
 impl Mirror {
     pub(super) fn new(head: Head) -> Self {
-        Self { head, plan: None, log: Log::default() }
+        Self {
+            head,
+            plan: None,
+            way_back: None,
+            went_back: None,
+            confirming: None,
+            taken_up: 0,
+            log: Log::default(),
+        }
     }
 
-    /// Takes an event over.
-    pub(super) fn apply(&mut self, event: Event) -> Effect {
+    /// Takes an event over that is read at the given instant.
+    pub(super) fn apply(&mut self, event: Event, now: Instant) -> Effect {
         let job = &mut self.head.job;
         job.last_seq = event.seq;
         if job.status == JobStatus::Pending {
@@ -112,6 +139,10 @@ impl Mirror {
             EventKind::Accepted => Effect::Status,
             EventKind::Phase { phase } => {
                 job.phase = Some(phase);
+                if phase != Phase::Confirming {
+                    job.confirm_by = None;
+                    self.confirming = None;
+                }
                 Effect::Status
             }
             EventKind::Waiting { holder } => {
@@ -120,7 +151,7 @@ impl Mirror {
             }
             EventKind::Planned { plan } => {
                 self.plan = Some(Arc::new(plan));
-                Effect::Planned
+                Effect::Details
             }
             EventKind::Progress { percent, package, message: _ } => {
                 let percent = percent.min(100).max(job.progress_percent);
@@ -136,6 +167,25 @@ impl Mirror {
                     self.log.push(LogLine { seq: event.seq, at: event.at, stream, line: cut(line) });
                 job.log_truncated |= dropped;
                 Effect::Log(entry)
+            }
+            EventKind::WayBack { way_back } => {
+                job.way_back = Some(brief::way_back(&way_back));
+                self.way_back = Some(Arc::new(way_back));
+                Effect::Details
+            }
+            EventKind::Confirm { until } => {
+                job.confirm_by = Some(until);
+                self.confirming = Some(if event.seq <= self.taken_up {
+                    Confirming::Before
+                } else {
+                    Confirming::Since(now)
+                });
+                Effect::Status
+            }
+            EventKind::WentBack { report } => {
+                job.went_back = Some(brief::went_back(job.job_id, &report));
+                self.went_back = Some(Arc::new(report));
+                Effect::Details
             }
             EventKind::Ended(ended) => Effect::Ended(ended, event.at),
         }
@@ -163,6 +213,7 @@ pub(super) fn end(job: &mut Job, ended: &Ended, at: Timestamp) {
     job.phase = None;
     job.current_package = None;
     job.waiting_for = None;
+    job.confirm_by = None;
     if status == JobStatus::Completed {
         job.progress_percent = 100;
     }
@@ -210,41 +261,60 @@ mod tests {
     fn progress_never_falls_and_never_exceeds_a_hundred() {
         let mut mirror = Mirror::new(head());
         for (seq, (percent, shown)) in (1..).zip([(10, 10), (40, 40), (20, 40), (250, 100)]) {
-            mirror.apply(event(seq, progress(percent)));
+            mirror.apply(event(seq, progress(percent)), Instant::now());
             assert_eq!(mirror.head.job.progress_percent, shown);
             assert_eq!(mirror.head.job.last_seq, seq);
         }
-        assert!(matches!(mirror.apply(event(5, progress(3))), Effect::None));
+        assert!(matches!(mirror.apply(event(5, progress(3)), Instant::now()), Effect::None));
     }
 
     #[test]
     fn the_first_event_starts_the_job() {
         let mut mirror = Mirror::new(head());
-        assert!(matches!(mirror.apply(event(1, EventKind::Accepted)), Effect::Status));
+        assert!(matches!(mirror.apply(event(1, EventKind::Accepted), Instant::now()), Effect::Status));
         assert_eq!(mirror.head.job.status, JobStatus::Running);
         assert_eq!(mirror.head.job.started_at, Some(Timestamp::UNIX_EPOCH));
         assert!(matches!(
-            mirror.apply(event(2, EventKind::Planned { plan: Plan::of(vec![]) })),
-            Effect::Planned
+            mirror.apply(event(2, EventKind::Planned { plan: Plan::of(vec![]) }), Instant::now()),
+            Effect::Details
         ));
         assert!(mirror.head.job.plan.is_none(), "lists show no plan");
+    }
+
+    #[test]
+    fn what_waits_since_before_this_run_is_told_by_its_place_whatever_the_clock_says() {
+        let now = Instant::now();
+        let mut mirror = Mirror::new(head());
+        mirror.taken_up = 2;
+        let confirm = |seq, at| Event { seq, at, kind: EventKind::Confirm { until: Timestamp::MAX } };
+        for (seq, at, expected) in [
+            (2, Timestamp::MAX, Confirming::Before),
+            (3, Timestamp::MIN, Confirming::Since(now)),
+            (4, Timestamp::now(), Confirming::Since(now)),
+        ] {
+            mirror.apply(confirm(seq, at), now);
+            assert_eq!(mirror.confirming, Some(expected));
+        }
+        let mut fresh = Mirror::new(head());
+        fresh.apply(confirm(1, Timestamp::MIN), now);
+        assert_eq!(fresh.confirming, Some(Confirming::Since(now)));
     }
 
     #[test]
     fn the_log_is_bounded_in_lines_and_in_bytes() {
         let mut mirror = Mirror::new(head());
         for seq in 1..=LOG_LINES as u64 {
-            mirror.apply(event(seq, log(format!("line {seq}"))));
+            mirror.apply(event(seq, log(format!("line {seq}"))), Instant::now());
         }
         assert!(!mirror.head.job.log_truncated);
-        mirror.apply(event(LOG_LINES as u64 + 1, log("one more".into())));
+        mirror.apply(event(LOG_LINES as u64 + 1, log("one more".into())), Instant::now());
         assert!(mirror.head.job.log_truncated);
         let entries = mirror.log.entries();
         assert_eq!((entries.len(), entries[0].line.line.as_str()), (LOG_LINES, "line 2"));
 
         let mut mirror = Mirror::new(head());
         for seq in 1..=2 * (LOG_BYTES / LOG_LINE) as u64 {
-            mirror.apply(event(seq, log("ä".repeat(LOG_LINE))));
+            mirror.apply(event(seq, log("ä".repeat(LOG_LINE))), Instant::now());
         }
         let entries = mirror.log.entries();
         let bytes: usize = entries.iter().map(|e| e.line.line.len()).sum();

@@ -17,7 +17,7 @@ use std::{
 
 use jiff::Timestamp;
 use patch_types::{
-    JobId, JobStatus, Operation, PackageName, PlanHash,
+    ChangeOptions, JobId, JobStatus, Operation, PackageName, PlanHash,
     api::{Job, JobList, Requester},
     executor::Limits,
 };
@@ -30,9 +30,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{audit::Audit, executor::Executor};
 
+mod confirm;
 mod end;
 mod mirror;
 mod open;
+mod outcome;
 mod record;
 mod run;
 pub mod session;
@@ -45,6 +47,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use confirm::NEW_CONNECTION;
 pub use store::StoreError;
 pub use stream::{Cut, Subscriber};
 
@@ -138,6 +141,8 @@ pub struct Submission {
     pub operation: Operation,
     /// Limits other than the usual ones.
     pub limits: Option<Limits>,
+    /// How it is to be made.
+    pub options: ChangeOptions,
     /// Who asks.
     pub requester: Requester,
     /// What was asked, exactly.
@@ -199,6 +204,8 @@ struct Inner {
     hub: stream::Hub,
     /// How many jobs have ended.
     ends: watch::Sender<u64>,
+    /// How they ended.
+    outcomes: outcome::Counters,
     /// Who is shown an ended job's log: it is in memory meanwhile.
     old_logs: Arc<Semaphore>,
     stop: CancellationToken,
@@ -251,6 +258,12 @@ impl Jobs {
             }
             Err(_) => Some(Job { log_truncated: true, ..listed }),
         }
+    }
+
+    /// One job as lists show it: nothing is read from the disk.
+    #[must_use]
+    pub fn summary(&self, id: JobId) -> Option<Job> {
+        self.table().slots.get(&id).map(|slot| slot.job().clone())
     }
 
     /// The jobs that a filter lets through, newest first, without log, plan and results.

@@ -13,13 +13,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Inner, JobSettings, Jobs, JobsError,
+    outcome::Counters,
     record::Head,
     run::{Start, has_begun, unchanged},
     store::Store,
     stream::{Hub, OLD_LOGS},
     table::{Live, Past, Slot, Stage, Table},
 };
-use crate::{audit::Audit, executor::Executor};
+use crate::{
+    audit::Audit,
+    executor::{Executor, follow::last_number},
+};
 
 impl Jobs {
     /// Loads the jobs below the root prefix and takes up what the last run left: see the module's documentation.
@@ -54,9 +58,11 @@ impl Jobs {
                 }
                 Found::Open(head) => {
                     table.remember_key(&head.job, head.idempotency.as_ref(), now);
-                    let begun = has_begun(&executor.events_of(id));
+                    let events = executor.events_of(id);
+                    let begun = has_begun(&events);
                     let status = head.job.status;
                     let mut live = Live::new(afresh(*head), Stage::Queued);
+                    live.mirror.taken_up = last_number(&events);
                     if begun {
                         live.stage = Stage::Following;
                         begin.push((id, Start::Follow));
@@ -81,6 +87,7 @@ impl Jobs {
                 audit,
                 hub: Hub::new(),
                 ends: watch::Sender::new(0),
+                outcomes: Counters::default(),
                 old_logs: Arc::new(Semaphore::new(OLD_LOGS)),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
@@ -115,6 +122,7 @@ impl From<Head> for Found {
 fn afresh(mut head: Head) -> Head {
     head.job.last_seq = 0;
     head.job.log_truncated = false;
+    head.job.confirm_by = None;
     head
 }
 

@@ -1,7 +1,7 @@
 //! What a job's file holds, and the two ways to read it: whole, or without what is only shown on demand.
 
 use patch_types::{
-    JobId, Operation, PackageName, Plan, PlanHash,
+    ChangeOptions, JobId, Operation, PackageName, Plan, PlanHash, WayBack, WentBack,
     api::{Job, LogLine},
     event::{LogStream, PackageResult},
     executor::Limits,
@@ -15,7 +15,8 @@ const FORMAT: u32 = 1;
 
 /// What is kept in memory of every job, and what of a job's file is read at start.
 ///
-/// `job` never holds a plan, results, output or log: those are large, and are fields of their own.
+/// `job` never holds a plan, results, output or log: those are large, and are fields of their own. Of its way back and of
+/// what came of going back it holds the [`brief`] forms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Head {
     format: u32,
@@ -26,6 +27,12 @@ pub(super) struct Head {
     /// The approved plan, if there is one.
     #[serde(default)]
     pub(super) if_plan: Option<PlanHash>,
+    /// How it is to be made.
+    #[serde(default)]
+    pub(super) options: ChangeOptions,
+    /// Whether somebody confirmed it and the root side took that.
+    #[serde(default)]
+    pub(super) confirmed: bool,
     /// The client's own name for the request.
     pub(super) idempotency: Option<Idempotency>,
     /// The packages that it named or changed, one a line. One string, because there may be a thousand of them, for
@@ -46,6 +53,12 @@ pub(super) struct Record {
     pub(super) results: Vec<PackageResult>,
     /// The log, as far as it was kept.
     pub(super) log: Vec<LogLine>,
+    /// How well it can be undone.
+    #[serde(default)]
+    pub(super) way_back: Option<WayBack>,
+    /// What came of going back.
+    #[serde(default)]
+    pub(super) went_back: Option<WentBack>,
 }
 
 /// Why a job's file is not one.
@@ -67,11 +80,22 @@ impl Head {
         operation: Operation,
         limits: Limits,
         if_plan: Option<PlanHash>,
+        options: ChangeOptions,
         idempotency: Option<Idempotency>,
         job: Job,
     ) -> Self {
         let packages = named(&operation).collect::<Vec<_>>().join("\n").into();
-        Self { format: FORMAT, operation, limits, if_plan, idempotency, packages, job }
+        Self {
+            format: FORMAT,
+            operation,
+            limits,
+            if_plan,
+            options,
+            confirmed: false,
+            idempotency,
+            packages,
+            job,
+        }
     }
 
     /// Reads a file, passing over what is only shown on demand.
@@ -103,7 +127,7 @@ impl Head {
 impl Record {
     /// Of a job that has nothing yet but its head.
     pub(super) fn bare(head: Head) -> Self {
-        Self { head, plan: None, results: Vec::new(), log: Vec::new() }
+        Self { head, plan: None, results: Vec::new(), log: Vec::new(), way_back: None, went_back: None }
     }
 
     /// As it lies on disk.
@@ -123,7 +147,47 @@ impl Record {
 
     /// The job with everything that is known of it.
     pub(super) fn into_job(self) -> Job {
-        full(self.head.job, self.plan, self.results, self.log)
+        let mut job = self.head.job;
+        job.way_back = self.way_back.or(job.way_back);
+        job.went_back = self.went_back.or(job.went_back);
+        full(job, self.plan, self.results, self.log)
+    }
+}
+
+/// What lists and frequent messages show of something that may be a thousand lines long.
+pub(super) mod brief {
+    use patch_types::{JobId, WayBack, WentBack};
+
+    /// Shorter ones stay as they are.
+    const SHORT: usize = 1 << 10;
+
+    /// The grade alone.
+    pub(in crate::jobs) fn way_back(whole: &WayBack) -> WayBack {
+        WayBack { grade: whole.grade, packages: Vec::new() }
+    }
+
+    /// What came of going back. Each list that is too long becomes a sentence, not nothing: that nothing is left means
+    /// that all went well.
+    pub(in crate::jobs) fn went_back(id: JobId, whole: &WentBack) -> WentBack {
+        let list = |lines: &[String]| {
+            if lines.iter().map(String::len).sum::<usize>() <= SHORT && lines.len() <= 16 {
+                lines.to_vec()
+            } else {
+                vec![format!("{} entries; GET /jobs/{id} shows them", lines.len())]
+            }
+        };
+        let mut reason = whole.reason.clone();
+        if reason.len() > SHORT {
+            reason.truncate(reason.floor_char_boundary(SHORT));
+            reason.push('…');
+        }
+        WentBack {
+            reason,
+            restored: list(&whole.restored),
+            left: list(&whole.left),
+            kept_edits: list(&whole.kept_edits),
+            commands: list(&whole.commands),
+        }
     }
 }
 
@@ -140,7 +204,8 @@ pub(super) fn full(mut job: Job, plan: Option<Plan>, results: Vec<PackageResult>
 
 fn named(operation: &Operation) -> impl Iterator<Item = &str> {
     let names: Vec<&str> = match operation {
-        Operation::Refresh => Vec::new(),
+        // Those of the job that is undone, see `Jobs::accept`.
+        Operation::Refresh | Operation::Rollback(_) => Vec::new(),
         Operation::Install(install) => install.packages.iter().map(|p| p.name.as_str()).collect(),
         Operation::Update(update) => vec![update.name.as_str()],
         Operation::Remove(remove) => vec![remove.name.as_str()],

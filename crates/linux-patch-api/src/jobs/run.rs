@@ -111,6 +111,7 @@ impl Jobs {
                 operation: head.operation.clone(),
                 limits: head.limits,
                 if_plan: head.if_plan.clone(),
+                options: head.options.clone(),
             };
             let audit_first = live.audit_first.then(|| accepted(&Caller::from(&head.job.requested_by), head));
             let request = Request { protocol: PROTOCOL, id, body };
@@ -244,12 +245,13 @@ impl Jobs {
         {
             let mut table = self.table();
             let live = table.live(id)?;
+            let now = std::time::Instant::now();
             for event in events {
                 let was = live.mirror.head.job.status;
-                match live.mirror.apply(event) {
+                match live.mirror.apply(event, now) {
                     Effect::None => {}
                     Effect::Status => self.inner.hub.publish(live, |live| stream::status(live, false)),
-                    Effect::Planned => self.inner.hub.publish(live, |live| stream::status(live, true)),
+                    Effect::Details => self.inner.hub.publish(live, |live| stream::status(live, true)),
                     Effect::Log(entry) => self.inner.hub.publish(live, |_| entry.frame(id)),
                     Effect::Ended(ended, at) => {
                         end = Some(End { ended, at, is_durable: true });

@@ -70,8 +70,8 @@ pub(super) fn frame(message: &ServerMessage) -> Utf8Bytes {
 }
 
 /// A job's state as a message.
-pub(super) fn status(live: &Live, with_plan: bool) -> Utf8Bytes {
-    frame(&ServerMessage::JobStatus(Box::new(live.shown(with_plan))))
+pub(super) fn status(live: &Live, with_details: bool) -> Utf8Bytes {
+    frame(&ServerMessage::JobStatus(Box::new(live.shown(with_details))))
 }
 
 /// Sends messages to whoever looks on.

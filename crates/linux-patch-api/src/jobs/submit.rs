@@ -5,7 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use patch_audit::{AuditEvent, AuditKind, Caller};
 use patch_types::{
-    ErrorCode, ErrorDetail, JobId, JobStatus, Outcome, api::Job, error::ErrorCode::ServiceUnhealthy,
+    ErrorCode, ErrorDetail, JobId, JobStatus, Operation, Outcome, api::Job,
+    error::ErrorCode::ServiceUnhealthy,
 };
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
@@ -110,8 +111,8 @@ impl Jobs {
             created_at: Timestamp::now(),
             started_at: None,
             completed_at: None,
-            requested_by: submission.requester,
-            request: submission.request,
+            requested_by: submission.requester.clone(),
+            request: submission.request.clone(),
             plan: None,
             output: None,
             log: Vec::new(),
@@ -120,9 +121,20 @@ impl Jobs {
             error_detail: None,
             exit_code: None,
             results: Vec::new(),
+            way_back: None,
+            confirm_by: None,
+            went_back: None,
             last_seq: 0,
         };
-        let head = Head::new(submission.operation, limits, submission.if_plan, submission.idempotency, job);
+        let undone = match &submission.operation {
+            Operation::Rollback(rollback) => {
+                self.table().slots.get(&rollback.job).map(|s| s.packages().into())
+            }
+            _ => None,
+        };
+        let Submission { operation, if_plan, options, idempotency, .. } = submission;
+        let mut head = Head::new(operation, limits, if_plan, options, idempotency, job);
+        head.packages = undone.unwrap_or(head.packages);
         self.make_durable(&head).await?;
 
         let job = head.job.clone();

@@ -71,12 +71,14 @@ impl Live {
         self.mirror.head.job.job_id
     }
 
-    /// The job as streams show it. The plan is only in some of the messages: it may be a thousand times as long as the
-    /// rest, and does not change.
-    pub(super) fn shown(&self, with_plan: bool) -> Job {
+    /// The job as streams show it. The plan, and what else is a line a package, is only in some of the messages: it may
+    /// be a thousand times as long as the rest, and does not change.
+    pub(super) fn shown(&self, with_details: bool) -> Job {
         let mut job = self.mirror.head.job.clone();
-        if with_plan {
+        if with_details {
             job.plan = self.mirror.plan.as_deref().cloned();
+            job.way_back = self.mirror.way_back.as_deref().cloned().or(job.way_back);
+            job.went_back = self.mirror.went_back.as_deref().cloned().or(job.went_back);
         }
         job
     }
@@ -87,6 +89,8 @@ pub(super) struct Past {
     pub(super) job: Job,
     packages: Box<str>,
     pub(super) idempotency: Option<Idempotency>,
+    /// Whether it was kept because somebody confirmed it.
+    pub(super) confirmed: bool,
     /// The whole, while it could not be written to the disk.
     pub(super) unsaved: Option<Box<Record>>,
 }
@@ -105,7 +109,13 @@ impl Past {
         {
             error.details.clear();
         }
-        Self { job, packages: head.packages, idempotency: head.idempotency, unsaved: None }
+        Self {
+            job,
+            packages: head.packages,
+            idempotency: head.idempotency,
+            confirmed: head.confirmed,
+            unsaved: None,
+        }
     }
 }
 
@@ -140,7 +150,7 @@ impl Slot {
         }
     }
 
-    fn packages(&self) -> &str {
+    pub(super) fn packages(&self) -> &str {
         match self {
             Self::Live(live) => &live.mirror.head.packages,
             Self::Past(past) => &past.packages,

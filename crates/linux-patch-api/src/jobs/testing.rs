@@ -13,7 +13,7 @@ use std::{
 
 use jiff::Timestamp;
 use patch_types::{
-    ErrorCode, Event, EventKind, JobId, JobStatus, Operation, Outcome,
+    ChangeOptions, ErrorCode, Event, EventKind, JobId, JobStatus, Operation, Outcome,
     api::{Job, Requester},
     event::{Ended, LogStream, QueryResult},
     executor::{EVENTS_DIR, Limits, Reply, Request, RequestBody, SOCKET, body_length, decode, encode},
@@ -62,9 +62,12 @@ pub(super) fn head() -> Head {
         error_detail: None,
         exit_code: None,
         results: vec![],
+        way_back: None,
+        confirm_by: None,
+        went_back: None,
         last_seq: 0,
     };
-    Head::new(Operation::Refresh, Limits::default(), None, None, job)
+    Head::new(Operation::Refresh, Limits::default(), None, ChangeOptions::default(), None, job)
 }
 
 pub(crate) fn requester() -> Requester {
@@ -80,6 +83,7 @@ pub(crate) fn submission() -> Submission {
     Submission {
         operation: Operation::Refresh,
         limits: None,
+        options: ChangeOptions::default(),
         requester: requester(),
         request: serde_json::json!({"path": "/patches/refresh"}),
         if_plan: None,
@@ -120,6 +124,10 @@ pub(crate) struct Manners {
     pub(crate) refuse: Option<(ErrorCode, &'static str)>,
     /// Refuse to cancel.
     pub(crate) refuse_cancel: bool,
+    /// Refuse to keep a change that is confirmed.
+    pub(crate) refuse_confirm: bool,
+    /// End a change that is confirmed at once.
+    pub(crate) end_confirmed: bool,
     /// Close the connection without a word after having begun a change, so many times.
     pub(crate) hang_up: u32,
     /// What settling writes into the job's file; nothing if absent.
@@ -344,6 +352,18 @@ impl Inside {
                 cancelled.file = None;
                 Some(Reply::Accepted)
             }
+            RequestBody::Confirm { .. } if self.manners.refuse_confirm => {
+                Some(refused(ErrorCode::JobConflict, "not waiting"))
+            }
+            RequestBody::Confirm { job } => {
+                if self.manners.end_confirmed {
+                    let kept = self.operations.get_mut(job).unwrap();
+                    kept.append(ended(JobStatus::Completed, Outcome::Applied));
+                    kept.file = None;
+                }
+                Some(Reply::Accepted)
+            }
+            RequestBody::Clear { .. } => Some(refused(ErrorCode::AuthzForbidden, "only root may ask this")),
             RequestBody::Settle { job } => {
                 if let Some(kind) = self.manners.settle.clone() {
                     let left = self.operations.get_mut(job).unwrap();

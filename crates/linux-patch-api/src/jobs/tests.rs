@@ -16,6 +16,7 @@ use super::{
     testing::{Root, end_of, ended, keyed, log, settings, submission, until, within},
 };
 
+mod back;
 mod cancel;
 mod ends;
 mod keys;
@@ -33,6 +34,7 @@ fn result(name: &str) -> PackageResult {
         new_version: Some("2".parse().unwrap()),
         done: true,
         reason: None,
+        taken_back: false,
     }
 }
 

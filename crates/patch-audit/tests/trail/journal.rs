@@ -61,6 +61,7 @@ fn fields_say_what_the_record_says() {
         new_version: Some("2".parse().unwrap()),
         done: false,
         reason: Some("first line\nPRIORITY=0".to_owned()),
+        taken_back: false,
     };
     let head = log.record(AuditEvent::package_changed(&caller, job_id, &result)).unwrap();
     let fields = receive(&journal);

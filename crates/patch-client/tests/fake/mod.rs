@@ -91,6 +91,8 @@ impl Pki {
 /// A request as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
+    /// The number of the connection over which it came.
+    pub(crate) connection: usize,
     pub(crate) line: String,
     pub(crate) head: String,
     pub(crate) body: String,
@@ -123,11 +125,12 @@ impl Fake {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (seen, script) = (Arc::clone(&requests), Arc::new(script));
         tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
+            for connection in 0.. {
+                let Ok((tcp, _)) = listener.accept().await else { break };
                 let (acceptor, seen, script) = (acceptor.clone(), Arc::clone(&seen), Arc::clone(&script));
                 tokio::spawn(async move {
                     if let Ok(mut tls) = acceptor.accept(tcp).await {
-                        while let Some(request) = read_request(&mut tls).await {
+                        while let Some(request) = read_request(&mut tls, connection).await {
                             let number = {
                                 let mut seen = seen.lock().unwrap();
                                 seen.push(request.clone());
@@ -157,7 +160,7 @@ impl Fake {
     }
 }
 
-async fn read_request(tls: &mut TlsStream<TcpStream>) -> Option<Seen> {
+async fn read_request(tls: &mut TlsStream<TcpStream>, connection: usize) -> Option<Seen> {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         bytes.push(tls.read_u8().await.ok()?);
@@ -171,7 +174,7 @@ async fn read_request(tls: &mut TlsStream<TcpStream>) -> Option<Seen> {
     let mut body = vec![0; length];
     tls.read_exact(&mut body).await.ok()?;
     let line = head.lines().next().unwrap().to_owned();
-    Some(Seen { line, head, body: String::from_utf8(body).unwrap() })
+    Some(Seen { connection, line, head, body: String::from_utf8(body).unwrap() })
 }
 
 async fn write_answer(tls: &mut TlsStream<TcpStream>, status: u16, body: &str) {

@@ -6,8 +6,8 @@
 use jiff::{SignedDuration, Timestamp};
 use patch_client::{Answer, Client, Error, Submit};
 use patch_types::{
-    ErrorCode, PackageName, Plan, PlanHash,
-    api::{ApplyRequest, InstallRequest, Job, RemoveRequest, UpdateRequest},
+    ErrorCode, JobId, PackageName, Plan, PlanHash,
+    api::{ApplyRequest, InstallRequest, Job, RemoveRequest, RollbackRequest, UpdateRequest},
 };
 
 use super::Context;
@@ -92,6 +92,7 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
         Ok(job) => accepted(context, &job, args.detach).await,
         Err(error) => {
             if let Some(now) = drifted(&error) {
+                out.remark(&different(&error));
                 out.remark(&format!("The plan of this moment:\n{}", plan::plan(&out.style, &now).trim_end()));
             }
             Err(error.into())
@@ -133,6 +134,20 @@ fn drifted(error: &Error) -> Option<Plan> {
     }
 }
 
+/// What is different from the approved plan, a line a package, if the agent remembers that one.
+fn different(error: &Error) -> String {
+    let mut text = "The plan is another one than was approved.".to_owned();
+    let Error::Api { detail, .. } = error else { return text };
+    let Some(difference) = detail.details.get("difference") else { return text };
+    for (field, word) in [("removed", "not any more"), ("added", "new"), ("changed", "changed")] {
+        let lines = difference.get(field).and_then(|lines| lines.as_array()).into_iter().flatten();
+        for line in lines.filter_map(|line| line.as_str()) {
+            text.push_str(&format!("\n  {word}: {line}"));
+        }
+    }
+    text
+}
+
 pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<Exit> {
     let Context { client, out } = context;
     let request = ApplyRequest {
@@ -140,6 +155,8 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<
         security_only: args.security_only,
         exclude: args.exclude,
         allow_removals: args.allow_removals,
+        on_failure: args.back.on_failure.map(Into::into),
+        confirm_within: args.back.confirm_within,
         ..Default::default()
     };
     let change = Change::Apply(request);
@@ -187,6 +204,27 @@ async fn freshen(context: &Context) -> anyhow::Result<bool> {
 
 pub(super) async fn refresh(context: &Context, detach: bool) -> anyhow::Result<Exit> {
     let job = context.client.refresh(&Submit::repeatable()).await?;
+    accepted(context, &job, detach).await
+}
+
+/// Undoes a job. A person sees what it changed and is asked.
+pub(super) async fn rollback(
+    context: &Context,
+    id: JobId,
+    force: bool,
+    yes: bool,
+    detach: bool,
+) -> anyhow::Result<Exit> {
+    let Context { client, out } = context;
+    if out.person && !yes {
+        let undone = client.job(id).await?;
+        out.print(&job::changed(&out.style, &undone))?;
+        if !confirm(&format!("Undo this on {}?", client.address()))? {
+            out.remark("Nothing was changed.");
+            return Ok(Exit::Stopped);
+        }
+    }
+    let job = client.rollback(id, &RollbackRequest { force }, &Submit::repeatable()).await?;
     accepted(context, &job, detach).await
 }
 
@@ -241,6 +279,25 @@ mod tests {
         };
         assert_eq!(drifted(&error(ErrorCode::PlanDrift, &plan)), Some(plan.clone()));
         assert_eq!(drifted(&error(ErrorCode::JobConflict, &plan)), None);
+    }
+
+    #[test]
+    fn a_drift_tells_what_is_different_if_the_agent_does() {
+        let error = |difference: serde_json::Value| Error::Api {
+            status: 409,
+            detail: Box::new(
+                patch_types::ErrorDetail::new(ErrorCode::PlanDrift, "x").with("difference", difference),
+            ),
+            request_id: Default::default(),
+        };
+        let full = serde_json::json!({"added": ["upgrade aa:all 1 -> 2"], "removed": ["remove bb:all 1 -> -"], "changed": []});
+        assert_eq!(
+            different(&error(full)),
+            "The plan is another one than was approved.\n  not any more: remove bb:all 1 -> -\n  new: upgrade aa:all 1 -> 2"
+        );
+        for odd in [serde_json::json!(null), serde_json::json!({"added": 7}), serde_json::json!([1])] {
+            assert_eq!(different(&error(odd)), "The plan is another one than was approved.");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reading and cancelling jobs.
+//! Reading, confirming and cancelling jobs.
 
 use patch_client::JobFilter;
 use patch_types::{JobId, JobStatus};
@@ -27,5 +27,11 @@ pub(super) async fn cancel(context: &Context, id: JobId) -> anyhow::Result<Exit>
         status if status.is_terminal() => format!("Job {id} had ended already: {status}"),
         status => format!("Job {id} is being cancelled; it is still {status}"),
     })?;
+    Ok(Exit::Done)
+}
+
+pub(super) async fn confirm(context: &Context, id: JobId) -> anyhow::Result<Exit> {
+    let answer = context.client.confirm(id).await?;
+    context.out.answer(&answer.raw, |_| format!("Job {id} is confirmed: what it changed stays"))?;
     Ok(Exit::Done)
 }

@@ -47,20 +47,32 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
                 no_recommends: args.no_recommends,
                 allow_downgrade: args.allow_downgrade,
                 reinstall: args.reinstall,
+                on_failure: args.back.on_failure.map(Into::into),
+                confirm_within: args.back.confirm_within,
                 ..Default::default()
             };
             let request = InstallRequest { packages: args.packages, options };
             change::run(context, Change::Install(request), args.change).await
         }
-        Command::Update { package, change } => {
-            let request = UpdateRequest { version: package.version, ..Default::default() };
+        Command::Update { package, change, back } => {
+            let request = UpdateRequest {
+                version: package.version,
+                on_failure: back.on_failure.map(Into::into),
+                confirm_within: back.confirm_within,
+                ..Default::default()
+            };
             change::run(context, Change::Update(package.name, request), change).await
         }
         Command::Hold { name, change } => hold(context, name, true, change).await,
         Command::Unhold { name, change } => hold(context, name, false, change).await,
         Command::Remove(args) => {
-            let request =
-                RemoveRequest { purge: args.purge, autoremove: args.autoremove, ..Default::default() };
+            let request = RemoveRequest {
+                purge: args.purge,
+                autoremove: args.autoremove,
+                on_failure: args.back.on_failure.map(Into::into),
+                confirm_within: args.back.confirm_within,
+                ..Default::default()
+            };
             change::run(context, Change::Remove(args.name, request), args.change).await
         }
         Command::Refresh { detach } => change::refresh(context, detach).await,
@@ -68,6 +80,10 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
         Command::Jobs(args) => jobs::list(context, args).await,
         Command::Job { id } => jobs::one(context, id).await,
         Command::Watch { id } => crate::follow::only(&context.client, &context.out, id).await,
+        Command::Rollback { id, force, yes, detach } => {
+            change::rollback(context, id, force, yes, detach).await
+        }
+        Command::Confirm { id } => jobs::confirm(context, id).await,
         Command::Cancel { id } => jobs::cancel(context, id).await,
         Command::Info => host::info(context).await,
         Command::Services { name } => host::services(context, name.as_deref()).await,

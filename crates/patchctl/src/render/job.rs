@@ -1,7 +1,8 @@
-//! Jobs: the list, one in detail, its state in a line, its results.
+//! Jobs: the list, one in detail, its state in a line, its results, its way back.
 
+use jiff::Timestamp;
 use patch_types::{
-    JobStatus, LockHolder, Outcome,
+    Grade, JobStatus, LockHolder, Outcome, WayBack, WentBack,
     api::{Job, JobList, LogLine},
     event::{LogStream, PackageResult},
 };
@@ -10,6 +11,9 @@ use super::{Rows, Style, Tone, clean, count, fields, plain, plan, values};
 
 /// How many lines of the log a failure shows without being asked.
 const LAST_LINES: usize = 15;
+
+/// How many packages whose way back is not exact are named without being asked.
+const NOT_EXACT: usize = 10;
 
 /// The list.
 pub(crate) fn list(style: &Style, list: &JobList) -> String {
@@ -61,7 +65,12 @@ pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
         ("Started", job.started_at.map_or(String::new(), values::time)),
         ("Ended", job.completed_at.map_or(String::new(), values::time)),
         ("Exit code", job.exit_code.map_or(String::new(), |code| code.to_string())),
+        ("Confirm by", job.confirm_by.map_or(String::new(), values::time)),
+        ("Way back", job.way_back.as_ref().map_or(String::new(), |way| way.grade.to_string())),
     ]);
+    if let Some(way) = &job.way_back {
+        text.push_str(&not_exact(way, verbose));
+    }
     if let Some(value) = job.plan.as_ref().filter(|value| job.results.is_empty() && !value.is_empty()) {
         text.push('\n');
         text.push_str(&plan::plan(style, value));
@@ -69,6 +78,9 @@ pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
     if !job.results.is_empty() {
         text.push('\n');
         text.push_str(&results(style, &job.results));
+    }
+    if let Some(report) = &job.went_back {
+        text.push_str(&format!("\n{}", went_back(report)));
     }
     if let Some(error) = &job.error {
         text.push_str(&format!("\n{}", error_text(job, error)));
@@ -91,6 +103,8 @@ pub(crate) fn results(style: &Style, results: &[PackageResult]) -> String {
     for result in results {
         let version = |version: &Option<_>| version.as_ref().map_or("-".to_owned(), ToString::to_string);
         let end = match (&result.reason, result.done) {
+            (Some(reason), _) if result.taken_back => (format!("taken back: {reason}"), Tone::Notice),
+            (None, _) if result.taken_back => ("taken back".to_owned(), Tone::Notice),
             (_, true) => ("done".to_owned(), Tone::Good),
             (Some(reason), false) => (reason.clone(), Tone::Bad),
             (None, false) => ("not done".to_owned(), Tone::Bad),
@@ -119,6 +133,9 @@ pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
         text.extend(job.log.iter().skip(first).map(|line| format!("  {}\n", log_line(line))));
         text.push('\n');
     }
+    if let Some(report) = &job.went_back {
+        text.push_str(&format!("{}\n", went_back(report)));
+    }
     if let Some(error) = &job.error {
         text.push_str(&error_text(job, error));
     }
@@ -138,6 +155,69 @@ pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
     text
 }
 
+/// What a job changed, for the one who is asked whether to undo it.
+pub(crate) fn changed(style: &Style, job: &Job) -> String {
+    let mut text =
+        format!("Job {}, {}, {}", job.job_id, clean::line(&job.kind.replace('_', " ")), state(job));
+    text.push_str(&job.outcome.map_or("\n".to_owned(), |outcome| format!(": {}\n", values::word(&outcome))));
+    if !job.results.is_empty() {
+        text.push_str(&format!("\n{}\n", results(style, &job.results)));
+    }
+    match &job.way_back {
+        Some(way) => {
+            text.push_str(&format!("Way back: {}\n{}", way.grade, not_exact(way, false)));
+        }
+        None => text.push_str("Way back: none was recorded\n"),
+    }
+    text
+}
+
+/// The packages that cannot be had again exactly.
+fn not_exact(way: &WayBack, all: bool) -> String {
+    let packages: Vec<_> = way.packages.iter().filter(|p| p.grade != Grade::Exact).collect();
+    let shown = if all { packages.len() } else { packages.len().min(NOT_EXACT) };
+    let mut text = String::new();
+    for package in packages.iter().take(shown) {
+        let name = format!("{}:{} {}", package.name.name(), package.architecture, package.version);
+        text.push_str(&format!("  {name}: {}: {}\n", package.grade, clean::line(&package.reason)));
+    }
+    if shown < packages.len() {
+        text.push_str(&format!("  and {} more; `patchctl -v job` shows them\n", packages.len() - shown));
+    }
+    text
+}
+
+/// What came of going back.
+fn went_back(report: &WentBack) -> String {
+    let mut text = format!("Went back: {}\n", clean::line(&report.reason));
+    for (title, lines) in [
+        ("As before", &report.restored),
+        ("Not as before", &report.left),
+        ("Edited by you since, kept", &report.kept_edits),
+        ("What you can do, in this order", &report.commands),
+    ] {
+        if !lines.is_empty() {
+            text.push_str(&format!("{title}:\n"));
+            text.extend(lines.iter().map(|line| format!("  {}\n", clean::line(line))));
+        }
+    }
+    text
+}
+
+/// What to type, and until when, for a job that waits to be confirmed.
+pub(crate) fn asks(job: &Job, address: &str, now: Timestamp) -> String {
+    let Some(until) = job.confirm_by else { return String::new() };
+    let left = u64::try_from(until.duration_since(now).as_secs()).unwrap_or(0);
+    format!(
+        "The change is made, and goes back by itself unless it is confirmed by {} (in {}). To keep it, run elsewhere:\n  \
+         patchctl --host {} confirm {}",
+        values::time(until),
+        values::span(left),
+        clean::line(address),
+        job.job_id
+    )
+}
+
 fn error_text(job: &Job, error: &str) -> String {
     let code = job.error_detail.as_ref().map_or(String::new(), |detail| format!(" [{}]", detail.code));
     format!("Error{code}: {}\n", clean::text(error.trim_end()))
@@ -150,6 +230,9 @@ pub(crate) fn state(job: &Job) -> String {
     }
     if job.status != JobStatus::Running {
         return job.status.to_string();
+    }
+    if let Some(until) = job.confirm_by {
+        return format!("waiting to be confirmed until {}", values::time(until));
     }
     let phase = job.phase.map_or("running".to_owned(), |phase| values::word(&phase));
     let package =
@@ -223,6 +306,7 @@ pub(crate) mod tests {
             new_version: Some("2".parse().unwrap()),
             done: false,
             reason: Some("still 1".into()),
+            taken_back: false,
         }];
         job.log = vec![LogLine {
             seq: 3,
@@ -239,6 +323,62 @@ pub(crate) mod tests {
              Job 01890000-0000-7000-8000-000000000001 failed after 1 min 5 s: rolled back\n"
         );
         assert!(!ending(&NARROW, &job, true).contains("went"));
+    }
+
+    #[test]
+    fn a_job_that_waits_says_what_to_type() {
+        let mut job = job(JobStatus::Running);
+        job.phase = Some(Phase::Confirming);
+        job.confirm_by = Some(job.created_at);
+        assert!(state(&job).starts_with("waiting to be confirmed until 20"), "{}", state(&job));
+        let now = "2025-12-31T23:59:01Z".parse().unwrap();
+        let text = asks(&job, "web1:12443", now);
+        assert!(text.contains("(in 59 s)"), "{text}");
+        assert!(text.contains(&format!("\n  patchctl --host web1:12443 confirm {}", job.job_id)), "{text}");
+        assert!(asks(&job, "web1", job.created_at + std::time::Duration::from_secs(9)).contains("(in 0 s)"));
+    }
+
+    #[test]
+    fn going_back_is_told_in_full() {
+        let mut job = job(JobStatus::Failed);
+        job.outcome = Some(Outcome::RollbackFailed);
+        job.way_back = serde_json::from_value(serde_json::json!({
+            "grade": "rebuilt",
+            "packages": [
+                {"name": "aa", "architecture": "all", "version": "1", "grade": "exact", "reason": ""},
+                {"name": "bb", "architecture": "all", "version": "2", "grade": "rebuilt", "reason": "no archive\u{1b}[2J"},
+            ],
+        }))
+        .unwrap();
+        job.went_back = Some(WentBack {
+            reason: "the check web failed".into(),
+            restored: vec!["aa:all 1".into()],
+            left: vec!["bb is not configured".into()],
+            kept_edits: vec!["/etc/aa.conf".into()],
+            commands: vec!["dpkg --configure -a".into()],
+        });
+        job.results = vec![PackageResult {
+            name: "aa".parse().unwrap(),
+            architecture: "all".parse().unwrap(),
+            action: Action::Upgrade,
+            old_version: Some("1".parse().unwrap()),
+            new_version: Some("2".parse().unwrap()),
+            done: false,
+            reason: None,
+            taken_back: true,
+        }];
+        let told = "Went back: the check web failed\n\
+                    As before:\n  aa:all 1\n\
+                    Not as before:\n  bb is not configured\n\
+                    Edited by you since, kept:\n  /etc/aa.conf\n\
+                    What you can do, in this order:\n  dpkg --configure -a\n";
+        let detail = detail(&NARROW, &job, false);
+        assert!(detail.contains("rebuilt\n  bb:all 2: rebuilt: no archive"), "{detail}");
+        assert!(detail.contains(told) && !detail.contains('\u{1b}'), "{detail}");
+        assert!(detail.contains("taken back"), "{detail}");
+        assert!(ending(&NARROW, &job, true).contains(told));
+        let asked = changed(&NARROW, &job);
+        assert!(asked.contains("Way back: rebuilt\n  bb:all 2") && asked.contains("aa:all"), "{asked}");
     }
 
     #[test]

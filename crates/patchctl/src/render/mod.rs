@@ -1,6 +1,5 @@
 //! Values as text for people. Nothing here prints; whatever the agent sent is cleaned on its way in.
 
-pub(crate) mod clean;
 pub(crate) mod host;
 pub(crate) mod job;
 pub(crate) mod packages;
@@ -9,6 +8,7 @@ pub(crate) mod plan;
 pub(crate) mod values;
 
 use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
+pub(crate) use patch_types::terminal as clean;
 
 /// How much room there is, and whether colours are welcome.
 #[derive(Debug, Clone, Copy)]

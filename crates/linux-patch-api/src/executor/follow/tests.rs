@@ -46,6 +46,26 @@ async fn events_come_in_order_from_any_number_to_the_end() {
     }
 }
 
+#[test]
+fn the_last_whole_event_is_found_from_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events.jsonl");
+    assert_eq!(last_number(&path), 0);
+    let long = format!("{{\"seq\":3,\"x\":\"{}\"}}\n", "y".repeat(300_000));
+    for (text, last) in [
+        (String::new(), 0),
+        ("{\"seq\":1".to_owned(), 0),
+        ("{\"seq\":1}\n".to_owned(), 1),
+        ("{\"seq\":1}\n{\"seq\":2}".to_owned(), 1),
+        ("{\"seq\":1}\n{\"seq\":2}\ngarbage\n".to_owned(), 2),
+        (format!("{{\"seq\":2}}\n{long}"), 3),
+        (format!("{{\"seq\":2}}\n{}", long.trim_end()), 2),
+    ] {
+        fs::write(&path, &text).unwrap();
+        assert_eq!(last_number(&path), last, "{}", text.len());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_arrives_within_milliseconds() {
     let root = Root::new();
