@@ -71,8 +71,8 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "patch-host",
-        may_use: &["patch-types", "patch-policy", "patch-backends", "patch-audit", "patch-executor"],
-        must_not_have: &["axum", "tokio"],
+        may_use: &["patch-types", "patch-policy", "patch-backends", "patch-audit"],
+        must_not_have: &["axum", "tokio", "hyper", "rustls", "patch-apply"],
         reason: "root's local tools serve nobody",
     },
     Rule {

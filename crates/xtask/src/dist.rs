@@ -64,7 +64,7 @@ pub(crate) fn build(profile: Profile, out: &Path, version: Option<&str>) -> Resu
     let root = workspace::root()?;
     let mut cargo = Command::new(workspace::cargo());
     cargo.current_dir(&root).args(["build", "--quiet", "--locked"]);
-    cargo.args(["-p", "linux-patch-api", "-p", "patch-executor", "-p", "patchctl"]);
+    cargo.args(["-p", "linux-patch-api", "-p", "patch-executor", "-p", "patch-host", "-p", "patchctl"]);
     if profile == Profile::Release {
         cargo.arg("--release");
     }
@@ -76,7 +76,8 @@ pub(crate) fn build(profile: Profile, out: &Path, version: Option<&str>) -> Resu
 fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let architecture = text_of("dpkg", &["--print-architecture"])?;
-    let programs = ["linux-patch-api", "patch-executor", "patchctl"].map(|name| built.join(name));
+    let programs =
+        ["linux-patch-api", "patch-executor", "linux-patch-host", "patchctl"].map(|name| built.join(name));
     let libc = needed_libc(&programs)?;
 
     let agent = Package {
@@ -95,6 +96,7 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
         files: vec![
             (built.join("linux-patch-api"), "usr/bin/linux-patch-api", 0o755),
             (built.join("patch-executor"), "usr/libexec/linux-patch-api/patch-executor", 0o755),
+            (built.join("linux-patch-host"), "usr/sbin/linux-patch-host", 0o755),
             (
                 root.join("packaging/systemd/linux-patch-api.service"),
                 "lib/systemd/system/linux-patch-api.service",
@@ -110,6 +112,11 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
                 "lib/systemd/system/linux-patch-executor@.service",
                 0o644,
             ),
+            (
+                root.join("packaging/systemd/linux-patch-executor-recover.service"),
+                "lib/systemd/system/linux-patch-executor-recover.service",
+                0o644,
+            ),
             (root.join("packaging/systemd/sysusers.conf"), "usr/lib/sysusers.d/linux-patch-api.conf", 0o644),
             (
                 root.join("packaging/needrestart/linux-patch-api.conf"),
@@ -118,6 +125,11 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
             ),
             (root.join("packaging/config/config.yaml"), "etc/linux_patch_api/config.yaml", 0o644),
             (root.join("packaging/config/whitelist.yaml"), "etc/linux_patch_api/whitelist.yaml", 0o644),
+            (
+                root.join("packaging/config/ceiling.yaml.example"),
+                "usr/share/doc/linux-patch-api/examples/ceiling.yaml",
+                0o644,
+            ),
         ],
         scripts: vec![
             (root.join("packaging/deb/linux-patch-api.postinst"), "postinst"),

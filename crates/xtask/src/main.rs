@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the project's commands are made of other programs")]
 
 mod bench;
+mod chaos;
 mod check_deps;
 mod demo;
 mod dist;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Demo),
     /// Run all tests, lints and checks.
     Test(test::Test),
+    /// Interrupt random changes in random ways, in roots and on a host, and check how each one ends.
+    Chaos(chaos::Chaos),
     /// Measure the agent against its peers and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
     /// Build the Debian packages.
@@ -56,6 +59,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Openapi => openapi::run().map(|()| ExitCode::SUCCESS),

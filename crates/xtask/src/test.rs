@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    check_deps,
+    chaos, check_deps,
     dist::{self, Profile},
     workspace,
 };
@@ -23,7 +23,8 @@ pub(crate) struct Test {
 }
 
 /// Debian packages that the tests call beyond what the test hosts need.
-const TOOLS: &[(&str, &str)] = &[("openssl", "openssl"), ("curl", "curl"), ("python3", "python3")];
+const TOOLS: &[(&str, &str)] =
+    &[("openssl", "openssl"), ("curl", "curl"), ("python3", "python3"), ("strace", "strace")];
 
 /// What the runner counted.
 #[derive(Debug, Default)]
@@ -64,7 +65,14 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
         })?;
         step("licences, bans and sources", deny)?;
     }
-    let (count, ok) = tests(args, &packages)?;
+    let (count, mut ok) = tests(args, &packages)?;
+    if root && args.filter.is_none() {
+        // Told at the end with all else: one failure does not hide another.
+        if let Err(error) = step("chaos", || chaos::sample(&packages)) {
+            println!("{error:?}");
+            ok = false;
+        }
+    }
     let minutes = begun.elapsed().as_secs_f64() / 60.0;
     println!("\nThe whole run took {minutes:.1} minutes.");
     println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);

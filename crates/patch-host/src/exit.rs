@@ -1,0 +1,37 @@
+//! Exit codes: what a script learns without reading anything.
+
+use std::process::ExitCode;
+
+use crate::ask::AskError;
+
+/// The codes, as `--help` and the manual have them.
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0    done, also when there was nothing to do
+  1    it was refused, or it failed
+  2    usage
+  3    the root side cannot be reached";
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    Unreachable = 3,
+}
+
+impl Exit {
+    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
+        match error.downcast_ref::<AskError>() {
+            Some(AskError::Unreachable { .. } | AskError::NotStarted { .. }) => Self::Unreachable,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
