@@ -28,12 +28,20 @@ pub(crate) fn create(name: &str) -> Result<Vec<PathBuf>> {
     hierarchies().into_iter().map(create_in).collect()
 }
 
-/// Ends every process in the groups whose name starts with `prefix` and removes the groups.
+/// Ends every process in the group `name` and removes it. No other: one host's name may begin with another's.
+pub(crate) fn remove(name: &str) -> Result<()> {
+    remove_those(|group| group == name)
+}
+
+/// The same for all groups whose name starts with `prefix`.
 pub(crate) fn remove_all(prefix: &str) -> Result<()> {
+    remove_those(|group| group.starts_with(prefix))
+}
+
+fn remove_those(wanted: impl Fn(&str) -> bool) -> Result<()> {
     for hierarchy in hierarchies() {
         let Ok(entries) = fs::read_dir(&hierarchy) else { continue };
-        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
-        {
+        for entry in entries.flatten().filter(|entry| wanted(&entry.file_name().to_string_lossy())) {
             let group = entry.path();
             // Only the unified hierarchy has it, and every process of a host is in both.
             fs::write(group.join("cgroup.kill"), "1").unwrap_or_default();

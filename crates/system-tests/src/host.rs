@@ -295,7 +295,7 @@ impl Host {
         if let Some(supervisor) = self.supervisor.take() {
             supervisor.join().map_err(|_| anyhow!("the supervisor of {} panicked", self.name()))?;
         }
-        cgroup::remove_all(&self.groups)?;
+        cgroup::remove(&self.groups)?;
         fs::remove_dir_all(&self.directory)
             .with_context(|| format!("cannot remove {}", self.directory.display()))
     }

@@ -2,8 +2,8 @@
 //!
 //! This library is the harness. It makes throw-away Debian hosts with systemd as PID 1 ([`Host`]) on networks of
 //! their own ([`Network`]), a signed apt repository of small packages made for tests ([`Repository`]), and
-//! throw-away roots for package logic without a booted host ([`Root`]). It knows nothing of the products; the tests
-//! under `tests/` do.
+//! throw-away roots for package logic without a booted host ([`Root`]). Of the products it knows what everybody may
+//! know: their packages ([`packages`]), the agent's API ([`agent`]) and the root side's socket ([`executor`]).
 //!
 //! Nothing outlives its owner. Every host, network and root hangs on a process that ends when its standard input
 //! ends (see `holder.rs`), which happens at the latest when the owning process dies, even by
@@ -14,16 +14,22 @@
     reason = "the harness is made of processes: it boots hosts and builds packages"
 )]
 
+pub mod agent;
 pub mod base;
 mod cgroup;
+pub mod chaos;
+pub mod executor;
 mod guest;
 mod holder;
 pub mod host;
 mod network;
+pub mod packages;
+pub mod place;
 mod process;
 pub mod repository;
 mod run;
 mod server;
+pub mod state;
 mod supervisor;
 mod throwroot;
 pub mod trials;

@@ -1,13 +1,13 @@
-//! A signed apt repository of small packages made for tests, in two states ("days").
+//! A signed apt repository of small packages made for tests, in three states ("days").
 //!
 //! | path | what |
 //! | --- | --- |
-//! | `day0`, `day1` | the two states: the first versions only; updates and security updates published as well |
+//! | `day0`, `day1`, `day2` | the states: the first versions only; updates and security updates published as well, and some first versions gone; fixes of the fixes |
 //! | `current` | a symbolic link to one of them, see [`Repository::publish_day`] |
 //! | `bad/hash`, `bad/expired`, `bad/wrongkey` | the security suite with a tampered package, an expired `Release`, a key that nobody trusts |
 //! | `key.gpg`, `key.asc` | the public key |
 //!
-//! Day 1 is a day younger than day 0, and apt does not go back to an older state of a suite that it knows.
+//! Each day is younger than the one before, and apt does not go back to an older state of a suite that it knows.
 //!
 //! The suites carry Debian's own origin, labels and code names, so that the default configuration of
 //! `unattended-upgrades` takes them for Debian's. The packages are listed in `repository/catalogue.rs`.
@@ -52,6 +52,9 @@ impl Repository {
     /// Where a host or root sees the repository that it was given, as a source of apt.
     pub const FILES: &str = "file:/srv/repo";
 
+    /// The line of `sources.list` for what [`Repository::publish_extra`] has published.
+    pub const EXTRA: &str = "deb [trusted=yes] file:/srv/repo/extra ./\n";
+
     /// Gives a copy; the first call on a machine builds the repository, which takes some seconds.
     ///
     /// # Errors
@@ -76,7 +79,7 @@ impl Repository {
         &self.path
     }
 
-    /// Makes `current` mean day 0 or day 1.
+    /// Makes `current` mean day 0, 1 or 2.
     ///
     /// # Errors
     /// When there is no such day.
@@ -92,6 +95,23 @@ impl Repository {
         ensure!(self.path.join(state).is_dir(), "the test repository has no {state}");
         let next = self.path.join("current.next");
         symlink(state, &next).and_then(|()| fs::rename(&next, self.path.join("current")))?;
+        Ok(())
+    }
+
+    /// Publishes packages that are no part of the test repository, in an archive of their own at `extra`. It is not
+    /// signed, since the repository's key is not kept.
+    ///
+    /// # Errors
+    /// When they cannot be copied or listed.
+    pub fn publish_extra(&self, debs: &[&Path]) -> Result<()> {
+        let extra = self.path.join("extra");
+        fs::create_dir_all(&extra)?;
+        for deb in debs {
+            fs::copy(deb, extra.join(deb.file_name().context("the package has no name")?))?;
+        }
+        let mut command = Command::new("apt-ftparchive");
+        command.args(["packages", "."]).current_dir(&extra);
+        fs::write(extra.join("Packages"), run_ok(command, Input::Nothing)?)?;
         Ok(())
     }
 

@@ -4,13 +4,15 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::guest::{Guest, ensure_inside};
 use crate::holder::Holder;
+use crate::process::{Input, run_ok};
 use crate::run::Run;
-use crate::{Repository, base};
+use crate::{Repository, base, wait};
 
 /// As [`Holder::STAY`], said by a process that has the root as its root already: what is run in a root enters that
 /// process's, and must not find the machine's there.
@@ -84,6 +86,39 @@ impl Root {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         Path::new("/proc").join(self.holder.pid().to_string()).join("root")
+    }
+
+    /// The machine's id of the process that holds the root's namespaces.
+    #[must_use]
+    pub fn holder(&self) -> u32 {
+        self.holder.pid()
+    }
+
+    /// Makes the root's one file system so small that `left` more bytes fit in, to the page. `/run` is another one.
+    ///
+    /// # Errors
+    /// When it cannot be made smaller.
+    pub fn fill_disk(&self, left: u64) -> Result<()> {
+        // Whoever writes in between makes it fail: ask again.
+        let script = "set -- \"$1\" $(stat --file-system --format='%b %f %S' /mnt); \
+                      mount -o \"remount,size=$((($2 - $3) * $4 + $1))\" /mnt";
+        wait::until("the root's disk to be full", Duration::from_secs(10), || {
+            Ok(self.on_disk(&["/bin/sh", "-euc", script, "sh", &left.to_string()]).ok())
+        })
+    }
+
+    /// Gives the root's file system room again.
+    ///
+    /// # Errors
+    /// When it cannot be resized.
+    pub fn free_disk(&self) -> Result<()> {
+        self.on_disk(&["mount", "-o", "remount,size=50%", "/mnt"])
+    }
+
+    fn on_disk(&self, argv: &[&str]) -> Result<()> {
+        let mut command = self.holder.enter(&["--mount"]);
+        command.args(argv);
+        run_ok(command, Input::Nothing).context("cannot resize the disk of a throw-away root").map(drop)
     }
 }
 

@@ -110,6 +110,10 @@ fn hosts_of_one_network_see_each_other() -> Result<()> {
     ensure!(ping(&one, &two.ip().to_string())?.success());
     ensure!(ping(&two, &network.address().to_string())?.success());
     ensure!(!ping(&elsewhere, &one.ip().to_string())?.success(), "networks are apart");
+    // A host whose name begins with that of another outlives it.
+    let longer = Host::boot(&other, HostOptions::named("one-more"))?;
+    drop(one);
+    longer.exec_ok(&["true"])?;
     Ok(())
 }
 

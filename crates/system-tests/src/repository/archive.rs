@@ -48,17 +48,19 @@ pub(super) fn build(directory: &Path, release: &Release) -> Result<()> {
         date,
         valid_until,
     };
-    for (day, is_updated, date) in [("day0", false, now - DAY * 2), ("day1", true, now - DAY)] {
-        let place = directory.join(day);
-        let published = |when| if is_updated { select(when) } else { Vec::new() };
+    for (day, date) in [(0, now - DAY * 2), (1, now - DAY), (2, now - DAY / 2)] {
+        let place = directory.join(format!("day{day}"));
+        let published = |when, from| if day >= from { select(when) } else { Vec::new() };
         let updates = security(place.clone(), Keys::TRUSTED, date, None);
-        updates.make(&keys, &published(Published::Security))?;
+        let fixes = [published(Published::Security, 1), published(Published::Later, 2)].concat();
+        updates.make(&keys, &fixes)?;
         let label = "Debian";
         let (name, codename) = ("stable-updates", format!("{}-updates", release.codename));
         let updates = Suite { name, codename, label, ..updates };
-        updates.make(&keys, &published(Published::Update))?;
+        updates.make(&keys, &published(Published::Update, 1))?;
         let first = Suite { name: "stable", codename: release.codename.clone(), ..updates };
-        first.make(&keys, &select(Published::First))?;
+        let former = if day == 0 { select(Published::Former) } else { Vec::new() };
+        first.make(&keys, &[select(Published::First), former].concat())?;
     }
     let bad = directory.join("bad");
     security(bad.join("expired"), Keys::TRUSTED, now - DAY * 9, Some(now - DAY * 2))

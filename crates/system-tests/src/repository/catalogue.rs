@@ -1,6 +1,6 @@
 //! The packages of the test repository and what each is for.
 
-use super::package::Published::{First, Security, Update};
+use super::package::Published::{First, Former, Later, Security, Update};
 use super::package::{Content, Package, Published};
 
 /// How many packages the bulk has.
@@ -25,12 +25,36 @@ const DAEMON_PRERM: &str =
 
 const QUESTION: &str = "Template: lp-ask/colour\nType: string\nDefault: blue\nDescription: Which colour?\n The colour of the test.\n";
 
+/// Says that it has begun and goes on until `/run/NAME-go` appears, whatever signal it is asked to end by.
+const HANGS: &str = r#"[ "$1" = configure ] || exit 0
+[ -e /run/lp-hang-never ] && exit 0
+trap '' TERM INT HUP
+: >/run/lp-hang-started
+while [ ! -e /run/lp-hang-go ]; do sleep 0.1; done"#;
+
+/// A file capability, which no archive carries: the script gives it.
+const GIVES_CAPABILITY: &str = r#"[ "$1" = configure ] || exit 0
+python3 -c 'import os; os.setxattr("/usr/bin/lp-special", "security.capability", bytes([1,0,0,2,0,4]+[0]*14))'"#;
+
+/// The network goes with the new version and comes with the old one.
+const CUTS_NETWORK: &str = r#"[ "$1" = configure ] && ip link set host0 down 2>/dev/null; exit 0"#;
+const MENDS_NETWORK: &str = r#"[ "$1" = configure ] && ip link set host0 up 2>/dev/null; exit 0"#;
+
+/// A new version that restarts its service, as most do.
+const RESTARTS: &str = r#"[ "$1" = configure ] || exit 0
+[ -d /run/systemd/system ] || exit 0
+systemctl daemon-reload
+systemctl enable lp-daemon-broken || true
+systemctl restart lp-daemon-broken || true
+exit 0"#;
+
 /// All of them.
 pub(super) fn packages() -> Vec<Package> {
     let mut packages = versions();
     packages.extend(relations());
     packages.extend(failures());
     packages.extend(behaviours());
+    packages.extend(traps());
     packages.extend((0..BULK).flat_map(|number| plain(&format!("lp-bulk-{number:02}"), Security)));
     packages
 }
@@ -160,6 +184,105 @@ fn behaviours() -> Vec<Package> {
     // A small package with a large update.
     packages.extend(pair("lp-large", |package| {
         package.file("/usr/share/lp-large/noise", Content::Noise(20 << 20))
+    }));
+    packages
+}
+
+/// What a naive way back falls into.
+fn traps() -> Vec<Package> {
+    let mut packages = Vec::new();
+    // A file that moves from one package to another, properly declared.
+    let moving = || Content::Text("moved\n".to_owned());
+    packages.push(Package::new("lp-move-a", "1.0", First).file("/usr/share/lp-move/file", moving()));
+    packages.push(Package::new("lp-move-a", "1.1", Security));
+    packages.push(Package::new("lp-move-b", "1.0", First));
+    packages.push(
+        Package::new("lp-move-b", "1.1", Security)
+            .field("Replaces: lp-move-a (<< 1.1)")
+            .field("Breaks: lp-move-a (<< 1.1)")
+            .file("/usr/share/lp-move/file", moving()),
+    );
+    // A new package that takes a file from one which the plan does not name.
+    let given = |text: &str| Content::Text(format!("{text}\n"));
+    packages.push(Package::new("lp-giver", "1.0", First).file("/usr/share/lp-given/file", given("giver")));
+    packages.push(
+        Package::new("lp-taker", "1.0", First)
+            .field("Replaces: lp-giver")
+            .file("/usr/share/lp-given/file", given("taker")),
+    );
+    // The archive has forgotten the old version.
+    packages.push(Package::new("lp-gone", "1.0", Former));
+    packages.push(Package::new("lp-gone", "1.1", Security));
+    packages.extend([("1.0", Former), ("1.1", Update)].map(|(version, published)| {
+        let text = format!("shipped={version}\n");
+        Package::new("lp-goneconf", version, published).file("/etc/lp-goneconf.conf", Content::Text(text))
+    }));
+    // A bad update, and the good one that follows it.
+    packages.extend(pair("lp-fixed", |package| {
+        package.script(
+            "postinst",
+            "[ \"$1\" != configure ] || { echo \"lp-fixed: deliberate failure\" >&2; exit 3; }",
+        )
+    }));
+    packages.push(Package::new("lp-fixed", "1.2", Later));
+    // Good ones, one after the other.
+    packages.extend(plain("lp-next", Security));
+    packages.push(Package::new("lp-next", "1.2", Later));
+    // The old version refuses to come back; the new one can be made to fail.
+    packages.push(Package::new("lp-noreturn", "1.0", First).script(
+        "preinst",
+        "[ \"$1\" != upgrade ] || { echo \"lp-noreturn: there is no return from $2\" >&2; exit 8; }",
+    ));
+    packages.push(
+        Package::new("lp-noreturn", "1.1", Security)
+            .script("postinst", "[ \"$1\" != configure ] || [ ! -e /run/lp-noreturn-fail ]"),
+    );
+    // The new version's prerm fails, which the old one's, called with failed-upgrade, makes good.
+    packages.push(Package::new("lp-badprerm", "1.0", First).script("prerm", "exit 0"));
+    packages.push(Package::new("lp-badprerm", "1.1", Security).script("prerm", "exit 9"));
+    // Goes when the one that it needs goes, which then stays.
+    packages.push(Package::new("lp-prermuser", "1.0", First).field("Depends: lp-prermfail"));
+    // Somebody else's trigger fails for what the update brings.
+    packages.push(
+        Package::new("lp-watcher", "1.0", First).triggers("interest /usr/share/lp-watched").script(
+            "postinst",
+            "[ ! -e /usr/share/lp-watched/bad ] || { echo \"lp-watcher: deliberate failure\" >&2; exit 10; }",
+        ),
+    );
+    packages.push(
+        Package::new("lp-trigger", "1.0", First)
+            .file("/usr/share/lp-watched/good", Content::Text(String::new())),
+    );
+    packages.push(
+        Package::new("lp-trigger", "1.1", Security)
+            .file("/usr/share/lp-watched/bad", Content::Text(String::new())),
+    );
+    packages.extend(pair("lp-hang", |package| package.script("postinst", HANGS)));
+    packages.push(Package::new("lp-netcut", "1.0", First).script("postinst", MENDS_NETWORK));
+    packages.push(Package::new("lp-netcut", "1.1", Security).script("postinst", CUTS_NETWORK));
+    // A service that runs, until the update.
+    packages.extend([("1.0", First, "/bin/sleep infinity"), ("1.1", Security, "/bin/false")].map(
+        |(version, published, program)| {
+            let unit = format!(
+                "[Unit]\nDescription=test service\n[Service]\nExecStart={program}\n[Install]\nWantedBy=multi-user.target\n"
+            );
+            Package::new("lp-daemon-broken", version, published)
+                .file("/lib/systemd/system/lp-daemon-broken.service", Content::Text(unit))
+                .script("postinst", RESTARTS)
+                .script("prerm", "[ \"$1\" != remove ] || [ ! -d /run/systemd/system ] || systemctl stop lp-daemon-broken || true")
+        },
+    ));
+    // Every kind of file that an archive can hold, and what only a script can give.
+    packages.extend(both("lp-special", Security, |package| {
+        package
+            .machine_dependent()
+            .file("/usr/bin/lp-special", Content::Program)
+            .file("/usr/bin/lp-special-setuid", Content::Setuid)
+            .file("/usr/bin/lp-special-again", Content::HardLink("/usr/bin/lp-special-setuid".to_owned()))
+            .file("/usr/bin/lp-special-link", Content::Symlink("lp-special".to_owned()))
+            .file("/usr/share/lp-special/empty", Content::Directory)
+            .file("/usr/share/lp-special/odd name \u{e4}", Content::Text("odd\n".to_owned()))
+            .script("postinst", GIVES_CAPABILITY)
     }));
     packages
 }

@@ -1,7 +1,7 @@
 //! One binary package: what it says, what it contains, and making a `.deb` of it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,10 +14,14 @@ use crate::process::{Input, run_ok};
 pub(super) enum Published {
     /// The main suite, from day 0 on.
     First,
+    /// The main suite on day 0 only: the archive forgets it.
+    Former,
     /// The updates suite, from day 1 on.
     Update,
     /// The security suite, from day 1 on.
     Security,
+    /// The security suite on day 2.
+    Later,
 }
 
 /// What a file contains.
@@ -28,6 +32,14 @@ pub(super) enum Content {
     Program,
     /// So many bytes that cannot be compressed.
     Noise(u64),
+    /// The same program, which runs as its owner whoever starts it.
+    Setuid,
+    /// A symbolic link to there.
+    Symlink(String),
+    /// Another name of a file of the package that stands before it.
+    HardLink(String),
+    /// A directory with nothing in it.
+    Directory,
 }
 
 /// One version of one binary package.
@@ -39,7 +51,7 @@ pub(super) struct Package {
     machine_dependent: bool,
     fields: Vec<String>,
     files: Vec<(String, Content)>,
-    /// Files of the control area: maintainer scripts and their like, all executable but `templates`.
+    /// Files of the control area: maintainer scripts and their like, all executable but `templates` and `triggers`.
     control: Vec<(&'static str, String)>,
 }
 
@@ -80,6 +92,12 @@ impl Package {
         self
     }
 
+    /// The same with an interest in triggers, or with those that it activates.
+    pub(super) fn triggers(mut self, text: &str) -> Self {
+        self.control.push(("triggers", format!("{text}\n")));
+        self
+    }
+
     /// The same for the machine's architecture instead of all.
     pub(super) fn machine_dependent(mut self) -> Self {
         self.machine_dependent = true;
@@ -105,8 +123,7 @@ impl Package {
         let version_file =
             (format!("/usr/share/{}/version", self.name), Content::Text(format!("{}\n", self.version)));
         for (path, content) in self.files.iter().chain([&version_file]) {
-            let path = tree.join(path.trim_start_matches('/'));
-            write_with_parents(&path, content, &self.version)?;
+            write_with_parents(tree, path, content, &self.version)?;
         }
         let mut control = format!(
             "Package: {}\nVersion: {}\nArchitecture: {architecture}\nMaintainer: Test <test@test.invalid>\n\
@@ -132,23 +149,29 @@ impl Package {
         for (name, text) in &self.control {
             let path = area.join(name);
             fs::write(&path, text)?;
-            let mode = if *name == "templates" { 0o644 } else { 0o755 };
+            let mode = if matches!(*name, "templates" | "triggers") { 0o644 } else { 0o755 };
             fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         }
         Ok(())
     }
 }
 
-fn write_with_parents(path: &Path, content: &Content, version: &str) -> Result<()> {
+fn write_with_parents(tree: &Path, path: &str, content: &Content, version: &str) -> Result<()> {
+    let inside = |path: &str| tree.join(path.trim_start_matches('/'));
+    let path = &inside(path);
     fs::create_dir_all(path.parent().context("a file needs a directory")?)?;
     match content {
         Content::Text(text) => fs::write(path, text)?,
-        Content::Program => {
+        Content::Symlink(there) => symlink(there, path)?,
+        Content::HardLink(there) => fs::hard_link(inside(there), path)?,
+        Content::Directory => fs::create_dir(path)?,
+        Content::Program | Content::Setuid => {
             let mut program = fs::read("/bin/sleep").context("cannot read /bin/sleep")?;
             // What follows an ELF program's sections does not matter to it.
             program.extend_from_slice(version.as_bytes());
             fs::write(path, program)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+            let mode = if matches!(content, Content::Setuid) { 0o4755 } else { 0o755 };
+            fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         }
         Content::Noise(length) => {
             use std::io::Read;

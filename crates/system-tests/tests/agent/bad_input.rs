@@ -329,8 +329,6 @@ fn unavailable(agent: &Agent) -> Result<()> {
         ("POST", "/system/reboot", json!({"reason": "test"})),
         ("PUT", "/system/crl", json!({"crl": "x"})),
         ("POST", "/patches/apply", json!({"rehearse": true})),
-        ("POST", "/patches/apply", json!({"confirm_within": 60})),
-        ("POST", "/patches/apply", json!({"on_failure": "all"})),
         ("POST", "/patches/apply", json!({"allow_reboot": true})),
     ] {
         let answer = agent.send(method, path, &body)?;

@@ -233,7 +233,7 @@ fn a_failing_script_is_reported_truthfully() -> Result<()> {
     agent.repository.publish_day(1)?;
     agent.change("POST", "/patches/refresh", &json!({}))?;
     let job = agent.change("PUT", "/packages/lp-prefail", &json!({}))?;
-    ensure!(job["status"] == "failed" && job["outcome"] == "unchanged", "{job:#}");
+    ensure!(job["status"] == "failed" && job["outcome"] == "rolled_back", "{job:#}");
     ensure!(agent.version("lp-prefail")? == "1.0");
     let job = agent.change("POST", "/patches/apply", &json!({"packages": ["lp-postfail", "lp-plain"]}))?;
     ensure!(job["status"] == "failed" && job["outcome"] == "partial", "{job:#}");
@@ -243,9 +243,12 @@ fn a_failing_script_is_reported_truthfully() -> Result<()> {
     ensure!(result("lp-plain").is_some_and(|r| r["done"] == true), "{job:#}");
     let failed = result("lp-postfail").context("no result")?;
     ensure!(
-        failed["done"] == false && failed["reason"].as_str().is_some_and(|r| r.contains("half-configured")),
+        failed["done"] == false
+            && failed["taken_back"] == true
+            && failed["reason"].as_str().is_some_and(|reason| reason.contains("lp-postfail")),
         "{failed:#}"
     );
+    ensure!(agent.version("lp-postfail")? == "1.0" && agent.version("lp-plain")? == "1.1-1");
     ensure!(job["error"].as_str().is_some_and(|text| text.contains("lp-postfail")), "{job:#}");
     Ok(())
 }

@@ -2,22 +2,23 @@
 #![expect(clippy::disallowed_methods, reason = "clients and tools are processes of their own")]
 
 mod audit;
+mod back;
 mod bad_input;
 mod certificates;
 mod changing;
 mod cli;
 mod documentation;
 mod door;
-mod fixture;
 mod lifecycle;
 mod openssl;
 mod prometheus;
 mod reading;
+mod recovery;
 mod streaming;
 
 use std::process::ExitCode;
 
-use system_tests::trials;
+use system_tests::{agent as fixture, trials};
 
 fn main() -> ExitCode {
     let mut all = Vec::new();
@@ -29,6 +30,8 @@ fn main() -> ExitCode {
     all.extend(audit::trials());
     all.extend(cli::trials());
     all.extend(changing::trials());
+    all.extend(back::trials());
+    all.extend(recovery::trials());
     all.extend(documentation::trials());
     all.extend(lifecycle::trials());
     trials::main(all)

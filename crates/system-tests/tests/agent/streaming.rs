@@ -32,7 +32,7 @@ fn client(agent: &Agent) -> Result<Client> {
 
 /// What a number of subscribers are told from now to the job's end. `meanwhile` runs once all of them have been told
 /// something.
-fn follow(
+pub(crate) fn follow(
     agent: &Agent,
     id: JobId,
     subscribers: usize,
@@ -81,7 +81,7 @@ fn follow(
 }
 
 /// The state comes first, the end last, and each line of the log once and in order.
-fn ensure_in_order(told: &[ServerMessage]) -> Result<Vec<u64>> {
+pub(crate) fn ensure_in_order(told: &[ServerMessage]) -> Result<Vec<u64>> {
     ensure!(matches!(told.first(), Some(ServerMessage::JobStatus(_))), "{:?}", told.first());
     ensure!(matches!(told.last(), Some(ServerMessage::JobComplete(_))), "{:?}", told.last());
     let ends = told.iter().filter(|message| matches!(message, ServerMessage::JobComplete(_))).count();

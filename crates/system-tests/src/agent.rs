@@ -1,137 +1,100 @@
-//! A host with the agent on it, and clients of it.
+//! A real host with the agent's package on it, and clients of its API.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
-    sync::OnceLock,
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use crate::packages::Packages;
+use crate::{Host, HostOptions, Network, Repository, wait};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use system_tests::{Host, HostOptions, Network, Repository, wait};
 
 /// How long a job of these tests may take.
 const JOB_LIMIT: Duration = Duration::from_secs(120);
 
-/// Where the packages under test are: the old and the new version of the same programs.
-#[derive(Debug, Clone)]
-pub(crate) struct Packages {
-    dir: PathBuf,
-}
-
-impl Packages {
-    /// The packages that the runner built; builds them if there is no runner.
-    pub(crate) fn get() -> Result<Self> {
-        static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-        let dir = BUILT.get_or_init(|| match std::env::var_os("LINUX_PATCH_TEST_PACKAGES") {
-            Some(dir) => Ok(dir.into()),
-            None => build().map_err(|error| format!("{error:#}")),
-        });
-        Ok(Self { dir: dir.clone().map_err(|error| anyhow!(error))? })
-    }
-
-    fn find(&self, which: &str, name: &str) -> Result<PathBuf> {
-        let dir = self.dir.join(which);
-        let mut found = fs::read_dir(&dir)
-            .with_context(|| format!("cannot read {}", dir.display()))?
-            .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| {
-                path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_")))
-            });
-        found.next().with_context(|| format!("there is no package {name} in {}", dir.display()))
-    }
-
-    pub(crate) fn agent(&self) -> Result<PathBuf> {
-        self.find("new", "linux-patch-api")
-    }
-
-    pub(crate) fn old_agent(&self) -> Result<PathBuf> {
-        self.find("old", "linux-patch-api")
-    }
-
-    /// The programs of the packages, unpacked once a process.
-    pub(crate) fn programs(&self) -> Result<&'static Path> {
-        static UNPACKED: OnceLock<Result<tempfile::TempDir, String>> = OnceLock::new();
-        let unpack = || -> Result<tempfile::TempDir> {
-            let dir = tempfile::tempdir()?;
-            for deb in [self.agent()?, self.find("new", "patchctl")?] {
-                let status = Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir.path()).status()?;
-                ensure!(status.success(), "cannot unpack {}", deb.display());
-            }
-            Ok(dir)
-        };
-        match UNPACKED.get_or_init(|| unpack().map_err(|error| format!("{error:#}"))) {
-            Ok(dir) => Ok(dir.path()),
-            Err(error) => Err(anyhow!("{error}")),
-        }
-    }
-}
-
-fn build() -> Result<PathBuf> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let dir = workspace.join("target/test-packages");
-    for (which, version) in [("new", env!("CARGO_PKG_VERSION")), ("old", "0.0.1")] {
-        let status = Command::new(env!("CARGO"))
-            .current_dir(&workspace)
-            .args(["xtask", "dist", "--dev", "--version", version, "--out"])
-            .arg(dir.join(which))
-            .status()
-            .context("cannot start cargo")?;
-        ensure!(status.success(), "the packages could not be built: cargo xtask dist --dev");
-    }
-    Ok(dir)
-}
+/// How often a job is looked at: an identity may send 600 requests a minute.
+const JOB_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A host with the agent installed, certificates in place, the test's address on the allow list, and the test
 /// repository as its only source.
-pub(crate) struct Agent {
-    pub(crate) host: Host,
-    pub(crate) network: Network,
-    pub(crate) repository: Repository,
-    pub(crate) pki: tempfile::TempDir,
+#[derive(Debug)]
+pub struct Agent {
+    /// The host.
+    pub host: Host,
+    /// Its network, on which the clients are.
+    pub network: Network,
+    /// What its apt knows.
+    pub repository: Repository,
+    /// The development CA and what it has signed.
+    pub pki: tempfile::TempDir,
     packages: Packages,
 }
 
 /// An answer: the status, and the body as JSON (null if it is none).
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) headers: String,
-    pub(crate) body: Value,
-    pub(crate) text: String,
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The head, in lower case.
+    pub headers: String,
+    /// The body as JSON; null if it is none.
+    pub body: Value,
+    /// The body as it came.
+    pub text: String,
 }
 
 impl Answer {
     /// `data` of the envelope, of a request that succeeded.
-    pub(crate) fn data(&self) -> Result<&Value> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn data(&self) -> Result<&Value> {
         ensure!(self.body["success"] == true, "the request failed with {}: {}", self.status, self.text);
         Ok(&self.body["data"])
     }
 
     /// `error.code` of the envelope.
-    pub(crate) fn code(&self) -> &str {
+    pub fn code(&self) -> &str {
         self.body["error"]["code"].as_str().unwrap_or_default()
     }
 }
 
 impl Agent {
     /// A host that has `packages` of the repository's first day installed.
-    pub(crate) fn boot(name: &str, packages: &[&str]) -> Result<Self> {
-        let agent = Self::without_agent(name, packages)?;
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn boot(name: &str, packages: &[&str]) -> Result<Self> {
+        Self::boot_on(HostOptions::named(name), packages)
+    }
+
+    /// The same on a host that is to be special.
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn boot_on(host: HostOptions, packages: &[&str]) -> Result<Self> {
+        let agent = Self::on(host, packages)?;
         agent.install(&agent.packages.agent()?)?;
         agent.wait_until_up()?;
         Ok(agent)
     }
 
     /// The same before the agent is installed; its certificates and allow list are there.
-    pub(crate) fn without_agent(name: &str, packages: &[&str]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn without_agent(name: &str, packages: &[&str]) -> Result<Self> {
+        Self::on(HostOptions::named(name), packages)
+    }
+
+    fn on(options: HostOptions, packages: &[&str]) -> Result<Self> {
+        let name = options.name.clone();
         let built = Packages::get()?;
         let repository = Repository::new()?;
         let network = Network::new()?;
-        let host = Host::boot(&network, HostOptions::named(name).repository(&repository))?;
+        let host = Host::boot(&network, options.repository(&repository))?;
         repository.configure(&host, Repository::FILES)?;
         if !packages.is_empty() {
             host.exec_ok(&[&["apt-get", "-qq", "-y", "install"], packages].concat())?;
@@ -139,7 +102,7 @@ impl Agent {
         let pki = tempfile::tempdir()?;
         let mut init = Command::new(built.programs()?.join("usr/bin/linux-patch-api"));
         init.args(["pki", "init"]).arg(pki.path());
-        init.args(["--server-name", name, "--server-ip", &host.ip().to_string(), "--client", "alice"]);
+        init.args(["--server-name", &name, "--server-ip", &host.ip().to_string(), "--client", "alice"]);
         let output = init.output().context("cannot start linux-patch-api")?;
         ensure!(output.status.success(), "pki init failed: {}", String::from_utf8_lossy(&output.stderr));
         for (file, mode) in [("ca.pem", "644"), ("server.pem", "644"), ("server.key.pem", "600")] {
@@ -150,14 +113,20 @@ impl Agent {
     }
 
     /// Installs a package of the agent, with the configuration that the tests bring.
-    pub(crate) fn install(&self, deb: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn install(&self, deb: &Path) -> Result<()> {
         self.host.push_file(deb, "/root/agent.deb", "644")?;
         self.host.exec_ok(&["apt-get", "-qq", "-y", "--allow-downgrades", "install", "/root/agent.deb"])?;
         self.allow(&[&self.network.address().to_string()])
     }
 
     /// Makes the given entries the allow list.
-    pub(crate) fn allow(&self, entries: &[&str]) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn allow(&self, entries: &[&str]) -> Result<()> {
         let lines: String = entries.iter().map(|entry| format!("  - {entry}\n")).collect();
         let list =
             if lines.is_empty() { "allowed_ips: []\n".to_owned() } else { format!("allowed_ips:\n{lines}") };
@@ -165,7 +134,10 @@ impl Agent {
     }
 
     /// Waits until the agent answers.
-    pub(crate) fn wait_until_up(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn wait_until_up(&self) -> Result<()> {
         wait::until("the agent answers", Duration::from_secs(30), || {
             Ok(self.get("/health").ok().filter(|answer| answer.status == 200).map(drop))
         })
@@ -177,12 +149,15 @@ impl Agent {
     }
 
     /// A file of the development CA.
-    pub(crate) fn pem(&self, name: &str) -> String {
+    pub fn pem(&self, name: &str) -> String {
         self.pki.path().join(name).display().to_string()
     }
 
     /// curl, as alice, at a path below the API's prefix, with further arguments.
-    pub(crate) fn curl(&self, path: &str, args: &[&str]) -> Result<Answer> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn curl(&self, path: &str, args: &[&str]) -> Result<Answer> {
         let url = format!("https://{}:12443/api/v1{path}", self.host.ip());
         self.curl_at(
             &url,
@@ -191,7 +166,10 @@ impl Agent {
     }
 
     /// curl at any URL of the agent, trusting the CA, with only the given arguments.
-    pub(crate) fn curl_at(&self, url: &str, args: &[&str]) -> Result<Answer> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn curl_at(&self, url: &str, args: &[&str]) -> Result<Answer> {
         let ca = self.pem("ca.pem");
         let fixed = [
             "curl",
@@ -224,12 +202,19 @@ impl Agent {
         }
     }
 
-    pub(crate) fn get(&self, path: &str) -> Result<Answer> {
+    /// GET of a path below the API's prefix.
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn get(&self, path: &str) -> Result<Answer> {
         self.curl(path, &[])
     }
 
     /// Sends a JSON body with a method.
-    pub(crate) fn send(&self, method: &str, path: &str, body: &Value) -> Result<Answer> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn send(&self, method: &str, path: &str, body: &Value) -> Result<Answer> {
         let body = body.to_string();
         self.curl(
             path,
@@ -238,21 +223,31 @@ impl Agent {
     }
 
     /// Sends a change and gives the id of the job that it made.
-    pub(crate) fn submit(&self, method: &str, path: &str, body: &Value) -> Result<String> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn submit(&self, method: &str, path: &str, body: &Value) -> Result<String> {
         let answer = self.send(method, path, body)?;
         ensure!(answer.status == 202, "{method} {path} answered {}: {}", answer.status, answer.text);
         Ok(answer.data()?["job_id"].as_str().context("no job_id")?.to_owned())
     }
 
-    pub(crate) fn job(&self, id: &str) -> Result<Value> {
+    /// A job as the API shows it.
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn job(&self, id: &str) -> Result<Value> {
         Ok(self.get(&format!("/jobs/{id}"))?.data()?.clone())
     }
 
     /// Waits until a job is as wished.
-    pub(crate) fn wait_job(&self, id: &str, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn wait_job(&self, id: &str, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Value::Null;
         let mut problem = None;
-        let seen = wait::until(&format!("job {id} {what}"), JOB_LIMIT, || {
+        let seen = wait::until_every(JOB_INTERVAL, &format!("job {id} {what}"), JOB_LIMIT, || {
             // The agent may be restarting: then there is no answer yet.
             match self.job(id) {
                 Ok(job) => last = job,
@@ -276,20 +271,29 @@ impl Agent {
     }
 
     /// Waits until a job has ended.
-    pub(crate) fn end_of(&self, id: &str) -> Result<Value> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn end_of(&self, id: &str) -> Result<Value> {
         self.wait_job(id, "ends", |job| {
             job["status"].as_str().is_some_and(|status| !["pending", "running"].contains(&status))
         })
     }
 
     /// Sends a change and waits for its job's end.
-    pub(crate) fn change(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn change(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
         let id = self.submit(method, path, body)?;
         self.end_of(&id)
     }
 
     /// patchctl, as alice.
-    pub(crate) fn patchctl(&self, args: &[&str]) -> Result<Command> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn patchctl(&self, args: &[&str]) -> Result<Command> {
         let program = self.packages.programs()?.join("usr/bin/patchctl").display().to_string();
         let mut command = self.network.command(&[&[program.as_str()], args].concat());
         command
@@ -302,7 +306,10 @@ impl Agent {
     }
 
     /// Sends bytes over TLS as alice and gives everything that came back until the agent closed.
-    pub(crate) fn raw(&self, bytes: &[u8]) -> Result<String> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn raw(&self, bytes: &[u8]) -> Result<String> {
         let address = format!("{}:12443", self.host.ip());
         let (ca, cert, key) = (self.pem("ca.pem"), self.pem("alice.pem"), self.pem("alice.key.pem"));
         let mut command = self.network.command(&[
@@ -337,33 +344,45 @@ impl Agent {
     }
 
     /// The version of a package that dpkg has in order, or what else it says of it.
-    pub(crate) fn version(&self, package: &str) -> Result<String> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn version(&self, package: &str) -> Result<String> {
         let output = self.host.exec(&["dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Version}", package])?;
         let text = output.stdout.trim().to_owned();
         Ok(text.strip_prefix("ii ").map_or(text.clone(), str::to_owned))
     }
 
     /// dpkg finds nothing wrong.
-    pub(crate) fn assert_in_order(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn assert_in_order(&self) -> Result<()> {
         let audit = self.host.exec_ok(&["dpkg", "--audit"])?;
         ensure!(audit.trim().is_empty(), "dpkg --audit says: {audit}");
         Ok(())
     }
 
     /// The agent's packages.
-    pub(crate) fn packages(&self) -> &Packages {
+    pub fn packages(&self) -> &Packages {
         &self.packages
     }
 
     /// The daemon's process: another one means that it has been started again.
-    pub(crate) fn pid(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn pid(&self) -> Result<String> {
         let shown =
             self.host.exec_ok(&["systemctl", "show", "--value", "-p", "MainPID", "linux-patch-api"])?;
         Ok(shown.trim().to_owned())
     }
 
     /// The records of the audit trail.
-    pub(crate) fn trail(&self) -> Result<Vec<Value>> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn trail(&self) -> Result<Vec<Value>> {
         let text = self.host.read_text("/var/log/linux_patch_api/audit.log")?;
         // The last line may be half written.
         let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
@@ -371,7 +390,10 @@ impl Agent {
     }
 
     /// Waits for a record of the audit trail that is as wished; records of reads come within about a second.
-    pub(crate) fn wait_record(&self, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn wait_record(&self, what: &str, wish: impl Fn(&Value) -> bool) -> Result<Value> {
         wait::until(&format!("the record: {what}"), Duration::from_secs(10), || {
             Ok(self.trail()?.into_iter().rev().find(|record| wish(record)))
         })

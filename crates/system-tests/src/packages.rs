@@ -1,0 +1,113 @@
+//! The products' packages, as the runner or this process built them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+/// Where the packages under test are: the old and the new version of the same programs.
+#[derive(Debug, Clone)]
+pub struct Packages {
+    dir: PathBuf,
+}
+
+static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
+impl Packages {
+    /// Makes this process use the packages below `dir`, if it has used none yet.
+    pub fn use_those_in(dir: &Path) {
+        let _ = BUILT.set(Ok(dir.to_owned()));
+    }
+
+    /// The packages that the runner built; builds them if there is no runner.
+    ///
+    /// # Errors
+    /// When they cannot be built.
+    pub fn get() -> Result<Self> {
+        let dir = BUILT.get_or_init(|| match std::env::var_os("LINUX_PATCH_TEST_PACKAGES") {
+            Some(dir) => Ok(dir.into()),
+            None => build().map_err(|error| format!("{error:#}")),
+        });
+        Ok(Self { dir: dir.clone().map_err(|error| anyhow!(error))? })
+    }
+
+    /// The package `name` of the version `which`: "new" or "old".
+    fn find(&self, which: &str, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(which);
+        let mut found = fs::read_dir(&dir)
+            .with_context(|| format!("cannot read {}", dir.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| {
+                path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&format!("{name}_")))
+            });
+        found.next().with_context(|| format!("there is no package {name} in {}", dir.display()))
+    }
+
+    /// The agent's package.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn agent(&self) -> Result<PathBuf> {
+        self.find("new", "linux-patch-api")
+    }
+
+    /// The agent's package of an older version.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn old_agent(&self) -> Result<PathBuf> {
+        self.find("old", "linux-patch-api")
+    }
+
+    /// The root side's program: the one of the packages, or the file that `LINUX_PATCH_EXECUTOR` names, so that it can
+    /// be tried without packing.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn executor() -> Result<PathBuf> {
+        if let Some(path) = std::env::var_os("LINUX_PATCH_EXECUTOR") {
+            return Ok(path.into());
+        }
+        Ok(Self::get()?.programs()?.join("usr/libexec/linux-patch-api/patch-executor"))
+    }
+
+    /// The programs of the packages, unpacked once a process.
+    ///
+    /// # Errors
+    /// When they cannot be unpacked.
+    pub fn programs(&self) -> Result<&'static Path> {
+        static UNPACKED: OnceLock<Result<tempfile::TempDir, String>> = OnceLock::new();
+        let unpack = || -> Result<tempfile::TempDir> {
+            let dir = tempfile::tempdir()?;
+            for deb in [self.agent()?, self.find("new", "patchctl")?] {
+                let status = Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir.path()).status()?;
+                ensure!(status.success(), "cannot unpack {}", deb.display());
+            }
+            Ok(dir)
+        };
+        match UNPACKED.get_or_init(|| unpack().map_err(|error| format!("{error:#}"))) {
+            Ok(dir) => Ok(dir.path()),
+            Err(error) => Err(anyhow!("{error}")),
+        }
+    }
+}
+
+fn build() -> Result<PathBuf> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let dir = workspace.join("target/test-packages");
+    for (which, version) in [("new", env!("CARGO_PKG_VERSION")), ("old", "0.0.1")] {
+        let status = Command::new(env!("CARGO"))
+            .current_dir(&workspace)
+            .args(["xtask", "dist", "--dev", "--version", version, "--out"])
+            .arg(dir.join(which))
+            .status()
+            .context("cannot start cargo")?;
+        ensure!(status.success(), "the packages could not be built: cargo xtask dist --dev");
+    }
+    Ok(dir)
+}

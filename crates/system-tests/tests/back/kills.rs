@@ -1,0 +1,168 @@
+//! Everything killed in each phase and at steps of dpkg, and in the recovery itself.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use patch_types::{ChangeOptions, EventKind, JobId, OnFailure, Operation, Outcome, Phase};
+use system_tests::chaos::{Case, judge, settle};
+use system_tests::executor::Seen;
+use system_tests::place::{self, Place};
+use system_tests::trials::trial;
+
+const INSTALLED: &[&str] =
+    &["lp-app", "lp-conf", "lp-move-a", "lp-move-b", "lp-newdep", "lp-special", "lp-bulk-00"];
+
+const PHASES: &[Phase] =
+    &[Phase::Planning, Phase::Downloading, Phase::Snapshotting, Phase::Applying, Phase::Verifying];
+
+const STEPS: &[usize] = &[1, 3, 6, 10, 15, 21, 28];
+
+type Ask = fn() -> Result<Operation>;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let asked: [(&str, Ask); 4] = [
+        ("an_upgrade", || place::apply(&[])),
+        ("an_install", || place::install(&["lp-tools", "lp-taker"])),
+        ("a_removal", || place::remove("lp-lib")),
+        ("a_purge", || place::purge("lp-conf")),
+    ];
+    let mut trials = Vec::new();
+    for (name, operation) in asked {
+        trials.push(trial(&format!("{name}_killed_in_each_phase_is_settled"), move || {
+            in_each_phase(operation)
+        }));
+        trials
+            .push(trial(&format!("{name}_killed_at_steps_of_dpkg_is_settled"), move || at_steps(operation)));
+    }
+    trials.push(trial("going_back_killed_is_settled", going_back_killed_is_settled));
+    trials.push(trial(
+        "a_recovery_that_is_killed_again_and_again_ends",
+        a_recovery_killed_again_and_again_ends,
+    ));
+    trials.push(trial(
+        "a_recovery_with_nothing_to_do_does_nothing",
+        a_recovery_with_nothing_to_do_does_nothing,
+    ));
+    trials
+}
+
+fn begin() -> Result<Place> {
+    let place = Place::on_day1(INSTALLED)?;
+    place.root.exec_ok(&["apt-mark", "auto", "lp-lib"])?;
+    place.root.push("mine\n", "/etc/lp-conf.conf", "640")?;
+    Ok(place)
+}
+
+fn kill_when(place: &Place, operation: Operation, wish: impl Fn(&Seen) -> bool, again: u32) -> Result<()> {
+    let is_rollback = matches!(operation, Operation::Rollback(_));
+    let before = place.state()?;
+    let options = ChangeOptions { on_failure: OnFailure::Group, confirm_within: None };
+    let job = place.executor.change(operation, options, None)?;
+    place.executor.follow_until(job, wish)?;
+    place.executor.kill_everything()?;
+    kill_recoveries(place, again)?;
+    settled(place, job, &before, is_rollback)
+}
+
+fn kill_recoveries(place: &Place, times: u32) -> Result<()> {
+    for number in 0..times {
+        let mut recovery = place.executor.start_recover()?;
+        // Each one comes a little further.
+        let time = std::time::Duration::from_millis(u64::from(60 * (number + 1)));
+        let ended = system_tests::wait::until("a recovery", time, || Ok(recovery.try_wait()?)).is_ok();
+        place.executor.kill_everything()?;
+        if !ended {
+            recovery.wait()?;
+        }
+    }
+    Ok(())
+}
+
+fn settled(
+    place: &Place,
+    job: JobId,
+    before: &system_tests::state::HostState,
+    is_rollback: bool,
+) -> Result<()> {
+    let seen = settle(&place.executor, job)?;
+    let after = place.state()?;
+    let ended = seen.ended().context("no end")?;
+    let case =
+        Case { before, after: &after, plan: seen.plan(), ended, on_failure: OnFailure::Group, is_rollback };
+    judge(&place.root, &case)
+        .with_context(|| format!("--- log\n{}\n--- remarks\n{}", seen.log(), place.executor.remarks()))?;
+    place.executor.assert_no_panic()?;
+    place.must(place::install(&["lp-bulk-40"])?, Outcome::Applied).map(drop)
+}
+
+fn in_each_phase(operation: Ask) -> Result<()> {
+    for phase in PHASES {
+        let place = begin()?;
+        let wish = |seen: &Seen| {
+            seen.events
+                .iter()
+                .any(|event| matches!(event.kind, EventKind::Phase { phase: now } if now == *phase))
+        };
+        kill_when(&place, operation()?, wish, 0).with_context(|| format!("killed in {phase}"))?;
+    }
+    Ok(())
+}
+
+fn steps(seen: &Seen) -> usize {
+    let steps = seen
+        .events
+        .iter()
+        .filter(|event| matches!(&event.kind, EventKind::Progress { package: Some(_), .. }));
+    steps.count()
+}
+
+fn at_steps(operation: Ask) -> Result<()> {
+    for step in STEPS {
+        let place = begin()?;
+        kill_when(&place, operation()?, |seen| steps(seen) >= *step, 0)
+            .with_context(|| format!("killed at step {step}"))?;
+    }
+    Ok(())
+}
+
+fn going_back_killed_is_settled() -> Result<()> {
+    for lines in [1, 4, 9, 16, 25, 40] {
+        let place = begin()?;
+        let before = place.state()?;
+        let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+        let wish = |seen: &Seen| seen.log().lines().count() >= lines;
+        kill_when(&place, place::rollback(job), wish, 2)
+            .with_context(|| format!("killed at line {lines}"))?;
+        // It either went on to its end or can be asked for again.
+        place.root.exec_ok(&["apt-get", "-qq", "-y", "purge", "lp-bulk-40"])?;
+        let now = place.state()?;
+        if !before.diff(&now).is_empty() {
+            place.go_back(place::rollback(job)).with_context(|| format!("again, after line {lines}"))?;
+        }
+        before.assert_same(&place.state()?)?;
+    }
+    Ok(())
+}
+
+fn a_recovery_killed_again_and_again_ends() -> Result<()> {
+    for step in [4, 12, 20] {
+        let place = begin()?;
+        kill_when(&place, place::apply(&[])?, |seen| steps(seen) >= step, 5)
+            .with_context(|| format!("killed at step {step}"))?;
+    }
+    Ok(())
+}
+
+fn a_recovery_with_nothing_to_do_does_nothing() -> Result<()> {
+    let place = begin()?;
+    let before = place.state()?;
+    for _ in 0..2 {
+        let output = place.executor.recover()?;
+        ensure!(output.success(), "{output:?}");
+    }
+    place.must(place::update("lp-conf")?, Outcome::Applied)?;
+    let after = place.state()?;
+    ensure!(place.executor.recover()?.success());
+    after.assert_same(&place.state()?)?;
+    ensure!(!before.diff(&after).is_empty());
+    Ok(())
+}

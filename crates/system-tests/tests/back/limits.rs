@@ -1,0 +1,249 @@
+//! What a change may not do: another plan than the approved one, more than the ceiling allows, more than fits on the disk.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use patch_types::{ChangeOptions, ErrorCode, EventKind, OnFailure, Operation, Outcome};
+use rustix::process::{Pid, Signal, kill_process};
+use system_tests::place::{self, Place};
+use system_tests::trials::trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_plan_that_drifted_before_is_refused", a_plan_that_drifted_before_is_refused),
+        trial("a_plan_that_drifts_while_it_waits_is_refused", a_plan_that_drifts_while_it_waits_is_refused),
+        trial("nothing_slips_in_between_plan_and_apply", nothing_slips_in_between_plan_and_apply),
+        trial("a_package_changed_by_hand_in_between_is_noticed", a_package_changed_in_between_is_noticed),
+        trial("the_ceiling_forbids_removals", the_ceiling_forbids_removals),
+        trial("the_ceiling_forbids_origins", the_ceiling_forbids_origins),
+        trial("the_ceiling_protects_packages", the_ceiling_protects_packages),
+        trial("a_freeze_file_stops_changes", a_freeze_file_stops_changes),
+        trial("a_ceiling_that_cannot_be_read_forbids_everything", a_broken_ceiling_forbids_everything),
+        trial("a_full_disk_never_strands_the_host", a_full_disk_never_strands_the_host),
+        trial("a_full_state_directory_never_strands_the_host", a_full_state_directory_never_strands_the_host),
+    ]
+}
+
+fn a_plan_that_drifted_before_is_refused() -> Result<()> {
+    let place = Place::on_day1(&["lp-next", "lp-plain"])?;
+    let plan = place.executor.plan(place::apply(&[])?)?;
+    place.day(2)?;
+    let before = place.state()?;
+    let job = place.executor.change(place::apply(&[])?, ChangeOptions::default(), Some(plan.hash))?;
+    let ended = place.executor.ended(job)?;
+    ensure!(ended.error.as_ref().is_some_and(|error| error.code == ErrorCode::PlanDrift), "{ended:#?}");
+    before.assert_same(&place.state()?)?;
+    let plan = place.executor.plan(place::apply(&[])?)?;
+    let job = place.executor.change(place::apply(&[])?, ChangeOptions::default(), Some(plan.hash))?;
+    place.ends(job, Outcome::Applied)?;
+    ensure!(place.state()?.version("lp-next") == Some("1.2"));
+    Ok(())
+}
+
+fn a_plan_that_drifts_while_it_waits_is_refused() -> Result<()> {
+    let place = Place::on_day1(&["lp-next"])?;
+    let plan = place.executor.plan(place::apply(&[])?)?;
+    let mut lock = place.hold_lock()?;
+    let job = place.executor.change(place::apply(&[])?, ChangeOptions::default(), Some(plan.hash))?;
+    place.executor.follow_until(job, |seen| {
+        seen.events.iter().any(|event| matches!(&event.kind, EventKind::Waiting { holder: Some(_) }))
+    })?;
+    place.day(2)?;
+    drop(lock.stdin.take());
+    lock.wait()?;
+    let ended = place.executor.ended(job)?;
+    ensure!(ended.error.as_ref().is_some_and(|error| error.code == ErrorCode::PlanDrift), "{ended:#?}");
+    ensure!(place.state()?.version("lp-next") == Some("1.0"));
+    Ok(())
+}
+
+/// Stops the root side when it has made its plan, and lets it go on when `meanwhile` is done.
+fn between_plan_and_apply(
+    place: &Place,
+    operation: Operation,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<patch_types::event::Ended> {
+    let plan = place.executor.plan(operation.clone())?;
+    let job = place.executor.change(operation, ChangeOptions::default(), Some(plan.hash))?;
+    place.executor.follow_until(job, |seen| seen.plan().is_some())?;
+    let processes: Vec<Pid> = place
+        .executor
+        .executors()?
+        .into_iter()
+        .filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw))
+        .collect();
+    for pid in &processes {
+        kill_process(*pid, Signal::STOP)?;
+    }
+    let outcome = meanwhile();
+    for pid in &processes {
+        kill_process(*pid, Signal::CONT)?;
+    }
+    outcome?;
+    place.executor.ended(job)
+}
+
+fn nothing_slips_in_between_plan_and_apply() -> Result<()> {
+    let place = Place::on_day1(&["lp-next", "lp-plain"])?;
+    let ended = between_plan_and_apply(&place, place::apply(&[])?, || place.day(2))?;
+    let after = place.state()?;
+    after.assert_in_order()?;
+    let is = after.version("lp-next").map(str::to_owned);
+    match ended.outcome {
+        Some(Outcome::Applied) => ensure!(is.as_deref() == Some("1.1"), "not the approved version: {is:?}"),
+        _ => ensure!(
+            is.as_deref() == Some("1.0")
+                && ended.error.as_ref().is_some_and(|error| error.code == ErrorCode::PlanDrift),
+            "{is:?}: {ended:#?}"
+        ),
+    }
+    Ok(())
+}
+
+fn a_package_changed_in_between_is_noticed() -> Result<()> {
+    let place = Place::on_day1(&["lp-next", "lp-plain", "lp-victim", "lp-breaks"])?;
+    let ended = between_plan_and_apply(&place, place::apply(&["lp-plain", "lp-next"])?, || {
+        place.root.exec_ok(&["apt-get", "-qq", "-y", "install", "lp-next=1.1"]).map(drop)
+    })?;
+    let after = place.state()?;
+    after.assert_in_order()?;
+    if ended.outcome == Some(Outcome::Unchanged) {
+        ensure!(ended.error.as_ref().is_some_and(|error| error.code == ErrorCode::PlanDrift), "{ended:#?}");
+        ensure!(after.version("lp-plain") == Some("1.0-1"));
+    } else {
+        // It came too late for the change, which had begun.
+        ensure!(ended.outcome == Some(Outcome::Applied), "{ended:#?}");
+    }
+    Ok(())
+}
+
+fn forbidden(place: &Place, operation: Operation) -> Result<()> {
+    let code = place.refused(operation, ChangeOptions::default())?;
+    ensure!(code == ErrorCode::AuthzForbidden, "{code}");
+    Ok(())
+}
+
+fn the_ceiling_forbids_removals() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-breaks", "lp-victim"])?;
+    place.configure("ceiling.yaml", "operations: [refresh, install, update, apply_patches, rollback]\n")?;
+    forbidden(&place, place::remove("lp-plain")?)?;
+    forbidden(&place, place::purge("lp-plain")?)?;
+    forbidden(&place, place::hold("lp-plain", true)?)?;
+    place.must(place::update("lp-plain")?, Outcome::Applied).map(drop)
+}
+
+fn the_ceiling_forbids_origins() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-next"])?;
+    place.configure("ceiling.yaml", "origins:\n  - origin: Debian\n")?;
+    place.must(place::update("lp-next")?, Outcome::Applied)?;
+    place.configure("ceiling.yaml", "origins:\n  - origin: Elsewhere\n")?;
+    forbidden(&place, place::update("lp-plain")?)?;
+    // What takes something away needs no origin.
+    place.must(place::remove("lp-next")?, Outcome::Applied).map(drop)
+}
+
+fn the_ceiling_protects_packages() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-lib", "lp-app"])?;
+    place.configure("ceiling.yaml", "protected: [lp-app]\n")?;
+    forbidden(&place, place::remove("lp-app")?)?;
+    // Nor by way of another.
+    forbidden(&place, place::remove("lp-lib")?)?;
+    place.must(place::remove("lp-plain")?, Outcome::Applied)?;
+    // Whatever the ceiling says.
+    for always in ["dpkg", "libc6", "systemd"] {
+        let before = place.state()?;
+        let outcome = place.executor.change(place::remove(always)?, ChangeOptions::default(), None);
+        if let Ok(job) = outcome {
+            let ended = place.executor.ended(job)?;
+            ensure!(ended.outcome == Some(Outcome::Unchanged), "{always}: {ended:#?}");
+        }
+        before.assert_same(&place.state()?)?;
+    }
+    Ok(())
+}
+
+fn a_freeze_file_stops_changes() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    place.configure("ceiling.yaml", "freeze_file: /run/lp-freeze\n")?;
+    place.root.push("", "/run/lp-freeze", "644")?;
+    forbidden(&place, place::update("lp-plain")?)?;
+    place.root.shell("rm /run/lp-freeze")?;
+    place.must(place::update("lp-plain")?, Outcome::Applied).map(drop)
+}
+
+fn a_broken_ceiling_forbids_everything() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    for broken in ["operations: [remov\n", "no_such_key: 1\n", "\u{0}\n", "operations: [fly]\n"] {
+        place.configure("ceiling.yaml", broken)?;
+        let code = place.refused(place::update("lp-plain")?, ChangeOptions::default())?;
+        ensure!(matches!(code, ErrorCode::AuthzForbidden | ErrorCode::ConfigInvalid), "{broken:?}: {code}");
+    }
+    Ok(())
+}
+
+/// Bytes that are left: dense where it is interesting.
+fn levels() -> Vec<u64> {
+    let kib = [0, 4, 16, 48, 64, 96, 128, 256, 384, 512, 768];
+    let mib = [
+        1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 19, 20, 21, 22, 24, 28, 32, 36, 40, 41, 42, 44, 48, 56, 60, 64,
+        72, 84,
+    ];
+    kib.iter().map(|kib| kib << 10).chain(mib.iter().map(|mib| mib << 20)).collect()
+}
+
+fn a_full_disk_never_strands_the_host() -> Result<()> {
+    let place = Place::on_day1(&["lp-large", "lp-app", "lp-bulk-00", "lp-bulk-01"])?;
+    let before = place.state()?;
+    for left in levels() {
+        let context = || format!("with {left} bytes left");
+        place.root.fill_disk(left)?;
+        let outcome = full(&place);
+        let after = place.state();
+        place.root.free_disk()?;
+        let (ended, job) = outcome.with_context(context)?;
+        let after = after.with_context(context)?;
+        match ended {
+            Some(Outcome::Applied) => {
+                after.assert_in_order().with_context(context)?;
+                ensure!(after.version("lp-large") == Some("1.1"), "{left}");
+                place.take_back(job.context("no job")?, &before).with_context(context)?;
+            }
+            Some(Outcome::Unchanged | Outcome::RolledBack) | None => {
+                before.assert_same(&after).with_context(context)?;
+                place.let_in()?;
+            }
+            other => anyhow::bail!("{other:?} {}", context()),
+        }
+    }
+    place.executor.assert_no_panic()
+}
+
+fn full(place: &Place) -> Result<(Option<Outcome>, Option<patch_types::JobId>)> {
+    let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: None };
+    match place.executor.change(place::apply(&[])?, options, None) {
+        Ok(job) => {
+            let seen = system_tests::chaos::settle(&place.executor, job)?;
+            Ok((seen.ended().and_then(|ended| ended.outcome), Some(job)))
+        }
+        Err(error) if error.downcast_ref::<system_tests::executor::Refusal>().is_some() => Ok((None, None)),
+        Err(error) => Err(error),
+    }
+}
+
+fn a_full_state_directory_never_strands_the_host() -> Result<()> {
+    for kib in [64, 100, 132, 164, 200, 260, 400, 800, 1600] {
+        let place = Place::on_day1(&["lp-app", "lp-bulk-00", "lp-conf"])?;
+        let context = || format!("with a state directory of {kib} KiB");
+        place.root.shell(&format!(
+            "mkdir -p /var/lib/linux_patch_executor; mount -t tmpfs -o size={kib}k,mode=700 tmpfs /var/lib/linux_patch_executor"
+        ))?;
+        let before = place.state()?;
+        let (outcome, _) = full(&place).with_context(context)?;
+        let after = place.state()?;
+        match outcome {
+            Some(Outcome::Applied) => after.assert_in_order().with_context(context)?,
+            _ => before.assert_same(&after).with_context(context)?,
+        }
+        place.executor.assert_no_panic()?;
+    }
+    Ok(())
+}

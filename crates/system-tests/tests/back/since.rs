@@ -1,0 +1,92 @@
+//! What was changed since: going back does not undo what it was not asked to undo.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use patch_types::{ChangeOptions, ErrorCode, Outcome};
+use system_tests::place::{self, Place};
+use system_tests::trials::trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("a_later_job_on_the_same_package_refuses_going_back", a_later_job_refuses_going_back),
+        trial("a_change_by_hand_since_refuses_going_back", a_change_by_hand_since_refuses_going_back),
+        trial("a_change_of_another_package_since_does_not_matter", another_package_does_not_matter),
+        trial("edits_since_are_kept", edits_since_are_kept),
+        trial("an_unknown_job_cannot_be_taken_back", an_unknown_job_cannot_be_taken_back),
+        trial("jobs_are_taken_back_one_after_the_other", jobs_are_taken_back_one_after_the_other),
+    ]
+}
+
+fn a_later_job_refuses_going_back() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    let before = place.state()?;
+    let (first, _) = place.must(place::install(&["lp-plain=1.0-2"])?, Outcome::Applied)?;
+    place.must(place::install(&["lp-plain=1.1-1"])?, Outcome::Applied)?;
+    let code = place.refused(place::rollback(first), ChangeOptions::default())?;
+    ensure!(code == ErrorCode::JobConflict, "{code}");
+    place.go_back(place::force_back(first))?;
+    before.assert_same(&place.state()?)
+}
+
+fn a_change_by_hand_since_refuses_going_back() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-conf"])?;
+    let before = place.state()?;
+    let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    place.root.exec_ok(&["apt-get", "-qq", "-y", "--allow-downgrades", "install", "lp-plain=1.0-2"])?;
+    let code = place.refused(place::rollback(job), ChangeOptions::default())?;
+    ensure!(code == ErrorCode::JobConflict, "{code}");
+    place.go_back(place::force_back(job))?;
+    before.assert_same(&place.state()?)
+}
+
+fn another_package_does_not_matter() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-conf"])?;
+    let (job, _) = place.must(place::update("lp-plain")?, Outcome::Applied)?;
+    place.root.exec_ok(&["apt-get", "-qq", "-y", "install", "lp-tools", "lp-conf=1.1"])?;
+    place.root.exec_ok(&["apt-mark", "hold", "lp-tools"])?;
+    place.go_back(place::rollback(job))?;
+    let after = place.state()?;
+    ensure!(after.version("lp-plain") == Some("1.0-1") && after.version("lp-conf") == Some("1.1"));
+    ensure!(after.is_held("lp-tools"), "the hold of another package was undone");
+    after.assert_in_order()
+}
+
+fn edits_since_are_kept() -> Result<()> {
+    let place = Place::on_day1(&["lp-conf"])?;
+    let (job, _) = place.must(place::update("lp-conf")?, Outcome::Applied)?;
+    ensure!(place.root.read_text("/etc/lp-conf.conf")? == "shipped=1.1\n");
+    place.root.push("since\n", "/etc/lp-conf.conf", "600")?;
+    let seen = place.go_back(place::rollback(job))?;
+    let report = seen.went_back().context("no report")?;
+    ensure!(report.kept_edits == ["/etc/lp-conf.conf"], "{report:#?}");
+    ensure!(place.root.read_text("/etc/lp-conf.conf")? == "since\n", "the edit was lost");
+    ensure!(place.root.read_text("/etc/lp-conf.conf.linux-patch-before")? == "shipped=1.0\n");
+    let after = place.state()?;
+    ensure!(after.version("lp-conf") == Some("1.0"));
+    after.assert_in_order()
+}
+
+fn an_unknown_job_cannot_be_taken_back() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    let unknown = "0190e0a0-1111-7222-8333-444455556666".parse()?;
+    let code = place.refused(place::rollback(unknown), ChangeOptions::default())?;
+    ensure!(matches!(code, ErrorCode::JobNotFound | ErrorCode::RollbackUnavailable), "{code}");
+    // One that changed nothing has nothing to be taken back.
+    let (nothing, _) = place.must(place::install(&["lp-plain=1.0-1"])?, Outcome::Unchanged)?;
+    let before = place.state()?;
+    let job = place.executor.change(place::rollback(nothing), ChangeOptions::default(), None);
+    if let Ok(job) = job {
+        place.executor.follow(job)?;
+    }
+    before.assert_same(&place.state()?)
+}
+
+fn jobs_are_taken_back_one_after_the_other() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-next", "lp-app"])?;
+    let first_state = place.state()?;
+    let (first, _) = place.must(place::install(&["lp-plain=1.0-2"])?, Outcome::Applied)?;
+    let second_state = place.state()?;
+    let (second, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    place.take_back(second, &second_state)?;
+    place.take_back(first, &first_state).map(drop)
+}

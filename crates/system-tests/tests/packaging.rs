@@ -1,0 +1,131 @@
+//! What the package's own scripts do to a host, beside dpkg: run as they are, in throw-away roots.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use system_tests::{
+    Root, RootOptions,
+    trials::{self, trial},
+};
+
+const STATE: &str = "var/lib/linux_patch_executor";
+const PINS: &str = "etc/apt/preferences.d/linux-patch-taken-back";
+
+fn main() -> ExitCode {
+    trials::main(vec![
+        trial("a_change_under_way_keeps_the_package", a_change_under_way_keeps_the_package),
+        trial("a_removal_takes_the_pins_along", a_removal_takes_the_pins_along),
+        trial("a_purge_leaves_nothing_but_a_way_back_in_use", a_purge_leaves_nothing_but_a_way_back_in_use),
+        trial("recovery_starts_the_daemon_once_an_hour", recovery_starts_the_daemon_once_an_hour),
+    ])
+}
+
+/// A root with the scripts in `/scripts`.
+fn root() -> Result<Root> {
+    let root = Root::new(RootOptions::default())?;
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging");
+    fs::create_dir_all(root.path().join("scripts"))?;
+    for name in ["prerm", "postrm"] {
+        let from = packaging.join("deb").join(format!("linux-patch-api.{name}"));
+        fs::copy(from, root.path().join("scripts").join(name))?;
+    }
+    let unit = "linux-patch-executor-recover.service";
+    fs::copy(packaging.join("systemd").join(unit), root.path().join("scripts").join(unit))?;
+    fs::create_dir_all(root.path().join(STATE).join("journal"))?;
+    Ok(root)
+}
+
+fn write(root: &Root, path: &str, text: &str) -> Result<()> {
+    let path = root.path().join(path);
+    fs::create_dir_all(path.parent().context("no directory")?)?;
+    fs::write(path, text)?;
+    Ok(())
+}
+
+fn a_change_under_way_keeps_the_package() -> Result<()> {
+    let root = root()?;
+    root.shell("sh /scripts/prerm remove")?;
+    root.shell("touch /var/lib/linux_patch_executor/journal/turn; sh /scripts/prerm remove")?;
+    // Without flock(1) the kernel's list of locks says the same.
+    let without =
+        "mkdir -p /few; for t in sh stat grep; do ln -sf \"$(command -v $t)\" /few/; done; PATH=/few";
+    root.shell(&format!("{without} sh /scripts/prerm remove"))?;
+    for way in ["", without] {
+        let script = format!("sh /scripts/prerm upgrade 9.9; {way} sh /scripts/prerm remove");
+        let held = ["flock", "-n", "/var/lib/linux_patch_executor/journal/turn", "sh", "-ec", &script];
+        let refused = root.exec(&held)?;
+        ensure!(refused.code() == Some(1), "{refused:?}");
+        ensure!(refused.stderr.contains("a change of packages is under way"), "{refused:?}");
+    }
+    Ok(())
+}
+
+fn a_removal_takes_the_pins_along() -> Result<()> {
+    let root = root()?;
+    write(&root, PINS, "Package: aa\nPin: version 2\nPin-Priority: -1\n")?;
+    write(&root, &format!("{STATE}/taken_back.json"), "[]")?;
+    root.shell("sh /scripts/postrm upgrade 9.9")?;
+    ensure!(root.path().join(PINS).exists(), "an upgrade keeps them");
+    root.shell("sh /scripts/postrm remove")?;
+    ensure!(!root.path().join(PINS).exists());
+    ensure!(root.path().join(STATE).join("taken_back.json").exists());
+    Ok(())
+}
+
+fn a_purge_leaves_nothing_but_a_way_back_in_use() -> Result<()> {
+    let root = root()?;
+    let list = r#"["/.linux-patch-ballast","/boot/.linux-patch-ballast","/with space, $(touch /pwned)/.linux-patch-ballast",
+        "/opt/precious","/opt/../etc/.linux-patch-ballast","/opt/a\"/.linux-patch-ballast","-rf /.linux-patch-ballast"]"#;
+    write(&root, &format!("{STATE}/ballast.json"), list)?;
+    write(&root, &format!("{STATE}/rollback_failed.json"), "{}")?;
+    let gone = [
+        ".linux-patch-ballast",
+        "boot/.linux-patch-ballast",
+        "with space, $(touch /pwned)/.linux-patch-ballast",
+    ];
+    for path in gone.into_iter().chain(["opt/precious", "etc/.linux-patch-ballast"]) {
+        write(&root, path, "x")?;
+    }
+    let kept = root.exec(&["sh", "/scripts/postrm", "purge"])?;
+    ensure!(kept.code() == Some(0) && kept.stderr.contains("kept /var/lib/linux_patch_executor"), "{kept:?}");
+    ensure!(root.path().join(STATE).join("ballast.json").exists());
+    fs::remove_file(root.path().join(STATE).join("rollback_failed.json"))?;
+    root.shell("sh /scripts/postrm purge")?;
+    ensure!(!root.path().join(STATE).exists());
+    for path in gone {
+        ensure!(!root.path().join(path).exists(), "{path} is left");
+    }
+    ensure!(
+        root.path().join("opt/precious").exists() && root.path().join("etc/.linux-patch-ballast").exists()
+    );
+    ensure!(!root.path().join("pwned").exists());
+    Ok(())
+}
+
+fn recovery_starts_the_daemon_once_an_hour() -> Result<()> {
+    let root = root()?;
+    write(
+        &root,
+        "fake/systemctl",
+        "#!/bin/sh\necho \"$*\" >>/asked\n[ \"$1\" != is-failed ] || exit \"$(cat /failed)\"\n",
+    )?;
+    fs::set_permissions(root.path().join("fake/systemctl"), fs::Permissions::from_mode(0o755))?;
+    let unit = root.path().join("scripts/linux-patch-executor-recover.service");
+    let unit = fs::read_to_string(unit)?.replace("\\\n", " ");
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStopPost=-/bin/sh -c '"));
+    let script = line.and_then(|line| line.strip_suffix('\'')).context("no ExecStopPost")?;
+    let script = script.replace("$$", "$").replace("%%", "%");
+    let starts = |failed: &str| -> Result<usize> {
+        write(&root, "failed", failed)?;
+        root.exec_ok(&["sh", "-c", &format!("PATH=/fake:$PATH; {script}")])?;
+        let asked = fs::read_to_string(root.path().join("asked"))?;
+        Ok(asked.lines().filter(|line| *line == "--no-block start linux-patch-api.service").count())
+    };
+    ensure!(starts("1")? == 0, "one that has not failed is left alone");
+    ensure!(starts("0")? == 1 && starts("0")? == 1, "not twice within the hour");
+    let stamp = root.path().join("run/linux-patch-executor-recover.restarted");
+    let up: i64 = fs::read_to_string(&stamp)?.trim().parse()?;
+    fs::write(&stamp, format!("{}\n", up - 3600))?;
+    ensure!(starts("0")? == 2);
+    Ok(())
+}
