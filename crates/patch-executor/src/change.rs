@@ -211,18 +211,18 @@ impl<'a> Change<'a> {
         self.deadline = Instant::now() + Duration::from_secs(self.journal.record.limits.timeout_seconds);
         let state = if self.refresh_is_due() { State::Refreshing } else { State::Planning };
         let ended = self.run_to_end(state);
-        self.tidy();
+        self.tidy(&ended);
         ended
     }
 
     fn take_up(&mut self) -> Result<Box<Ended>, Stop> {
         self.remark("the executor was interrupted while packages were being changed; looking what is left");
-        // Another change may be under way meanwhile; repairs are changes as well.
-        // From here on nothing may end it as if nothing had happened: what cannot be done now is tried again later.
+        // Nothing may end it from here on as if nothing had happened: what cannot be done now is tried again later.
         let later = |what: &str, error: &dyn std::fmt::Display| {
             eprintln!("patch-executor: {what}: {error}; the change is taken up again later");
             Stop::Suspended
         };
+        // Another change may be under way meanwhile; repairs are changes as well.
         let turn = turn::wait(self.paths, stop::is_asked, tool::pause);
         let turn = turn.map_err(|error| later("the turn cannot be waited for", &error))?;
         let Some(mut turn) = turn else { return Err(Stop::Suspended) };
@@ -265,11 +265,16 @@ impl<'a> Change<'a> {
         {
             self.sweep(&plan);
         }
-        self.tidy();
+        self.tidy(&ended);
         ended
     }
 
-    fn tidy(&mut self) {
+    /// Gives back what the change needed. One that is taken up again later still needs it, the room for going back above
+    /// all.
+    fn tidy(&mut self, ended: &Result<Box<Ended>, Stop>) {
+        if matches!(ended, Err(Stop::Suspended)) {
+            return;
+        }
         let fetched = self.paths.fetched(self.journal.record.id);
         if let Err(error) = fs::remove_dir_all(&fetched)
             && error.kind() != io::ErrorKind::NotFound
