@@ -19,6 +19,9 @@ use crate::event::AuditEvent;
 /// The longest record in bytes, line feed included. A request is bounded at 1 MiB, and escaping can make it longer.
 pub const MAX_RECORD: usize = 8 << 20;
 
+/// The highest number of a record: programs that read JSON know no higher ones for certain. No trail gets there.
+pub const MAX_SEQ: u64 = 1 << 53;
+
 /// How many problems a verdict lists; one whose chain is broken this often needs no more of them.
 const MAX_PROBLEMS: usize = 1000;
 
@@ -120,7 +123,8 @@ impl TryFrom<&AuditHead> for Head {
 pub(crate) fn encode(out: &mut Vec<u8>, last: Head, event: &AuditEvent) -> io::Result<Head> {
     use io::Write as _;
     let start = out.len();
-    let seq = last.seq.saturating_add(1);
+    let next = last.seq.checked_add(1).filter(|seq| *seq <= MAX_SEQ);
+    let seq = next.ok_or_else(|| io::Error::other("there is no number left for a record"))?;
     write!(out, "{{\"seq\":{seq},\"prev\":\"{}\"", last.hash)?;
     let body = out.len();
     serde_json::to_writer(&mut *out, event)?;
@@ -164,7 +168,7 @@ impl Link {
 
     /// Whether the record is the unedited one that follows `last`.
     pub(crate) fn follows(&self, last: Head) -> bool {
-        self.written == self.computed && self.seq == last.seq.saturating_add(1) && self.prev == last.hash
+        self.written == self.computed && last.seq.checked_add(1) == Some(self.seq) && self.prev == last.hash
     }
 
     pub(crate) fn head(&self) -> Head {
@@ -316,7 +320,17 @@ pub(crate) fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Re
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn verify(mut reader: impl BufRead, expect: &Expect) -> io::Result<Verdict> {
+pub fn verify(reader: impl BufRead, expect: &Expect) -> io::Result<Verdict> {
+    let (verdict, broken) = verify_each(reader, expect, |_, _| {});
+    broken.map_or(Ok(verdict), Err)
+}
+
+/// Verifies, shows each record with its line to `each`, and goes as far as it can be read.
+pub(crate) fn verify_each(
+    mut reader: impl BufRead,
+    expect: &Expect,
+    mut each: impl FnMut(Head, &[u8]),
+) -> (Verdict, Option<io::Error>) {
     let mut verdict = Verdict::default();
     let mut last = match expect.start {
         Start::Genesis => Some(Head::GENESIS),
@@ -327,7 +341,16 @@ pub fn verify(mut reader: impl BufRead, expect: &Expect) -> io::Result<Verdict> 
     let mut known = expect.head.filter(|head| head.seq > last.map_or(0, |last| last.seq));
     let mut line = Vec::new();
     let mut number = 0;
-    while let Some(complete) = read_line(&mut reader, &mut line)? {
+    let mut broken = None;
+    loop {
+        let complete = match read_line(&mut reader, &mut line) {
+            Ok(Some(complete)) => complete,
+            Ok(None) => break,
+            Err(error) => {
+                broken = Some(error);
+                break;
+            }
+        };
         number += 1;
         if !complete {
             let what = if line.len() > MAX_RECORD { Break::TooLong } else { Break::Torn };
@@ -360,6 +383,7 @@ pub fn verify(mut reader: impl BufRead, expect: &Expect) -> io::Result<Verdict> 
             known = None;
         }
         verdict.first.get_or_insert(link.head());
+        each(link.head(), &line);
         // Going on from what the line says shows one break once, not on every line after it.
         last = Some(link.head());
         verdict.head = last;
@@ -367,7 +391,7 @@ pub fn verify(mut reader: impl BufRead, expect: &Expect) -> io::Result<Verdict> 
     if let Some(expected) = known {
         verdict.note(number + 1, None, Break::Truncated { expected });
     }
-    Ok(verdict)
+    (verdict, broken)
 }
 
 fn note_break(verdict: &mut Verdict, line: u64, link: &Link, last: Head) {

@@ -295,6 +295,64 @@ pub enum AuditKind {
         /// What was wrong.
         reason: String,
     },
+    /// The root side signed a head of the trail: what lies before cannot be changed without that showing.
+    Checkpoint {
+        /// The number of the record that was the last one.
+        head_seq: u64,
+        /// Its hash, in hexadecimal.
+        head_hash: String,
+        /// When it was signed, by the root side's clock.
+        signed_at: Timestamp,
+        /// The public key, in hexadecimal.
+        key: String,
+        /// The signature, in hexadecimal.
+        signature: String,
+    },
+    /// The root side refused to sign: the trail is not the one whose head it signed before.
+    CheckpointRefused {
+        /// The number that was to be signed.
+        head_seq: u64,
+        /// Its hash, in hexadecimal.
+        head_hash: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The trail ended before a record that the root side has signed. It goes on after that one.
+    TrailCut {
+        /// The last record that was there; 0 if there was none.
+        last: u64,
+        /// The record that the root side signed.
+        signed: u64,
+    },
+    /// Files of the trail are older than they are kept, and are removed.
+    TrailPruned {
+        /// Their names.
+        removed: Vec<String>,
+        /// The first record that is left.
+        first_left: u64,
+    },
+    /// Something was asked of the root side. In its own record; there the caller is who the network side says it is.
+    RootRequest {
+        /// The operation's id.
+        job_id: JobId,
+        /// What was asked, in one word.
+        kind: String,
+        /// The user that asked, as the kernel says.
+        uid: u32,
+        /// The user that had logged in, if somebody had, as the kernel says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login_uid: Option<u32>,
+        /// Who became root by sudo, as the asking process says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sudo_user: Option<String>,
+        /// What was asked, whole.
+        request: serde_json::Value,
+        /// `accepted`, `known` or `refused`.
+        reply: String,
+        /// Why it was refused.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<ErrorDetail>,
+    },
     /// A kind that this version does not know: written by a newer one.
     #[serde(other, skip_serializing)]
     Unknown,

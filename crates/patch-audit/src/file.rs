@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::Timestamp;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
@@ -18,10 +18,13 @@ use crate::{
     chain::{Head, Link, MAX_RECORD, read_line},
     event::AuditKind,
     log::AuditError,
+    trail::{self, day_name},
 };
 
 /// How much of the end is verified at the start: usually thousands of records. The whole is for `audit verify`.
-const WINDOW: u64 = 1 << 20;
+pub(crate) const WINDOW: u64 = 1 << 20;
+/// The same for a file that is opened for every record.
+pub(crate) const SMALL_WINDOW: u64 = 32 << 10;
 /// Where not even one record lies in the window: room for the longest one, torn, after the longest one, whole.
 const WIDE_WINDOW: u64 = 2 * MAX_RECORD as u64 + 2;
 
@@ -59,12 +62,12 @@ enum Rest {
 }
 
 impl LogFile {
-    /// Opens or creates the file and finds the record to continue after.
-    pub(crate) fn open(path: &Path) -> Result<Opened, AuditError> {
+    /// Opens or creates the file and finds the record to continue after, looking at so many bytes of its end.
+    pub(crate) fn open(path: &Path, window: u64) -> Result<Opened, AuditError> {
         let file = open_locked(path)?;
         let failed = |source| AuditError::io(path, "read", source);
         let meta = file.metadata().map_err(failed)?;
-        let tail = read_tail(&file, meta.len()).map_err(failed)?;
+        let tail = read_tail(&file, meta.len(), window).map_err(failed)?;
         let mut log = Self {
             path: path.to_owned(),
             file,
@@ -76,7 +79,7 @@ impl LogFile {
             Some(last) => last,
             // Rotation or setting aside was cut short before the new file had a record: the chain goes on from the
             // file before.
-            None => last_of_siblings(path).unwrap_or(Head::GENESIS),
+            None => trail::last_of_siblings(path).unwrap_or(Head::GENESIS),
         };
         let finding = match tail.rest {
             Rest::None => None,
@@ -117,7 +120,7 @@ impl LogFile {
     pub(crate) fn replace(&mut self, reason: String) -> Result<AuditKind, AuditError> {
         let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         let kept_as = match fs::symlink_metadata(&self.path) {
-            Ok(_) => Some(self.move_to(&format!("set-aside-{stamp}"))?),
+            Ok(_) => Some(self.set_aside(&format!("set-aside-{stamp}"))?),
             Err(_) => None,
         };
         self.begin()?;
@@ -129,15 +132,25 @@ impl LogFile {
         self.len > 0 && self.day != day_of(Some(now.into()))
     }
 
-    /// Begins a new file; the present one gets the day of its last record as suffix. Removes files of days longer ago
-    /// than `keep_days`.
-    pub(crate) fn rotate(&mut self, now: Timestamp, keep_days: u32) -> Result<(), AuditError> {
-        // A directory that allows no renaming is no reason to refuse records: the file grows on.
-        if self.move_to(&day_name(self.day)).is_ok() {
-            self.begin()?;
-            prune(&self.path, now, keep_days);
+    /// How long the file is, in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Where the file is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Begins a new file; the present one gets the day of its last record as suffix. Whether that could be done: a
+    /// directory that allows no renaming is no reason to refuse records, and the file grows on.
+    pub(crate) fn rotate(&mut self) -> Result<bool, AuditError> {
+        let Some(to) = trail::next_name(&self.path, &day_name(self.day)) else { return Ok(false) };
+        if fs::rename(&self.path, &to).is_err() {
+            return Ok(false);
         }
-        Ok(())
+        self.begin()?;
+        Ok(true)
     }
 
     fn begin(&mut self) -> Result<(), AuditError> {
@@ -146,14 +159,14 @@ impl LogFile {
         Ok(())
     }
 
-    /// Renames the file at our path and returns its new name.
-    fn move_to(&self, suffix: &str) -> Result<String, AuditError> {
+    /// Renames the damaged file at our path and returns its new name.
+    fn set_aside(&self, suffix: &str) -> Result<String, AuditError> {
         let failed = |source| AuditError::io(&self.path, "renamed", source);
         let base = self.path.file_name().unwrap_or_default().to_string_lossy();
         for n in 0..1000 {
             let name = if n == 0 { format!("{base}.{suffix}") } else { format!("{base}.{suffix}.{n}") };
             let to = self.path.with_file_name(&name);
-            if fs::symlink_metadata(&to).is_ok() {
+            if trail::is_taken(&to) {
                 continue;
             }
             fs::rename(&self.path, &to).map_err(failed)?;
@@ -217,9 +230,9 @@ fn open_locked(path: &Path) -> Result<File, AuditError> {
     Ok(file)
 }
 
-fn read_tail(file: &File, len: u64) -> io::Result<Tail> {
-    let tail = read_window(file, len, WINDOW)?;
-    if tail.last.is_none() && len > WINDOW { read_window(file, len, WIDE_WINDOW) } else { Ok(tail) }
+fn read_tail(file: &File, len: u64, window: u64) -> io::Result<Tail> {
+    let tail = read_window(file, len, window)?;
+    if tail.last.is_none() && len > window { read_window(file, len, WIDE_WINDOW) } else { Ok(tail) }
 }
 
 /// Follows the chain through the last `window` bytes.
@@ -265,53 +278,13 @@ fn read_window(mut file: &File, len: u64, window: u64) -> io::Result<Tail> {
     Ok(Tail { good, last, rest: Rest::None })
 }
 
-/// The last record of all files that once had our path.
-fn last_of_siblings(path: &Path) -> Option<Head> {
-    siblings(path)
-        .filter_map(|(sibling, _)| {
-            let file = File::open(sibling).ok()?;
-            let len = file.metadata().ok()?.len();
-            read_tail(&file, len).ok()?.last
-        })
-        .max_by_key(|head| head.seq)
-}
-
-/// Files beside ours whose names are ours and a suffix.
-fn siblings(path: &Path) -> impl Iterator<Item = (PathBuf, String)> {
-    let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok());
-    entries.into_iter().flatten().flatten().filter_map(move |entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let suffix = name.strip_prefix(&prefix)?.to_owned();
-        entry.file_type().ok()?.is_file().then(|| (entry.path(), suffix))
-    })
-}
-
-/// Removes rotated files of days before `keep_days` days ago. What was set aside is evidence and stays.
-fn prune(path: &Path, now: Timestamp, keep_days: u32) {
-    let oldest = day_name(day_of(Some(now.into())).saturating_sub(u64::from(keep_days)));
-    for (sibling, suffix) in siblings(path) {
-        let date = suffix.get(..10).filter(|date| date.parse::<jiff::civil::Date>().is_ok());
-        if date.is_some_and(|date| date < oldest.as_str()) {
-            // Left for the next time if it fails.
-            let _ = fs::remove_file(sibling);
-        }
-    }
-}
-
 fn day_of(time: Option<SystemTime>) -> u64 {
     let since = time.unwrap_or(SystemTime::now()).duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs() / 86400)
 }
 
-fn day_name(day: u64) -> String {
-    let seconds = i64::try_from(day).unwrap_or_default().saturating_mul(86400);
-    let at = Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
-    at.to_zoned(TimeZone::UTC).date().to_string()
-}
-
 impl AuditError {
-    fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), action, source: Arc::new(source) }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{SyncSender, TrySendError, sync_channel},
+        mpsc::{TrySendError, sync_channel},
     },
     thread::JoinHandle,
 };
@@ -15,8 +15,10 @@ use std::{
 use crate::{
     chain::Head,
     event::AuditEvent,
-    file::LogFile,
+    file::{LogFile, WINDOW},
     journald::{JOURNAL_SOCKET, Journal},
+    queue::{Sender, queue},
+    ship::{Remote, RemoteStatus, Shipping},
     writer::{Message, Writer},
 };
 
@@ -78,6 +80,20 @@ pub struct Options {
     /// Begin a new file on the first record of a new day (UTC) and keep the old ones for so many days; `None` to keep
     /// everything in one file.
     pub keep_days: Option<u32>,
+    /// Where the records go besides; what it has not got yet is told by a cursor beside the log.
+    pub remote: Option<Remote>,
+    /// A record that was there once, as somebody else knows: the root side's last checkpoint. A trail that ends before it
+    /// was cut off; it goes on after it, which leaves a gap that everybody sees.
+    pub known: Option<Head>,
+}
+
+/// What of a log can be changed while it is open.
+#[derive(Debug, Clone)]
+pub struct Reconfiguration {
+    /// As [`Options::keep_days`].
+    pub keep_days: Option<u32>,
+    /// As [`Options::remote`].
+    pub remote: Option<Remote>,
 }
 
 impl Options {
@@ -89,6 +105,8 @@ impl Options {
             journal: Some(PathBuf::from(JOURNAL_SOCKET)),
             queue: 4096,
             keep_days: Some(30),
+            remote: None,
+            known: None,
         }
     }
 
@@ -113,6 +131,8 @@ pub struct Status {
     pub groups: u64,
     /// Records that the journal did not take, ever.
     pub journal_dropped: u64,
+    /// How the remote sink is, if there is one.
+    pub remote: Option<RemoteStatus>,
 }
 
 impl Status {
@@ -129,6 +149,8 @@ pub(crate) struct Shared {
     /// Records of [`AuditLog::record_later`] that found the queue full.
     pub(crate) dropped: AtomicU64,
     pub(crate) journal_dropped: AtomicU64,
+    /// The settings that the writer goes on with from its next group on, if they changed.
+    pub(crate) wanted: Mutex<Option<Reconfiguration>>,
 }
 
 #[derive(Default)]
@@ -141,8 +163,9 @@ pub(crate) struct State {
 
 /// The durable local trail and the sinks behind it. Share it in an `Arc`; dropping the last one closes it.
 pub struct AuditLog {
-    queue: SyncSender<Message>,
+    queue: Sender,
     shared: Arc<Shared>,
+    shipping: Shipping,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -160,15 +183,19 @@ impl AuditLog {
     /// When the file cannot be opened or read, or another process has it open. A full disk is no error here: see
     /// [`AuditLog::status`].
     pub fn open(path: &Path, options: Options) -> Result<Self, AuditError> {
-        let opened = LogFile::open(path)?;
+        let opened = LogFile::open(path, WINDOW)?;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             dropped: AtomicU64::new(0),
             journal_dropped: AtomicU64::new(0),
+            wanted: Mutex::default(),
         });
+        let (queue, messages) = queue(options.queue);
+        let shipping = Shipping::new(path, &options.identifier, queue.clone());
         let journal = Journal::new(options.journal, options.identifier);
-        let writer = Writer::new(opened, journal, Arc::clone(&shared), options.keep_days);
-        let (queue, messages) = sync_channel(options.queue.max(1));
+        let configuration = Reconfiguration { keep_days: options.keep_days, remote: options.remote };
+        let writer =
+            Writer::new(opened, options.known, journal, Arc::clone(&shared), shipping.clone(), configuration);
         let thread = std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || writer.run(&messages))
@@ -177,7 +204,7 @@ impl AuditLog {
                 action: "given a thread",
                 source: Arc::new(source),
             })?;
-        Ok(Self { queue, shared, writer: Mutex::new(Some(thread)) })
+        Ok(Self { queue, shared, shipping, writer: Mutex::new(Some(thread)) })
     }
 
     /// Hands a record over and returns. `on_durable` is called once it is on disk or has failed; it is dropped uncalled
@@ -231,7 +258,23 @@ impl AuditLog {
             lost: state.lost,
             groups: state.groups,
             journal_dropped,
+            remote: self.shipping.status(),
         }
+    }
+
+    /// Changes how long files are kept and where records go besides. Nothing is lost by it: a new target gets what the
+    /// one before had not got. However busy the log is, it is in effect before the next group is written.
+    ///
+    /// # Errors
+    /// When the log is closed.
+    pub fn reconfigure(&self, configuration: Reconfiguration) -> Result<(), AuditError> {
+        let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        // One message is under way for as long as something is wanted.
+        if wanted.replace(configuration).is_some() {
+            return Ok(());
+        }
+        drop(wanted);
+        self.queue.send(Message::Reconfigure).map_err(|_| AuditError::Closed)
     }
 
     /// Waits until everything that was handed over before is on disk.
@@ -252,6 +295,7 @@ impl AuditLog {
             // Fails only when the writer has ended already.
             let _ = self.queue.send(Message::Close);
             let _ = thread.join();
+            self.shipping.close();
         }
     }
 }

@@ -61,7 +61,8 @@ impl AuditKind {
         match self {
             Self::JobAccepted { job_id, .. }
             | Self::JobEnded { job_id, .. }
-            | Self::PackageChanged { job_id, .. } => Some(*job_id),
+            | Self::PackageChanged { job_id, .. }
+            | Self::RootRequest { job_id, .. } => Some(*job_id),
             _ => None,
         }
     }

@@ -50,6 +50,11 @@ impl AuditKind {
             Self::RecordsDropped { .. } => ("records_dropped", "c44a66f4cf2543469cbe4f50bdbcda98"),
             Self::TornTailCut { .. } => ("torn_tail_cut", "1e2ed6cb64704f1f934b8db4b18fbdb1"),
             Self::TrailSetAside { .. } => ("trail_set_aside", "4f859933fdf0445f97e485b6761978dd"),
+            Self::Checkpoint { .. } => ("checkpoint", "71ef269e673140a2b6ff3aa91d7535b8"),
+            Self::CheckpointRefused { .. } => ("checkpoint_refused", "a316ddde97134661b61044be1f3c3d3a"),
+            Self::TrailCut { .. } => ("trail_cut", "621eba3c1618438bbab156ae2e06d07a"),
+            Self::TrailPruned { .. } => ("trail_pruned", "64ad2cf3e9c243b29c4c8a8a567bc335"),
+            Self::RootRequest { .. } => ("root_request", "21dbb02dbb8740f5acdabe442529956f"),
             Self::Unknown => ("unknown", "2e460a9618944a2399855162fd0b00ea"),
         }
     }
@@ -62,7 +67,9 @@ impl AuditKind {
             | Self::CertificateRefused { .. }
             | Self::SinkFailed { .. }
             | Self::TornTailCut { .. }
-            | Self::TrailSetAside { .. } => Priority::High,
+            | Self::TrailSetAside { .. }
+            | Self::TrailCut { .. }
+            | Self::CheckpointRefused { .. } => Priority::High,
             Self::AllowListDenied { .. }
             | Self::AllowListChanged { .. }
             | Self::AllowListRefused { .. }
@@ -78,12 +85,16 @@ impl AuditKind {
             | Self::RecordsDropped { .. } => Priority::Medium,
             Self::RateLimited { .. } | Self::PayloadRefused { .. } => Priority::Low,
             Self::JobEnded { status: JobStatus::Failed | JobStatus::Timeout, .. } => Priority::Low,
+            Self::RootRequest { error: Some(_), .. } => Priority::Medium,
             Self::Request { .. }
             | Self::AuthSuccess
             | Self::JobAccepted { .. }
             | Self::JobEnded { .. }
             | Self::PackageChanged { .. }
             | Self::ServiceStopped { .. }
+            | Self::Checkpoint { .. }
+            | Self::TrailPruned { .. }
+            | Self::RootRequest { .. }
             | Self::Unknown => Priority::Info,
         }
     }
@@ -180,6 +191,29 @@ impl AuditKind {
                     None => write!(f, "a new file begins here"),
                 }
             }
+            Self::Checkpoint { head_seq, .. } => {
+                write!(f, "audit checkpoint: the root side vouches for the trail up to record {head_seq}")
+            }
+            Self::CheckpointRefused { head_seq, reason, .. } => {
+                write!(f, "audit checkpoint refused at record {head_seq}: {reason}")
+            }
+            Self::TrailCut { last, signed } => write!(
+                f,
+                "audit trail was cut off: it ended with record {last}, and the root side has signed record {signed}; it \
+                 goes on after that"
+            ),
+            Self::TrailPruned { removed, first_left } => write!(
+                f,
+                "audit trail: kept long enough and removed: {}; it begins with record {first_left} now",
+                list(removed)
+            ),
+            Self::RootRequest { job_id, kind, uid, login_uid, sudo_user, reply, error, .. } => {
+                write!(f, "root side: {kind} {reply}, asked by uid {uid}")?;
+                login_uid.iter().try_for_each(|login| write!(f, ", logged in as uid {login}"))?;
+                sudo_user.iter().try_for_each(|user| write!(f, ", by sudo of {user}"))?;
+                write!(f, " (operation {job_id})")?;
+                error.iter().try_for_each(|error| write!(f, ": {}: {}", error.code, error.message))
+            }
             Self::Unknown => write!(f, "an event of a kind that this version does not know"),
         }
     }
@@ -254,6 +288,16 @@ mod tests {
             new_version: Some("3.0".parse().unwrap()),
             result: "done".to_owned(),
         };
+        let root = |reply: &str, error| AuditKind::RootRequest {
+            job_id,
+            kind: "install".to_owned(),
+            uid: 997,
+            login_uid: Some(1000),
+            sudo_user: Some("ann".to_owned()),
+            request: 1.into(),
+            reply: reply.to_owned(),
+            error,
+        };
         let ended = |status, outcome, error| AuditKind::JobEnded { job_id, status, outcome, error };
         use AuditKind as K;
         use Priority::{High, Info, Low, Medium};
@@ -278,7 +322,7 @@ mod tests {
             (K::PayloadRefused { limit: 5 }, Low, "payload"),
             (K::JobAccepted { job_id, kind: "install".to_owned(), request: 1.into() }, Info, "job install"),
             (ended(JobStatus::Completed, Some(Outcome::Applied), None), Info, "job completed applied"),
-            (ended(JobStatus::Failed, None, error), Low, "failed LOCK_TIMEOUT dpkg"),
+            (ended(JobStatus::Failed, None, error.clone()), Low, "failed LOCK_TIMEOUT dpkg"),
             (ended(JobStatus::Timeout, None, None), Low, "timeout"),
             (package, Info, "openssl:amd64 none 3.0"),
             (K::SystemChanged { what: text() }, Medium, "system"),
@@ -295,6 +339,22 @@ mod tests {
             (K::TornTailCut { bytes: 3, sha256: text() }, High, "3 bytes"),
             (K::TrailSetAside { kept_as: Some("aside".to_owned()), reason: text() }, High, "aside"),
             (K::TrailSetAside { kept_as: None, reason: text() }, High, "new file"),
+            (
+                K::Checkpoint {
+                    head_seq: 7,
+                    head_hash: text(),
+                    signed_at: at,
+                    key: text(),
+                    signature: text(),
+                },
+                Info,
+                "checkpoint 7",
+            ),
+            (K::CheckpointRefused { head_seq: 7, head_hash: text(), reason: text() }, High, "refused 7"),
+            (K::TrailCut { last: 3, signed: 9 }, High, "cut 3 9"),
+            (K::TrailPruned { removed: vec![text()], first_left: 4 }, Info, "removed 4"),
+            (root("accepted", None), Info, "install accepted uid 997 1000 ann"),
+            (root("refused", error), Medium, "refused LOCK_TIMEOUT"),
         ]
     }
 
@@ -323,7 +383,7 @@ mod tests {
             ids.insert(event.kind.message_id());
             assert_eq!(event.kind.message_id().len(), 32);
         }
-        assert_eq!((ids.len(), names.len()), (26, 26));
+        assert_eq!((ids.len(), names.len()), (31, 31));
         let newer =
             r#"{"at":"1970-01-01T00:00:00Z","priority":"low","event":"brand_new","x":1,"message":"m"}"#;
         assert_eq!(serde_json::from_str::<AuditEvent>(newer).unwrap().kind, AuditKind::Unknown);

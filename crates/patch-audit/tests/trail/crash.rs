@@ -186,3 +186,26 @@ fn a_new_day_begins_a_new_file_and_old_ones_go() {
     assert_eq!(log.record(event("again")).unwrap().seq, head.seq + 1);
     assert_ne!(Some(Head::GENESIS), log.head());
 }
+
+#[test]
+fn a_clock_that_is_set_back_leaves_the_files_in_order() {
+    let place = Place::new();
+    let mut last = 0;
+    for days_ago in [3_u64, 400, 2, 900, 1, 5] {
+        let log = place.open();
+        last = log.record(event("before")).unwrap().seq;
+        log.close();
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(days_ago * 86400);
+        fs::File::options().append(true).open(place.path()).unwrap().set_modified(then).unwrap();
+    }
+    // A crash after renaming: the last of all is gone on from, although a clock of long ago wrote it.
+    let log = place.open();
+    last = last.max(log.record(event("rotates")).unwrap().seq);
+    log.close();
+    fs::remove_file(place.path()).unwrap();
+    let log = place.open();
+    assert_eq!(log.record(event("again")).unwrap().seq, last);
+    log.close();
+    let report = patch_audit::examine(&place.path(), &patch_audit::Known::default()).unwrap();
+    assert!(report.is_intact() && report.records == last, "{report:?} {:?}", place.files());
+}

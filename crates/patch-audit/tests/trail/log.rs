@@ -11,6 +11,7 @@ use std::{
 
 use patch_audit::{
     AuditError, AuditEvent, AuditKind, AuditLog, Caller, Filter, Head, Options, Priority, Reader,
+    Reconfiguration,
 };
 use patch_types::JobId;
 use uuid::Uuid;
@@ -162,4 +163,32 @@ fn records_are_read_back_filtered() {
     let record = Reader::new(&*text).next().unwrap().unwrap();
     assert!(text.starts_with(record.line.as_bytes()) && record.line.contains(&record.hash));
     assert_eq!(record.prev, patch_audit::Hash::ZERO.to_string());
+}
+
+#[test]
+fn settings_are_taken_over_however_full_the_queue_is() {
+    let place = Place::new();
+    let old = place.dir.path().join("audit.log.2001-01-01");
+    let log = AuditLog::open(
+        &place.path(),
+        Options { queue: 1, keep_days: None, ..Options::new("test").without_journal() },
+    )
+    .unwrap();
+    fs::write(&old, "x").unwrap();
+    let (release, hangs) = channel::<()>();
+    let (tell, told) = channel();
+    let hang = move |_| {
+        tell.send(()).unwrap();
+        let _ = hangs.recv();
+    };
+    log.submit(event("hangs"), Box::new(hang)).unwrap();
+    told.recv().unwrap();
+    log.submit(event("fills the queue"), Box::new(|_| {})).unwrap();
+    assert!(matches!(log.submit(event("too many"), Box::new(|_| {})), Err(AuditError::QueueFull)));
+    for days in [9999, 5] {
+        log.reconfigure(Reconfiguration { keep_days: Some(days), remote: None }).unwrap();
+    }
+    drop(release);
+    log.flush().unwrap();
+    assert!(!old.exists());
 }

@@ -6,6 +6,9 @@ mod crash;
 mod disk;
 mod journal;
 mod log;
+mod mutations;
+mod remote;
+mod rotation;
 
 use std::{
     fs,

@@ -1,0 +1,201 @@
+//! Days, compression, retention: the chain goes through all of it.
+
+use std::{fs, io::Write as _};
+
+use patch_audit::{AuditLog, Key, Known, Options, PublicKeys, Reconfiguration, Report, examine};
+
+use crate::{Place, event};
+
+fn examined(place: &Place) -> Report {
+    examine(&place.path(), &Known::default()).unwrap()
+}
+
+fn day(ago: i64) -> String {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    today.checked_sub(jiff::SignedDuration::from_hours(24 * ago)).unwrap().to_string()
+}
+
+/// A trail of sixty records: forty in files of forty and twenty days ago, the rest in the present one.
+fn aged() -> Place {
+    let place = Place::new();
+    let log = place.open();
+    for n in 0..60 {
+        log.record_later(event(format!("number {n}")));
+    }
+    log.close();
+    let text = fs::read_to_string(place.path()).unwrap();
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    fs::write(place.dir.path().join(format!("audit.log.{}", day(40))), lines[..20].concat()).unwrap();
+    fs::write(place.dir.path().join(format!("audit.log.{}", day(20))), lines[20..40].concat()).unwrap();
+    fs::write(place.path(), lines[40..].concat()).unwrap();
+    place
+}
+
+fn compressed(place: &Place) {
+    // The compressor works beside the writer; the next opening waits for it when it closes.
+    let began = std::time::Instant::now();
+    while place.files().iter().any(|name| name.starts_with("audit.log.2") && !name.ends_with(".gz")) {
+        assert!(began.elapsed().as_secs() < 20, "{:?}", place.files());
+        let log = place.open();
+        log.record(event("again")).unwrap();
+        std::thread::yield_now();
+        log.close();
+    }
+}
+
+#[test]
+fn old_files_are_compressed_and_go_when_they_are_old_enough() {
+    let place = aged();
+    let mut options = Options::new("test").without_journal();
+    options.keep_days = None;
+    let log = AuditLog::open(&place.path(), options).unwrap();
+    log.record(event("kept for ever")).unwrap();
+    log.close();
+    assert!(examined(&place).is_intact());
+    assert_eq!(examined(&place).first.unwrap().seq, 1);
+
+    let log = place.open();
+    log.record(event("kept for thirty days")).unwrap();
+    log.close();
+    let report = examined(&place);
+    assert!(report.is_intact(), "{report:?}");
+    assert_eq!(report.first.unwrap().seq, 21);
+    assert!(report.notes.iter().any(|note| note.contains("kept long enough")), "{report:?}");
+    compressed(&place);
+    assert_eq!(
+        place.files(),
+        [format!("audit.log.{}.gz", day(20)), "audit.log".to_owned()]
+            .iter()
+            .rev()
+            .cloned()
+            .collect::<Vec<_>>()
+    );
+    assert!(examined(&place).is_intact());
+
+    // Fewer days, at run time.
+    let log = place.open();
+    log.reconfigure(Reconfiguration { keep_days: Some(5), remote: None }).unwrap();
+    log.flush().unwrap();
+    log.record(event("kept for five days")).unwrap();
+    log.close();
+    assert_eq!(place.files(), ["audit.log"]);
+    let report = examined(&place);
+    assert!(report.is_intact() && report.first.unwrap().seq == 41, "{report:?}");
+}
+
+#[test]
+fn a_file_that_somebody_removed_shows() {
+    let place = aged();
+    fs::remove_file(place.dir.path().join(format!("audit.log.{}", day(40)))).unwrap();
+    let report = examined(&place);
+    assert!(report.problems[0].contains("begins with record 21"), "{report:?}");
+    let place = aged();
+    fs::remove_file(place.dir.path().join(format!("audit.log.{}", day(20)))).unwrap();
+    assert!(examined(&place).problems[0].contains("records 21 to 40 are missing"));
+}
+
+#[test]
+fn a_damaged_compressed_file_is_a_problem_and_no_more() {
+    let place = aged();
+    let path = place.dir.path().join(format!("audit.log.{}", day(20)));
+    let text = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let gz = place.dir.path().join(format!("audit.log.{}.gz", day(20)));
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(&text).unwrap();
+    let good = encoder.finish().unwrap();
+    fs::write(&gz, &good).unwrap();
+    assert!(examined(&place).is_intact());
+    for cut in [1, 10, good.len() / 2, good.len() - 1] {
+        fs::write(&gz, &good[..cut]).unwrap();
+        assert!(!examined(&place).is_intact(), "{cut}");
+    }
+    fs::write(&gz, [&good[..], b"more"].concat()).unwrap();
+    assert!(!examined(&place).is_intact());
+}
+
+#[test]
+fn a_trail_that_ends_before_what_the_root_side_signed_goes_on_after_it_and_says_so() {
+    let place = Place::new();
+    let log = place.open();
+    for n in 0..10 {
+        log.record_later(event(format!("number {n}")));
+    }
+    log.flush().unwrap();
+    let head = log.head().unwrap();
+    log.close();
+    let text = fs::read_to_string(place.path()).unwrap();
+    let cut: String = text.split_inclusive('\n').take(6).collect();
+    fs::write(place.path(), cut).unwrap();
+    let known = Known { signed: vec![head], ..Known::default() };
+    let report = examine(&place.path(), &known).unwrap();
+    assert!(report.problems[0].contains("the root side has signed record 10"), "{report:?}");
+
+    let mut options = Options::new("test").without_journal();
+    options.known = Some(head);
+    let log = AuditLog::open(&place.path(), options).unwrap();
+    assert_eq!(log.record(event("after")).unwrap().seq, 12);
+    log.close();
+    let report = examine(&place.path(), &known).unwrap();
+    assert!(report.problems[0].contains("records 7 to 10 are missing"), "{report:?}");
+    assert!(fs::read_to_string(place.path()).unwrap().contains("trail_cut"));
+}
+
+#[test]
+fn checkpoints_vouch_and_false_ones_are_found() {
+    let place = Place::new();
+    let key = Key::open(&place.dir.path().join("key"), &place.dir.path().join("pub")).unwrap();
+    let keys = PublicKeys::read(&place.dir.path().join("pub")).unwrap();
+    let sign = |log: &AuditLog| {
+        let signed = key.sign(log.head().unwrap(), jiff::Timestamp::now());
+        log.record(patch_audit::AuditEvent::new((&signed).into(), &patch_audit::Caller::local())).unwrap();
+        signed
+    };
+    let log = place.open();
+    for n in 0..10 {
+        log.record(event(format!("number {n}"))).unwrap();
+    }
+    sign(&log);
+    log.record(event("after")).unwrap();
+    log.close();
+    let known = Known { keys: Some(keys), ..Known::default() };
+    let report = examine(&place.path(), &known).unwrap();
+    assert!(report.is_intact(), "{report:?}");
+    assert_eq!((report.vouched, report.checkpoints), (Some(10), 1));
+    assert!(report.notes.iter().any(|note| note.contains("the 2 after it")), "{report:?}");
+
+    // A trail that was written anew from record 5 on, by somebody who knows the chain but has no key.
+    let forged = Place::new();
+    let log = forged.open();
+    for n in 0..10 {
+        log.record(event(format!("number {}", if n < 5 { n } else { n + 1 }))).unwrap();
+    }
+    let text = fs::read_to_string(place.path()).unwrap();
+    let line = text.lines().nth(10).unwrap();
+    let record: patch_audit::Record = serde_json::from_str(line).unwrap();
+    log.record(record.event.clone()).unwrap();
+    log.close();
+    let report = examine(&forged.path(), &known).unwrap();
+    assert!(report.problems[0].contains("the trail was rewritten"), "{report:?}");
+
+    // A checkpoint of a key that is not the root side's.
+    let other = Key::open(&place.dir.path().join("key2"), &place.dir.path().join("pub2")).unwrap();
+    let log = place.open();
+    let false_one = other.sign(log.head().unwrap(), jiff::Timestamp::now());
+    log.record(patch_audit::AuditEvent::new((&false_one).into(), &patch_audit::Caller::local())).unwrap();
+    log.close();
+    let report = examine(&place.path(), &known).unwrap();
+    assert!(report.problems[0].contains("not its signature"), "{report:?}");
+}
+
+#[test]
+fn what_was_set_aside_is_told() {
+    let place = Place::new();
+    let log = place.open();
+    log.record(event("a")).unwrap();
+    fs::write(place.path(), "rubbish\n").unwrap();
+    log.record(event("b")).unwrap();
+    log.close();
+    let report = examined(&place);
+    assert!(report.problems.iter().any(|problem| problem.contains("set aside")), "{report:?}");
+}
