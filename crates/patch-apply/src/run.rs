@@ -26,6 +26,10 @@ use crate::apt::argv::{Argv, ENVIRONMENT};
 /// The longest line that is passed on, in bytes; the rest of a longer one is dropped.
 pub const MAX_LINE: usize = 16 * 1024;
 
+/// How much of a tool's output is read at once, and how much of it the disk has to hold, in bytes.
+const AT_ONCE: usize = 1 << 20;
+const MAX_FILE: u64 = 64 << 20;
+
 /// How often the files are looked at when the kernel has no notification left to give.
 const BLIND: Duration = Duration::from_millis(20);
 
@@ -85,7 +89,9 @@ pub struct Running {
     inotify: Option<OwnedFd>,
     output: Tail,
     status: Tail,
-    ended: Option<ExitStatus>,
+    exited: Option<ExitStatus>,
+    /// Whether it has written more than was read.
+    behind: bool,
 }
 
 /// Starts a tool with its output appended to `output` and its progress to `status`.
@@ -132,7 +138,16 @@ pub fn start(
         .map_err(|source| RunError::Start { program, source })?;
     drop(progress);
     let pidfd = pidfd_of(&child).ok();
-    Ok(Running { program, child, pidfd, inotify, output: output_tail, status: status_tail, ended: None })
+    Ok(Running {
+        program,
+        child,
+        pidfd,
+        inotify,
+        output: output_tail,
+        status: status_tail,
+        exited: None,
+        behind: false,
+    })
 }
 
 fn watch(paths: &[&Path]) -> Result<OwnedFd, rustix::io::Errno> {
@@ -141,6 +156,17 @@ fn watch(paths: &[&Path]) -> Result<OwnedFd, rustix::io::Errno> {
         inotify::add_watch(&inotify, *path, inotify::WatchFlags::MODIFY)?;
     }
     Ok(inotify)
+}
+
+/// In the environment of every tool, and so of what it starts: the change that it works for.
+pub const JOB: &str = "LINUX_PATCH_JOB";
+
+/// Whether a process works for a change, by its environment.
+#[must_use]
+pub fn is_of_job(pid: u32, job: &str) -> bool {
+    let wanted = format!("{JOB}={job}");
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()))
 }
 
 /// Whether a tool that was started with this progress file still lives, whoever started it.
@@ -174,10 +200,10 @@ impl Running {
         self.child.id()
     }
 
-    /// How it ended, once it has.
+    /// How it ended, once it has and all that it wrote has been read.
     #[must_use]
     pub fn ended(&self) -> Option<ExitStatus> {
-        self.ended
+        self.exited.filter(|_| !self.behind)
     }
 
     /// Waits until there are new lines, the tool has ended, or `patience` is over, and returns the lines.
@@ -187,9 +213,14 @@ impl Running {
     pub fn wait(&mut self, patience: Duration) -> Result<Vec<Line>, RunError> {
         let program = self.program;
         let lost = |source: io::Error| RunError::Follow { program, source };
-        if self.ended.is_none() {
-            let patience =
-                if self.pidfd.is_none() || self.inotify.is_none() { patience.min(BLIND) } else { patience };
+        if self.exited.is_none() {
+            let patience = if self.behind {
+                Duration::ZERO
+            } else if self.pidfd.is_none() || self.inotify.is_none() {
+                patience.min(BLIND)
+            } else {
+                patience
+            };
             let timeout = Timespec {
                 tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(patience.subsec_nanos()),
@@ -205,12 +236,13 @@ impl Running {
             }
             self.drain();
             // Asked before the files are read, so that nothing written before the end is missed.
-            self.ended = self.child.try_wait().map_err(lost)?;
+            self.exited = self.child.try_wait().map_err(lost)?;
         }
         let mut lines = Vec::new();
-        let finished = self.ended.is_some();
-        self.output.read(finished, |line| lines.push(Line::Output(line))).map_err(lost)?;
-        self.status.read(finished, |line| lines.push(Line::Status(line))).map_err(lost)?;
+        let finished = self.exited.is_some();
+        let output = self.output.read(finished, |line| lines.push(Line::Output(line))).map_err(lost)?;
+        let status = self.status.read(finished, |line| lines.push(Line::Status(line))).map_err(lost)?;
+        self.behind = !(output && status);
         Ok(lines)
     }
 
@@ -249,18 +281,30 @@ struct Tail {
 
 impl Tail {
     fn at_end(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        let mut file = File::options().read(true).write(true).open(path)?;
         io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
         Ok(Self { file, partial: Vec::new(), overlong: false })
     }
 
-    fn read(&mut self, finished: bool, mut line: impl FnMut(String)) -> io::Result<()> {
+    /// Reads on, within bounds, and says whether that was all there is. A last line without an end counts when the tool
+    /// has `finished`.
+    fn read(&mut self, finished: bool, mut line: impl FnMut(String)) -> io::Result<bool> {
+        // The tool appends, so it goes on at the new end.
+        if self.file.metadata()?.len() > MAX_FILE {
+            self.file.set_len(0)?;
+            io::Seek::rewind(&mut self.file)?;
+            self.flush(&mut line);
+            line("[there was so much output that a part of it was not kept]".to_owned());
+        }
         let mut buffer = [0; 8192];
-        loop {
+        let mut taken = 0;
+        // One that prints faster than it is read must not keep its reader from looking at the clock.
+        while taken < AT_ONCE {
             let n = self.file.read(&mut buffer)?;
             if n == 0 {
                 break;
             }
+            taken += n;
             for &byte in buffer.get(..n).unwrap_or_default() {
                 match byte {
                     // Progress bars use a carriage return as a line's end.
@@ -270,10 +314,11 @@ impl Tail {
                 }
             }
         }
-        if finished {
+        let is_drained = taken < AT_ONCE;
+        if finished && is_drained {
             self.flush(&mut line);
         }
-        Ok(())
+        Ok(is_drained)
     }
 
     fn flush(&mut self, line: &mut impl FnMut(String)) {
@@ -451,6 +496,26 @@ mod tests {
             assert!(lines.contains(&Line::Output(text.into())), "{lines:?}");
         }
         assert!(lines.contains(&Line::Status("dl".into())));
+    }
+
+    #[test]
+    fn one_that_prints_without_end_takes_neither_memory_nor_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (out, status) = (dir.path().join("out"), dir.path().join("status"));
+        // 160 MB, faster than it can be read.
+        let script = "exec head -c 160000000 /dev/zero | tr '\\0' '\\n'; echo last";
+        let mut running = start(|_| shell(script), dir.path(), &out, &status, true).unwrap();
+        let mut said = None;
+        let mut longest = 0;
+        while running.ended().is_none() {
+            let lines = running.wait(Duration::from_secs(5)).unwrap();
+            longest = longest.max(lines.len());
+            let length = std::fs::metadata(&out).unwrap().len();
+            assert!(length <= 3 * MAX_FILE, "{length} bytes on the disk");
+            said = lines.into_iter().last().or(said);
+        }
+        assert!(longest <= 3 * AT_ONCE, "{longest} lines at once");
+        assert_eq!(said, Some(Line::Output("last".into())));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use patch_apply::{
     },
     run::RunError,
 };
-use patch_backends::apt::{self, Indexes, Inventory};
+use patch_backends::apt::{self, DatabaseStamp, Indexes, Inventory};
 use patch_types::{
     Action, ErrorCode, ErrorDetail, EventKind, Grade, JobId, JobStatus, LockHolder, Operation, Outcome, Plan,
     PlannedChange, TakenBack as Pinned, WentBack,
@@ -50,7 +50,10 @@ const MOST_TRIES: u32 = 9;
 
 /// How long one run of dpkg may take while going back, before maintainer scripts that hang are ended.
 const STEP_LIMIT: Duration = Duration::from_secs(1800);
-const SHORTEST_STEP: Duration = Duration::from_secs(30);
+pub(crate) const SHORTEST_STEP: Duration = Duration::from_secs(30);
+
+/// How many way backs are kept at most, however young.
+const MOST_WAYS: usize = 1000;
 
 /// The part of the progress that going back spans, in percent.
 const BACK: (u8, u8) = (95, 99);
@@ -65,19 +68,19 @@ struct Host<'a> {
     holds_lock: bool,
 }
 
-impl Host<'_> {
-    /// One step of going back may take as long as the whole change might, within reason.
-    fn step_limit(&self) -> Duration {
-        Duration::from_secs(self.journal.record.limits.timeout_seconds).clamp(SHORTEST_STEP, STEP_LIMIT)
-    }
+/// One step of going back may take as long as the whole change might, within reason.
+fn step_limit(journal: &Journal) -> Duration {
+    Duration::from_secs(journal.record.limits.timeout_seconds).clamp(SHORTEST_STEP, STEP_LIMIT)
+}
 
+impl Host<'_> {
     fn execute(
         &mut self,
         directory: &Path,
         care: Care,
         argv: impl FnOnce(i32) -> Argv,
     ) -> Result<RunEnd, RunError> {
-        let limit = self.step_limit();
+        let limit = step_limit(self.journal);
         let run = Run {
             root: self.root,
             directory,
@@ -172,6 +175,7 @@ impl Change<'_> {
     /// Keeps the archives that are about to be installed for the change after this one, and finds those of what is
     /// installed now.
     pub(crate) fn gather(&mut self, plan: &Plan) -> Result<(), Stop> {
+        let begun = Instant::now();
         let store = self.store()?;
         let root = self.paths.root().to_owned();
         match archives::keep_new(&store, plan, &self.paths.archives()) {
@@ -209,6 +213,7 @@ impl Change<'_> {
         }
         self.archives = found;
         self.neighbours = neighbours;
+        self.recording = begun.elapsed();
         Ok(())
     }
 
@@ -218,6 +223,7 @@ impl Change<'_> {
         plan: Plan,
         auto: Vec<patch_types::PackageName>,
     ) -> Result<State, Stop> {
+        let begun = Instant::now();
         let root = self.paths.root().to_owned();
         let directory = self.journal.way_back();
         let full = |error: &io::Error| unusable("the directory", &directory, error);
@@ -256,6 +262,8 @@ impl Change<'_> {
         let lacking: Vec<String> = way_back
             .packages
             .iter()
+            // Going back is the remedy: it does not fail for want of a way forward again.
+            .filter(|_| !matches!(self.journal.record.operation, Operation::Rollback(_)))
             .filter(|package| !require.accepts(package.grade))
             .map(|package| format!("{} {} ({})", package.name, package.version, package.reason))
             .collect();
@@ -308,6 +316,8 @@ impl Change<'_> {
                 );
             }
         }
+        let took = self.recording + begun.elapsed();
+        way_back.recorded_in_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.events.emit_durably(EventKind::WayBack { way_back });
         if let Operation::Rollback(rollback) = &self.journal.record.operation {
             let back = Back {
@@ -353,10 +363,16 @@ impl Change<'_> {
     pub(crate) fn record_after(&mut self) {
         let directory = self.journal.way_back();
         let Ok(snapshot) = Snapshot::load(&directory) else { return };
-        if let Err(error) =
-            After::record(self.paths.root(), &snapshot).and_then(|after| after.save(&directory))
-        {
-            self.remark(format!("what the change left could not be recorded: {error}"));
+        let record = || After::record(self.paths.root(), &snapshot).and_then(|after| after.save(&directory));
+        // It is worth the room that was kept for going back from here: that is over.
+        let recorded = record().or_else(|_| {
+            let _ = ballast::release(self.paths.root(), &self.paths.state());
+            record()
+        });
+        if let Err(error) = recorded {
+            self.remark(format!(
+                "what the change left could not be recorded, so undoing it later has to be forced: {error}"
+            ));
         }
     }
 
@@ -371,13 +387,25 @@ impl Change<'_> {
                 return Ok(self.back_failed(&plan, &back, proof));
             }
         };
-        let after = (back.source != self.journal.record.id).then(|| After::load(&directory).ok()).flatten();
+        // Also of this very change, once it has waited to be confirmed or failed to go back: somebody may have edited since.
+        let after = After::load(&directory).ok();
         if back.source != self.journal.record.id {
             // Somebody may have stopped a service since the change that is undone.
             let active = self.baseline().map(|baseline| baseline.active_units()).unwrap_or_default();
             snapshot.active_units.retain(|unit| active.contains(unit));
         }
-        let _lock = self.frontend()?;
+        let lock = self.frontend()?;
+        let is_asked_for = matches!(self.journal.record.operation, Operation::Rollback(_));
+        if is_asked_for && back.attempts == 0 && !self.resumed {
+            if tool::must_stop(&self.journal) {
+                return Err(Stop::cancelled());
+            }
+            if self.planned_at != Some(DatabaseStamp::now(self.paths.root())) {
+                drop(lock);
+                self.remark("packages were changed by somebody else since the plan was made; planning again");
+                return Ok(State::Planning);
+            }
+        }
         let mut proof = None;
         for _ in 0..TRIES {
             if back.attempts >= MOST_TRIES {
@@ -525,9 +553,14 @@ impl Change<'_> {
             let taken = lock::Frontend::take(self.paths.root());
             match taken {
                 Ok(Some(frontend)) => {
-                    // apt gives the front end's lock back before dpkg's own is free.
                     if named.is_some() {
                         self.events.emit(EventKind::Waiting { holder: None });
+                    }
+                    // apt gives the front end's lock back before dpkg's own is free, and a killed apt leaves a dpkg
+                    // that works on without it.
+                    let limit = Instant::now() + step_limit(&self.journal);
+                    if !tool::wait_for_dpkg(self.paths.root(), &self.journal, &mut self.events, limit) {
+                        return Err(Stop::Suspended);
                     }
                     return Ok(frontend);
                 }
@@ -598,6 +631,10 @@ impl Change<'_> {
     }
 
     fn back_failed(&mut self, plan: &Plan, back: &Back, proof: Proof) -> State {
+        if back.source == self.journal.record.id {
+            // A person mends it now: what is edited from here on is to be kept.
+            self.record_after();
+        }
         let Proof { restored, left, kept_edits, commands } = proof;
         let report = WentBack {
             reason: back.reason.clone(),
@@ -666,6 +703,13 @@ pub(crate) fn plan(paths: &Paths, rollback: &Rollback) -> Result<Plan, ErrorDeta
         ErrorDetail::new(ErrorCode::RollbackUnavailable, message).with("job_id", job.to_string())
     })?;
     let after = After::load(&directory).ok();
+    if after.is_none() && !rollback.force {
+        let message = format!(
+            "what job {job} left was not recorded, so what was changed or edited since cannot be told from it; look at \
+             the packages and their configuration, and force it then"
+        );
+        return Err(ErrorDetail::new(ErrorCode::JobConflict, message).with("job_id", job.to_string()));
+    }
     let inventory = solver::inventory(paths.root())?;
     let store = Store::open(&paths.store())
         .map_err(|error| unusable("the store of archives", &paths.store(), &error))?;
@@ -721,16 +765,17 @@ pub(crate) fn plan(paths: &Paths, rollback: &Rollback) -> Result<Plan, ErrorDeta
         });
     }
     // A job of which going back failed is tried again whatever was left half-done.
-    if !touched.is_empty() && !rollback.force && failed_job(paths) != Some(job) {
+    let later = later_jobs(paths, job, &touched);
+    let is_retry = failed_job(paths) == Some(job) && later.is_empty();
+    if !touched.is_empty() && !rollback.force && !is_retry {
         let names: Vec<String> = touched.iter().map(ToString::to_string).collect();
-        let later = later_jobs(paths, job, &touched);
         let who = if later.is_empty() {
             "not through this agent".to_owned()
         } else {
             format!("by {}", later.iter().map(|id| format!("job {id}")).collect::<Vec<_>>().join(", "))
         };
         let message = format!(
-            "{} changed again since job {job}, {who}; undo that first, or force it",
+            "{} changed again since job {job}, {who}; undo that first, or force it (`--force`)",
             names.join(", ")
         );
         let later: Vec<String> = later.iter().map(ToString::to_string).collect();
@@ -837,11 +882,11 @@ fn ways(paths: &Paths) -> Vec<Way> {
             (id, dir, journal)
         })
         .collect();
+    // That of a failed attempt is needed for the next one, until it is mended.
     let mut needed: BTreeSet<JobId> = failed_job(paths).into_iter().collect();
     for journal in all.iter().filter_map(|(_, _, journal)| journal.as_ref().ok()) {
         match &journal.record.state {
-            // That of a failed attempt is needed for the next one.
-            State::Ended { ended } if ended.outcome != Some(Outcome::RollbackFailed) => {}
+            State::Ended { .. } => {}
             State::GoingBack { back, .. } => needed.extend([journal.record.id, back.source]),
             _ => {
                 needed.insert(journal.record.id);
@@ -896,9 +941,10 @@ fn keep_ways(
     };
     let mut at = 0;
     while let Some(way) = ways.get(at) {
-        // The last one is that of the change that ends now.
+        // The last one is that of the change that ends now, whatever a clock that was set says of its age.
         let is_last = at + 1 == ways.len();
-        if !way.is_spent || !(way.age > max_age || (!is_last && bytes(&ways) > max_bytes)) {
+        let is_too_much = way.age > max_age || bytes(&ways) > max_bytes || ways.len() > MOST_WAYS;
+        if !way.is_spent || is_last || !is_too_much {
             at += 1;
             continue;
         }
@@ -947,6 +993,57 @@ pub(crate) fn publish(paths: &Paths) {
     }
 }
 
+/// Whether all is as it was before a job of which going back had failed.
+fn is_mended(paths: &Paths, job: JobId) -> bool {
+    let directory = journal::way_back(&paths.journal(job));
+    let (Ok(snapshot), Ok(store)) = (Snapshot::load(&directory), Store::open(&paths.store())) else {
+        return false;
+    };
+    let archive = |kept: &Kept| Ok(store.path(kept));
+    let scope = snapshot.affected.iter().filter(|one| one.planned).map(|one| one.key.clone()).collect();
+    let after = After::load(&directory).ok();
+    let going = Going {
+        root: paths.root(),
+        snapshot: &snapshot,
+        copies: &directory,
+        archive: &archive,
+        scope: &scope,
+        after: after.as_ref(),
+    };
+    restore::prove(&going).is_ok_and(|proof| proof.holds())
+}
+
+/// A person says that what a failed rollback has left is well as it is.
+///
+/// # Errors
+/// When there is nothing of that job to be mended, or packages are not in order.
+pub(crate) fn repaired(paths: &Paths, job: JobId) -> Result<(), ErrorDetail> {
+    match failed_job(paths) {
+        Some(failed) if failed == job => {}
+        Some(failed) => {
+            let message = format!("it is job {failed} of which going back failed, not {job}");
+            return Err(ErrorDetail::new(ErrorCode::JobConflict, message));
+        }
+        None => {
+            let message =
+                "no job is marked as one of which going back failed; nothing has to be said".to_owned();
+            return Err(ErrorDetail::new(ErrorCode::JobConflict, message));
+        }
+    }
+    let findings = change::findings(paths.root())?;
+    if !findings.is_empty() {
+        let message = format!(
+            "{} not in order: `dpkg --audit` says what is wrong; try `dpkg --configure -a` or the commands that the job names",
+            verdict::are(&findings)
+        );
+        return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message));
+    }
+    fs::remove_file(paths.rollback_failed())
+        .map_err(|error| unusable("the mark", &paths.rollback_failed(), &error))?;
+    publish(paths);
+    Ok(())
+}
+
 /// What a failed rollback of an earlier job forbids until it is repaired.
 ///
 /// # Errors
@@ -961,9 +1058,12 @@ pub(crate) fn after_failure(
     {
         return Ok(());
     }
+    // The packages are in order, if not as they were: a newer version may be the very remedy. The mark stays until all is
+    // as it was, or somebody says that it is well as it is.
     if findings.is_empty() {
-        // Somebody has repaired it.
-        let _ = fs::remove_file(&mark);
+        if failed_job(paths).is_some_and(|job| is_mended(paths, job)) {
+            let _ = fs::remove_file(&mark);
+        }
         return Ok(());
     }
     let told: BTreeMap<String, serde_json::Value> =

@@ -177,7 +177,7 @@ fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 /// What the file says.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Limits {
+pub(crate) struct Limits {
     #[serde(deserialize_with = "given")]
     operations: Option<Vec<Kind>>,
     #[serde(deserialize_with = "given")]
@@ -367,7 +367,7 @@ fn read(path: &Path) -> Result<Option<String>, String> {
     }
 }
 
-fn parse(text: &str) -> Result<Limits, String> {
+pub(crate) fn parse(text: &str) -> Result<Limits, String> {
     let only_comments = text.lines().map(str::trim).all(|l| l.is_empty() || l.starts_with('#') || l == "---");
     if only_comments {
         return Ok(Limits::default());

@@ -1,4 +1,5 @@
-//! A change of the host, as one journalled state machine: plan → fetch → apply → verify.
+//! A change of the host, as one journalled state machine: plan → fetch → apply → verify. What comes of it after the tool
+//! has ended is in [`crate::verify`], the way back in [`crate::back`].
 //!
 //! Each step takes what its state holds, does its work and returns the next state; [`run`] writes that to disk before
 //! the next step begins. A state that is on disk is therefore one whose work may have begun, and what is not on disk has
@@ -8,12 +9,12 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, chown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, chown, lchown},
     path::Path,
     time::{Duration, Instant},
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use nix::unistd::User;
 use patch_apply::{
     apt::{
@@ -27,7 +28,7 @@ use patch_apply::{
 };
 use patch_backends::apt::{DatabaseStamp, Inventory, OperationKind, classify, last_update_check};
 use patch_types::{
-    Action, ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, Outcome, PackageName, Plan,
+    Action, ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
     PlannedChange,
     event::{Ended, LogStream},
 };
@@ -35,14 +36,11 @@ use patch_types::{
 use crate::{
     back,
     ceiling::Ceiling,
-    decide,
-    decide::Standing,
     events::Events,
-    health::{self, Baseline},
     hook,
-    journal::{Back, Failure, Journal, State, ToolEnd},
+    journal::{Claim, Journal, State, ToolEnd},
     paths::Paths,
-    prune,
+    prune, record,
     settings::Settings,
     settle,
     solver::{self, Planned, run_failed},
@@ -50,18 +48,17 @@ use crate::{
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
     turn::{self, Turn},
     verdict,
-    verdict::Judged,
 };
 
 /// The package that this program is part of.
-const AGENT: &str = "linux-patch-api";
+pub(crate) const AGENT: &str = "linux-patch-api";
 
 /// What is left free when archives are fetched, in bytes: for journals, events and apt's own caches.
 const MARGIN: u64 = 4 << 20;
 
 /// How often a change that was interrupted is finished rather than gone back from, and taken up at all.
 const MOST_REPAIRS: u32 = 2;
-const MOST_RESUMES: u32 = 9;
+pub(crate) const MOST_RESUMES: u32 = 9;
 
 /// How often a change that was interrupted is settled before the next one may begin.
 const MOST_SETTLES: u32 = 20;
@@ -154,6 +151,8 @@ pub(crate) fn finish(paths: &Paths, journal: &mut Journal, events: &mut Events, 
         patience -= 1;
         std::thread::sleep(Duration::from_secs(1));
     }
+    // After the journal, and before anybody is told: who dies in between ends it once more and records it once more.
+    record::ended(paths, journal.record.id, &ended);
     events.emit_durably(EventKind::Ended(ended));
     while !events.is_complete() && patience > 0 {
         paths.spend_reserve();
@@ -170,17 +169,21 @@ pub(crate) struct Change<'a> {
     pub(crate) progress: Progress,
     pub(crate) deadline: Instant,
     pub(crate) settings: Settings,
+    /// Whether those are what is configured.
+    knows_settings: bool,
     /// The archives of what is installed now, and packages that lose files to new ones.
     pub(crate) archives: BTreeMap<PackageKey, Kept>,
     pub(crate) neighbours: Vec<PackageKey>,
+    /// How long it took to find those.
+    pub(crate) recording: Duration,
     /// What apt was asked in this process's planning, so that applying asks the very same.
     task: Option<Task>,
     /// What dpkg's database was like when the plan was made.
-    planned_at: Option<DatabaseStamp>,
+    pub(crate) planned_at: Option<DatabaseStamp>,
     /// Whether leftovers of earlier runs have been seen to.
     repaired: bool,
     /// Whether another process began this change and died of it.
-    resumed: bool,
+    pub(crate) resumed: bool,
     /// How much was left to apply the last time that a part went back.
     pub(crate) last_rest: usize,
 }
@@ -194,8 +197,10 @@ impl<'a> Change<'a> {
             progress: Progress::default(),
             deadline: Instant::now(),
             settings: Settings::default(),
+            knows_settings: true,
             archives: BTreeMap::new(),
             neighbours: Vec::new(),
+            recording: Duration::ZERO,
             task: None,
             planned_at: None,
             repaired: false,
@@ -235,15 +240,22 @@ impl<'a> Change<'a> {
             return Err(Stop::Suspended);
         }
         // A broken configuration is no reason to leave packages broken.
-        self.settings = Settings::load(self.paths.root()).unwrap_or_default();
+        match Settings::load(self.paths.root()) {
+            Ok(settings) => self.settings = settings,
+            Err(error) => {
+                self.remark(format!("going on with the defaults, and removing nothing: {}", error.message));
+                self.knows_settings = false;
+            }
+        }
         self.deadline = Instant::now() + REPAIR;
-        let state = self.journal.record.state.clone();
-        if self.journal.record.resumed > MOST_RESUMES
-            && let State::Repairing
-            | State::Applying { .. }
-            | State::Verifying { .. }
-            | State::Confirming { .. } = state
-        {
+        let mut state = self.journal.record.state.clone();
+        let is_worn_out = self.journal.record.resumed > MOST_RESUMES;
+        // A host that dies again and again while it waits to hear that all is well has said enough.
+        if is_worn_out && let State::Confirming { clock, until, .. } = &mut state {
+            *clock = None;
+            *until = Timestamp::UNIX_EPOCH;
+        }
+        if is_worn_out && let State::Repairing | State::Applying { .. } | State::Verifying { .. } = state {
             let error = settle::interrupted(&format!(
                 "{MOST_RESUMES} times and is not taken up any more; see `dpkg --audit` and the job's log"
             ));
@@ -269,6 +281,20 @@ impl<'a> Change<'a> {
         ended
     }
 
+    /// A change that ends before it began leaves no way back behind.
+    fn forget_way_back(&mut self, ended: &Result<Box<Ended>, Stop>) {
+        let (Ok(ended) | Err(Stop::End(ended))) = ended else { return };
+        let is_own = !matches!(self.journal.record.operation, Operation::Rollback(_));
+        if is_own && ended.outcome == Some(Outcome::Unchanged) {
+            let way_back = self.journal.way_back();
+            if let Err(error) = fs::remove_dir_all(&way_back)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                self.remark(format!("{} cannot be removed: {error}", way_back.display()));
+            }
+        }
+    }
+
     /// Gives back what the change needed. One that is taken up again later still needs it, the room for going back above
     /// all.
     fn tidy(&mut self, ended: &Result<Box<Ended>, Stop>) {
@@ -282,7 +308,10 @@ impl<'a> Change<'a> {
             self.remark(format!("{} cannot be removed: {error}", fetched.display()));
         }
         self.release_ballast();
-        back::tidy(self.paths, &self.settings.rollback);
+        self.forget_way_back(ended);
+        if self.knows_settings {
+            back::tidy(self.paths, &self.settings.rollback);
+        }
     }
 
     fn end(mut self, ended: Result<Box<Ended>, Stop>) -> anyhow::Result<()> {
@@ -324,7 +353,7 @@ impl<'a> Change<'a> {
             State::Applying { plan, auto, .. } if self.resumed => self.look_what_is_left(plan, &auto),
             State::Applying { plan, auto, only } => self.apply(plan, auto, only.as_deref()),
             State::Verifying { plan, tool } => self.verify(plan, tool),
-            State::Confirming { plan, tool, until } => self.confirm(plan, &tool, until),
+            State::Confirming { plan, tool, until, clock } => self.confirm(plan, &tool, until, clock),
             State::GoingBack { plan, back } => self.go_back(plan, back),
             State::Ended { ended } => Ok(State::Ended { ended }),
         }
@@ -361,8 +390,7 @@ impl<'a> Change<'a> {
                         let settled = match settle::one(self.paths, dead) {
                             // It was settled, and is due all the same: that would never end.
                             Ok(())
-                                if attempts > MOST_SETTLES
-                                    && !Events::is_alive(&self.paths.event_file(dead)) =>
+                                if attempts > MOST_SETTLES && !Claim::is_held(&self.paths.journal(dead)) =>
                             {
                                 Err(anyhow::anyhow!("it is due again after every attempt"))
                             }
@@ -622,7 +650,8 @@ impl<'a> Change<'a> {
             events: &mut self.events,
             progress: &mut self.progress,
             span: (0, 0),
-            deadline: self.deadline,
+            // What is mended is an earlier change's; it has a time of its own.
+            deadline: self.deadline.max(Instant::now() + back::SHORTEST_STEP),
             care: Care::Transaction,
             reports: false,
             holds_lock: false,
@@ -723,6 +752,10 @@ impl<'a> Change<'a> {
                 return Err(Stop::cancelled());
             }
             self.wait_for_locks(Locks::Packages)?;
+            if Instant::now() >= self.deadline {
+                let limit = self.journal.record.limits.timeout_seconds;
+                return Err(Stop::timed_out(limit, "what comes before the change itself"));
+            }
             if self.planned_at != Some(DatabaseStamp::now(&root)) {
                 self.remark("packages were changed by somebody else since the plan was made; planning again");
                 self.release_ballast();
@@ -791,6 +824,11 @@ impl<'a> Change<'a> {
             // It runs or ran, only following it failed: the database says what became of it.
             Err(error) => ToolEnd { output: error.to_string(), ..ToolEnd::default() },
         };
+        // Who killed apt did not kill dpkg, and what it has not done yet cannot be judged.
+        let limit = self.deadline.max(Instant::now() + back::SHORTEST_STEP);
+        if !tool::wait_for_dpkg(&root, &self.journal, &mut self.events, limit) {
+            return Err(Stop::Suspended);
+        }
         if only.is_none() && is_locked_out(&tool) && self.lock_patience() > Duration::ZERO {
             self.remark("somebody else was quicker to take the package manager's lock; planning again after it is free");
             self.release_ballast();
@@ -862,222 +900,6 @@ impl<'a> Change<'a> {
         restore_marks(&root, auto, &mut self.events);
         Ok(State::Verifying { plan, tool })
     }
-
-    fn verify(&mut self, plan: Plan, tool: ToolEnd) -> Result<State, Stop> {
-        let root = self.paths.root().to_owned();
-        let judged = match verdict::look(&root, &self.journal.record, &plan, &tool) {
-            Ok(judged) => judged,
-            Err(error) if self.resumed && self.journal.record.resumed < MOST_RESUMES => {
-                eprintln!("patch-executor: {}; the change is taken up again later", error.message);
-                return Err(Stop::Suspended);
-            }
-            Err(error) => return Ok(State::Ended { ended: verdict::unreadable(error, &tool) }),
-        };
-        let was_taken_back = !self.journal.record.taken_back.is_empty();
-        let settled = judged.complete || (was_taken_back && is_settled(&judged));
-        if !settled {
-            return Ok(self.failed(plan, &tool, judged));
-        }
-        Ok(self.checked(plan, tool, judged))
-    }
-
-    /// A change of which something stays, if the host is well with it.
-    fn checked(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
-        let is_hold = matches!(self.journal.record.operation, Operation::Hold(_));
-        if !is_hold
-            && self.has_way_back()
-            && let Some(error) = self.unhealthy(&plan)
-        {
-            if matches!(self.journal.record.operation, Operation::Rollback(_)) {
-                // It was to be undone, and that is done; what is not well then is said.
-                self.remark(error.message);
-            } else {
-                let reason = error.message.clone();
-                let first = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
-                self.journal.record.failure.get_or_insert(first);
-                return self.everything_back(plan, &tool, judged, reason);
-            }
-        }
-        self.stays(plan, tool, judged)
-    }
-
-    /// A change that stays as it is; unless it is to be confirmed first.
-    fn stays(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
-        let changed =
-            judged.standing.iter().any(|standing| matches!(standing, Standing::Done | Standing::Failed));
-        let is_change = !matches!(self.journal.record.operation, Operation::Hold(_) | Operation::Rollback(_));
-        match self.journal.record.options.confirm_within {
-            Some(seconds) if changed && is_change && self.has_way_back() => {
-                let until = Timestamp::now() + SignedDuration::from_secs(i64::from(seconds));
-                State::Confirming { plan, tool, until }
-            }
-            _ => self.well(&plan, &tool, judged),
-        }
-    }
-
-    /// Whether nothing more may be begun.
-    pub(crate) fn must_give_up(&self) -> bool {
-        self.resumed || stop::is_asked() || Instant::now() >= self.deadline
-    }
-
-    /// The end of a change that stays as it is.
-    fn well(&mut self, plan: &Plan, tool: &ToolEnd, judged: Judged) -> State {
-        self.record_after();
-        State::Ended { ended: verdict::conclude(&self.journal.record, plan, judged, tool) }
-    }
-
-    /// The end of a change after something went back.
-    pub(crate) fn conclusion(&mut self, plan: &Plan) -> Box<Ended> {
-        let tool = ToolEnd::default();
-        match verdict::look(self.paths.root(), &self.journal.record, plan, &tool) {
-            Ok(judged) => {
-                self.record_after();
-                verdict::conclude(&self.journal.record, plan, judged, &tool)
-            }
-            Err(error) => verdict::unreadable(error, &tool),
-        }
-    }
-
-    /// What is not well with the host although the packages are as planned.
-    fn unhealthy(&mut self, plan: &Plan) -> Option<ErrorDetail> {
-        let root = self.paths.root();
-        let mut findings = Vec::new();
-        if let Some(baseline) = self.baseline().filter(Baseline::is_of_this_boot) {
-            let ours =
-                plan.changes.iter().any(|change| change.name.name() == AGENT && !change.action.is_removal());
-            if ours
-                && baseline.agent_was_active()
-                && let Err(finding) = health::agent_is_up(&self.settings, health::AGENT_PATIENCE)
-            {
-                findings.push(finding);
-            }
-            let mut excused = self.excused();
-            if !ours {
-                // Who killed or stopped the daemon meanwhile did not break a package: no change is undone for that.
-                excused.insert(health::AGENT_UNIT.to_owned());
-            }
-            // Once it is known that it goes back, nothing is waited for.
-            let patience = if findings.is_empty() { health::PATIENCE } else { Duration::ZERO };
-            findings.extend(baseline.compare(root, &self.settings, &excused, patience));
-        }
-        let events = &mut self.events;
-        findings.extend(health::run_checks(root, &self.settings.health_checks, &mut |line| {
-            events.emit(EventKind::Log { stream: LogStream::Executor, line });
-        }));
-        if findings.is_empty() {
-            return None;
-        }
-        let said: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.what, f.detail)).collect();
-        let message = format!("the packages are as planned, but the host is not well: {}", said.join("; "));
-        Some(ErrorDetail::new(ErrorCode::PatchApplyError, message).with("findings", said))
-    }
-
-    /// Whether anything may go back.
-    fn goes_back(&self) -> bool {
-        self.settings.rollback.auto
-            && self.journal.record.options.on_failure != OnFailure::Keep
-            && self.has_way_back()
-            && !matches!(self.journal.record.operation, Operation::Hold(_))
-    }
-
-    fn everything_back(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged, reason: String) -> State {
-        if !self.goes_back() {
-            return self.stays(plan, tool.clone(), judged);
-        }
-        let scope = plan
-            .changes
-            .iter()
-            .zip(&judged.standing)
-            .filter(|(_, standing)| **standing != Standing::TakenBack)
-            .map(|(change, _)| verdict::key_of(change))
-            .collect();
-        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest: Vec::new() };
-        State::GoingBack { plan, back }
-    }
-
-    /// Not everything that was planned is so.
-    fn failed(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged) -> State {
-        let mut failure = verdict::failure(&self.journal.record.operation, &judged, tool);
-        if self.resumed {
-            failure.error =
-                settle::interrupted("while packages were being changed; the results say how each one is now");
-        }
-        let reason = failure.error.message.clone();
-        self.journal.record.failure.get_or_insert(failure);
-        if judged.is_untouched(&plan) && judged.standing.iter().all(|s| *s != Standing::TakenBack) {
-            return self.well(&plan, tool, judged);
-        }
-        if matches!(self.journal.record.operation, Operation::Rollback(_)) {
-            return self.well(&plan, tool, judged);
-        }
-        if !self.goes_back() {
-            return self.stays(plan, tool.clone(), judged);
-        }
-        let groups = self.groups(&plan);
-        let how = if tool.timed_out { OnFailure::All } else { self.journal.record.options.on_failure };
-        let choose =
-            |may_go_on| decide::decide(how, &groups, &judged.standing, judged.harm_elsewhere, may_go_on);
-        let mut decision = choose(!self.must_give_up());
-        if !decision.rest.is_empty() && decision.rest.len() >= self.last_rest {
-            decision = choose(false);
-        }
-        if !decision.rest.is_empty() {
-            self.last_rest = decision.rest.len();
-        }
-        let rest: Vec<usize> = decision.rest.into_iter().collect();
-        let scope: Vec<PackageKey> = decision
-            .back
-            .into_iter()
-            .filter_map(|index| plan.changes.get(index))
-            .map(verdict::key_of)
-            .collect();
-        if scope.is_empty() {
-            if rest.is_empty() {
-                return self.checked(plan, tool.clone(), judged);
-            }
-            return State::Applying { plan, auto: Vec::new(), only: Some(rest) };
-        }
-        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest };
-        State::GoingBack { plan, back }
-    }
-
-    /// Waits for somebody to say that all is well.
-    fn confirm(&mut self, plan: Plan, tool: &ToolEnd, until: Timestamp) -> Result<State, Stop> {
-        let most = u64::from(self.journal.record.options.confirm_within.unwrap_or(0));
-        // The clock may have been set meanwhile: it never waits longer than was asked for.
-        let left = u64::try_from(until.as_second() - Timestamp::now().as_second()).unwrap_or(0).min(most);
-        let deadline = Instant::now() + Duration::from_secs(left);
-        self.events.emit_durably(EventKind::Confirm { until });
-        while !self.journal.is_kept() && Instant::now() < deadline {
-            if stop::is_asked() {
-                return Err(Stop::Suspended);
-            }
-            tool::pause();
-        }
-        // One place decides, so that nobody is told that it is kept when it goes back.
-        let kept = self.journal.decide(false).unwrap_or_else(|_| self.journal.is_kept());
-        if kept {
-            return Ok(match verdict::look(self.paths.root(), &self.journal.record, &plan, tool) {
-                Ok(judged) => self.well(&plan, tool, judged),
-                Err(error) => State::Ended { ended: verdict::unreadable(error, tool) },
-            });
-        }
-        let message = format!("nobody confirmed the change within {most} s");
-        let error = ErrorDetail::new(ErrorCode::JobTimeout, message.clone());
-        let failure = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
-        self.journal.record.failure.get_or_insert(failure);
-        let back_already = |key: &PackageKey| self.journal.record.taken_back.iter().any(|t| t.key == *key);
-        let scope = plan.changes.iter().map(verdict::key_of).filter(|key| !back_already(key)).collect();
-        let back =
-            Back { source: self.journal.record.id, scope, reason: message, attempts: 0, rest: Vec::new() };
-        Ok(State::GoingBack { plan, back })
-    }
-}
-
-/// Whether each of the plan's packages is either as planned or as before.
-fn is_settled(judged: &Judged) -> bool {
-    judged.harmed.is_empty()
-        && judged.standing.iter().all(|standing| matches!(standing, Standing::Done | Standing::TakenBack))
 }
 
 /// A failure before anything changed, with the tool's exit code.
@@ -1179,7 +1001,8 @@ fn keep_archives(directory: &Path, archives: &Path) -> io::Result<()> {
         let entry = entry?;
         let is_archive = entry.path().extension().is_some_and(|extension| extension == "deb");
         if is_archive && entry.file_type()?.is_file() {
-            chown(entry.path(), Some(0), Some(0))?;
+            // Of a link that apt's user may have put there since, not of what it leads to.
+            lchown(entry.path(), Some(0), Some(0))?;
             let kept = archives.join(entry.file_name());
             fs::rename(entry.path(), &kept)?;
             // Looked at where nobody else can put anything: the directory before was apt's user's.

@@ -16,15 +16,19 @@ use patch_types::{
     operation::OperationError,
     rollback::MAX_CONFIRM_SECONDS,
 };
+use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::{
     back,
     ceiling::Ceiling,
-    change,
+    change, checkpoint,
     events::{Events, EventsError},
     journal::{Journal, State},
     paths::{self, Paths},
-    prune, query, settle, stop,
+    prune, query, record,
+    record::{Asker, Refused},
+    server_key, settle, stop, tool, turn,
 };
 
 /// How long a peer may take to say what it wants.
@@ -33,9 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest limits that a request may set for itself, in seconds.
 const MAX_LIMIT_SECONDS: u64 = 24 * 3600;
 
+/// The shortest limit that the daemon can set: `security.job_timeout_minutes` is at least one.
+const MIN_LIMIT_SECONDS: u64 = 60;
+
 /// A request that sets itself limits beyond reason.
 #[derive(Debug, thiserror::Error)]
-#[error("a time limit must be between 1 and {MAX_LIMIT_SECONDS} seconds")]
+#[error("a time limit must be between {MIN_LIMIT_SECONDS} and {MAX_LIMIT_SECONDS} seconds")]
 struct LimitTooLarge;
 
 /// A request to wait for a confirmation where that makes no sense.
@@ -62,6 +69,8 @@ enum Work {
     Change(Box<Journal>, Events),
     Query(query::Asked, Events),
     Settle(JobId),
+    /// Sent behind the reply.
+    Key(Zeroizing<Vec<u8>>),
     Nothing,
 }
 
@@ -83,35 +92,88 @@ pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
         return Ok(());
     }
     let uid = Uid::from_raw(peer.uid.as_raw());
+    let asker = Asker { uid, pid: Some(peer.pid.as_raw_nonzero().get()) };
     let (reply, work) = if paths::may_ask(uid) {
-        match read_request(&mut socket).and_then(|request| accept(paths, uid, request)) {
-            Ok(accepted) => accepted,
-            Err(refusal) => {
-                eprintln!("patch-executor: refused a request of uid {}: {refusal:#}", peer.uid.as_raw());
-                (refused(&refusal), Work::Nothing)
-            }
-        }
+        let answered =
+            read_request(&mut socket).map(|request| (request.clone(), accept(paths, asker, request)));
+        let (request, answer) = match answered {
+            Ok((request, answer)) => (Some(request), answer),
+            Err(unreadable) => (None, Err(unreadable)),
+        };
+        let (reply, work) = answer.unwrap_or_else(|refusal| {
+            eprintln!("patch-executor: refused a request of uid {}: {refusal:#}", peer.uid.as_raw());
+            (refused(&refusal), Work::Nothing)
+        });
+        keep_record(paths, asker, request.as_ref(), &reply);
+        (reply, work)
     } else {
         eprintln!(
             "patch-executor: refused uid {}: only root and the daemon's user may ask",
             peer.uid.as_raw()
         );
         let message = "only root and the daemon's user may ask".to_owned();
+        let (id, code) = (JobId(Uuid::nil()), ErrorCode::AuthzForbidden);
+        record::refusal(paths, Refused::Stranger, record::stranger(asker, id, code, &message));
         (Reply::Refused { code: ErrorCode::AuthzForbidden, message }, Work::Nothing)
     };
     // The work goes on whether or not the reply arrives: it is journalled, and whoever asked can follow it later.
     if let Err(error) = encode(&reply).map_err(anyhow::Error::from).and_then(|f| Ok(socket.write_all(&f)?)) {
         eprintln!("patch-executor: the reply could not be sent: {error:#}");
     }
+    if let Work::Key(key) = &work {
+        // What became of it is not told either: the daemon says so itself.
+        if let Err(error) = server_key::send(&mut socket, key) {
+            eprintln!("patch-executor: the server's key could not be sent: {error}");
+        }
+    }
     drop(socket);
 
     match work {
         Work::Change(journal, events) => change::run(paths, *journal, events)?,
-        Work::Query(asked, events) => query::run(paths, &asked, events),
+        Work::Query(asked, events) => {
+            // Each runs a solver: so many at once that memory is short would end whatever else is under way.
+            let _slot = if uid.is_root() { None } else { turn::read(paths, stop::is_asked, tool::pause)? };
+            query::run(paths, &asked, events);
+        }
         Work::Settle(job) => settle::run(paths, job)?,
-        Work::Nothing => {}
+        Work::Key(_) | Work::Nothing => {}
     }
+    record::flush(paths);
     Ok(())
+}
+
+/// Records what was asked and answered, but for what only reads. An accepted change has been recorded before it was.
+fn keep_record(paths: &Paths, asker: Asker, request: Option<&Request>, reply: &Reply) {
+    let event = match (request, reply) {
+        (None, Reply::Refused { code, message }) => {
+            record::stranger(asker, JobId(Uuid::nil()), *code, message)
+        }
+        (None, _) => return,
+        (Some(request), reply) => {
+            let is_on_record = match &request.body {
+                RequestBody::Change { .. } => *reply == Reply::Accepted,
+                RequestBody::Plan { .. } | RequestBody::Query { .. } => {
+                    !matches!(reply, Reply::Refused { .. })
+                }
+                // The signature and the contradiction have records of their own kinds.
+                RequestBody::Checkpoint { .. } => {
+                    !matches!(reply, Reply::Refused { code, .. } if *code != ErrorCode::SignatureError)
+                }
+                _ => false,
+            };
+            if is_on_record {
+                return;
+            }
+            record::request(asker, request.on_behalf.as_ref(), request.id, &request.body, reply)
+        }
+    };
+    match reply {
+        // Whoever is root could remove the record.
+        Reply::Refused { .. } | Reply::Known if !asker.uid.is_root() => {
+            record::refusal(paths, Refused::Request, event);
+        }
+        _ => record::note(paths, vec![event]),
+    }
 }
 
 /// Standard input as a socket; afterwards descriptor 0 is `/dev/null`.
@@ -185,16 +247,24 @@ fn refused(error: &anyhow::Error) -> Reply {
 }
 
 /// Checks a request afresh, since the daemon is not trusted, and journals it.
-fn accept(paths: &Paths, uid: Uid, request: Request) -> anyhow::Result<(Reply, Work)> {
-    let Request { id, body, .. } = request;
-    if body.is_for_root_alone() && !uid.is_root() {
+fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Reply, Work)> {
+    let Request { id, body, on_behalf, .. } = request;
+    if body.is_for_root_alone() && !asker.uid.is_root() {
         return Err(RootAlone.into());
     }
+    if matches!(body, RequestBody::ServerKey) {
+        // Nothing is written for it: no journal, no event file.
+        return Ok((Reply::Accepted, Work::Key(server_key::read(paths.root())?)));
+    }
     paths.prepare()?;
+    let accepted = matches!(body, RequestBody::Change { .. })
+        .then(|| record::request(asker, on_behalf.as_ref(), id, &body, &Reply::Accepted));
     match body {
         RequestBody::Change { operation, limits, if_plan, options } => {
             operation.check()?;
-            if !(1..=MAX_LIMIT_SECONDS).contains(&limits.timeout_seconds)
+            // Scripts are ended at the limit: the daemon's user must not be able to make that one break a host.
+            let least = if asker.uid.is_root() { 1 } else { MIN_LIMIT_SECONDS };
+            if !(least..=MAX_LIMIT_SECONDS).contains(&limits.timeout_seconds)
                 || limits.lock_wait_seconds > MAX_LIMIT_SECONDS
             {
                 return Err(LimitTooLarge.into());
@@ -206,14 +276,21 @@ fn accept(paths: &Paths, uid: Uid, request: Request) -> anyhow::Result<(Reply, W
                     return Err(NoConfirmation.into());
                 }
             }
-            // What was accepted once stays known, whatever the ceiling says by now.
-            if !paths.journal(id).exists() {
-                Ceiling::load(paths.root())?.admits(&operation)?;
+            // What was accepted once stays known, whatever the ceiling or the disk say by now.
+            if paths.journal(id).exists() {
+                return Ok((Reply::Known, Work::Nothing));
             }
+            Ceiling::load(paths.root())?.admits(&operation)?;
             prune::journals(paths)?;
             // Going back is worth trying on the fullest disk.
             if !matches!(operation, Operation::Rollback(_)) {
                 paths.make_reserve()?;
+            }
+            if let Some(accepted) = accepted {
+                match operation {
+                    Operation::Rollback(_) => record::note(paths, vec![accepted]),
+                    _ => record::require(paths, accepted)?,
+                }
             }
             let journal = match Journal::create(&paths.journal(id), id, operation, limits, if_plan, options) {
                 Ok(journal) => journal,
@@ -270,9 +347,18 @@ fn accept(paths: &Paths, uid: Uid, request: Request) -> anyhow::Result<(Reply, W
             }
             Ok((Reply::Accepted, Work::Settle(job)))
         }
+        RequestBody::Repaired { job } => {
+            back::repaired(paths, job)?;
+            Ok((Reply::Accepted, Work::Nothing))
+        }
+        RequestBody::ServerKey => bail!("the server's key is handed over before this"),
         RequestBody::Clear { versions } => {
             clear(paths, versions)?;
             Ok((Reply::Accepted, Work::Nothing))
+        }
+        RequestBody::Checkpoint { head } => {
+            let checkpoint = checkpoint::sign(paths, &head)?;
+            Ok((Reply::Signed { checkpoint }, Work::Nothing))
         }
     }
 }
@@ -321,7 +407,6 @@ fn state_name(state: &State) -> &'static str {
 #[cfg(test)]
 mod tests {
     use patch_types::executor::TakenBack;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -333,8 +418,10 @@ mod tests {
             protocol: PROTOCOL,
             id: JobId(Uuid::now_v7()),
             body: RequestBody::Clear { versions: TakenBack::All },
+            on_behalf: None,
         };
-        let Err(error) = accept(&paths, Uid::from_raw(4711), request) else { panic!("it was accepted") };
+        let asker = Asker { uid: Uid::from_raw(4711), pid: None };
+        let Err(error) = accept(&paths, asker, request) else { panic!("it was accepted") };
         assert!(matches!(refused(&error), Reply::Refused { code: ErrorCode::AuthzForbidden, .. }));
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
     }

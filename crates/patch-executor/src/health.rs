@@ -27,7 +27,7 @@ use self::{
     net::Listening,
     units::{Unit, Verdict, Was},
 };
-use crate::{services, settings::Settings};
+use crate::{clock::boot, services, settings::Settings, stop};
 
 /// How long services may take to come up again after a change.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -136,10 +136,8 @@ struct Look {
     first_ephemeral: u16,
 }
 
-/// The kernel's name for this boot.
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
-}
+/// How long a boot is waited for before the host is judged.
+const BOOT: Duration = Duration::from_secs(300);
 
 impl Baseline {
     /// Looks at the system at `root`. What cannot be learned is left out.
@@ -444,6 +442,23 @@ fn source_hosts(root: &Path) -> Vec<String> {
 fn resolves(name: &str) -> bool {
     let argv = Argv::new("/usr/bin/getent", vec!["ahosts".into(), "--".into(), name.into()]);
     run::capture(&argv, RESOLVE).is_ok_and(|said| said.code == Some(0))
+}
+
+/// Waits until the boot has come as far as it was when the change began, if that was another one: checks that were made
+/// while services are still to be started would condemn a good change.
+pub(crate) fn wait_for_boot(root: &Path, baseline: Option<&Baseline>) {
+    let is_anew =
+        baseline.is_some_and(|baseline| *baseline != Baseline::default() && !baseline.is_of_this_boot());
+    if !is_anew || !units::is_systemd_running(root) {
+        return;
+    }
+    let deadline = Instant::now() + BOOT;
+    let is_up = || {
+        units::show(["multi-user.target"]).is_ok_and(|units| units.iter().any(|unit| unit.active == "active"))
+    };
+    while !is_up() && !stop::is_asked() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// Makes the configured checks, one after the other, and says so; gives those that do not hold. Each takes at most its

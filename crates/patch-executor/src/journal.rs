@@ -13,16 +13,22 @@ use patch_types::{
     ChangeOptions, ErrorDetail, JobId, JobStatus, Operation, PackageName, Phase, Plan, PlanHash,
     event::Ended, executor::Limits,
 };
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::{
+    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::paths::Paths;
+use crate::{clock::Clock, paths::Paths};
 
 /// What the names of journals begin with until they are whole.
 pub(crate) const NEW: &str = ".new-";
 
 /// What the names of journals begin with that nobody could read.
 pub(crate) const DAMAGED: &str = ".damaged-";
+
+/// The file whose lock tells that a process carries the change out.
+const CLAIM: &str = "alive";
 
 /// What a decision about a change that waited to be confirmed says.
 const KEPT: &str = "kept";
@@ -79,6 +85,9 @@ pub(crate) enum State {
         tool: ToolEnd,
         /// Until when it waits.
         until: Timestamp,
+        /// The same by a clock that nobody can set.
+        #[serde(default)]
+        clock: Option<Clock>,
     },
     /// Packages are taken back to what a snapshot holds.
     GoingBack {
@@ -188,6 +197,45 @@ pub(crate) struct Record {
 pub(crate) struct Journal {
     dir: PathBuf,
     pub(crate) record: Record,
+    /// Held by whoever carries the change out.
+    claim: Option<Claim>,
+}
+
+/// The right to carry a change out: the kernel's lock of a file that only root can open, and so goes with the process.
+/// The daemon can lock the event file as well, and tell nobody anything by that.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    _file: File,
+}
+
+impl Claim {
+    fn open(dir: &Path) -> io::Result<File> {
+        File::options().create(true).truncate(false).write(true).mode(0o600).open(dir.join(CLAIM))
+    }
+
+    /// Takes the right; `None` if another process has it.
+    ///
+    /// # Errors
+    /// When there is no such directory, or the file cannot be made.
+    pub(crate) fn take(dir: &Path) -> io::Result<Option<Self>> {
+        let file = Self::open(dir)?;
+        // Who only asks holds it for some microseconds, so one refusal means nothing yet.
+        for _ in 0..20 {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Self { _file: file })),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Ok(None)
+    }
+
+    /// Whether a process has it.
+    pub(crate) fn is_held(dir: &Path) -> bool {
+        File::open(dir.join(CLAIM))
+            .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+    }
 }
 
 impl Journal {
@@ -222,8 +270,13 @@ impl Journal {
             return Err(error);
         }
         DirBuilder::new().mode(0o700).create(&new)?;
-        let mut journal = Self { dir: new.clone(), record };
-        if let Err(error) = journal.write() {
+        let mut journal = Self { dir: new.clone(), record, claim: None };
+        // Claimed before anybody can find it: one that nobody holds is one whose process has died.
+        let made = Claim::take(&new).and_then(|claim| {
+            journal.claim = claim;
+            journal.write()
+        });
+        if let Err(error) = made {
             let _ = fs::remove_dir_all(&new);
             return Err(error);
         }
@@ -240,7 +293,12 @@ impl Journal {
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let text = fs::read(dir.join("state.json"))?;
         let record = serde_json::from_slice(&text).map_err(io::Error::other)?;
-        Ok(Self { dir: dir.to_owned(), record })
+        Ok(Self { dir: dir.to_owned(), record, claim: None })
+    }
+
+    /// Holds the right to carry the change out for as long as this lives.
+    pub(crate) fn hold(&mut self, claim: Claim) {
+        self.claim = Some(claim);
     }
 
     /// Enters a state: on disk first.
@@ -301,9 +359,12 @@ impl Journal {
     pub(crate) fn decide(&self, kept: bool) -> io::Result<bool> {
         let decision = self.dir.join("decision");
         let word = if kept { KEPT } else { EXPIRED };
-        let draft = self.dir.join(format!("decision-{word}"));
-        fs::write(&draft, word)?;
-        File::open(&draft)?.sync_all()?;
+        // A name of this process's own: what is linked as the decision is never written again.
+        let draft = self.dir.join(format!("decision-{word}-{}", std::process::id()));
+        let _ = fs::remove_file(&draft);
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&draft)?;
+        file.write_all(word.as_bytes())?;
+        file.sync_all()?;
         let linked = fs::hard_link(&draft, &decision);
         let _ = fs::remove_file(&draft);
         match linked {

@@ -7,6 +7,8 @@
 mod back;
 mod ceiling;
 mod change;
+mod checkpoint;
+mod clock;
 mod connection;
 mod decide;
 mod events;
@@ -17,6 +19,8 @@ mod paths;
 mod protect;
 mod prune;
 mod query;
+mod record;
+mod server_key;
 mod services;
 mod settings;
 mod settle;
@@ -25,6 +29,7 @@ mod stop;
 mod tool;
 mod turn;
 mod verdict;
+mod verify;
 
 use std::{
     os::{
@@ -126,7 +131,9 @@ fn recover(paths: &Paths) -> anyhow::Result<()> {
     stop::defer().context("cannot defer signals")?;
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    settle::all(paths)
+    let settled = settle::all(paths);
+    record::flush(paths);
+    settled
 }
 
 /// The small supervised listener for systems without socket activation.

@@ -11,7 +11,10 @@ use anyhow::{Context, ensure};
 use nix::unistd::{Gid, Group, Uid, User};
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
-    executor::{DAEMON_USER, EVENTS_DIR, RootStatus, SOCKET, STATE_DIR, STATUS_FILE},
+    executor::{
+        CHECKPOINT_HEAD, CHECKPOINT_HEADS, CHECKPOINT_KEYS, DAEMON_USER, EVENTS_DIR, RECORD, RootStatus,
+        SOCKET, STATE_DIR, STATUS_FILE,
+    },
 };
 
 /// What the names of directories for fetched archives begin with.
@@ -74,6 +77,26 @@ impl Paths {
     /// The mark that going back failed and nobody has repaired it yet.
     pub(crate) fn rollback_failed(&self) -> PathBuf {
         self.state().join("rollback_failed.json")
+    }
+
+    /// The root side's own record.
+    pub(crate) fn record(&self) -> PathBuf {
+        self.root.join(RECORD)
+    }
+
+    /// The last head of the audit trail that was signed.
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        self.root.join(CHECKPOINT_HEAD)
+    }
+
+    /// Those that were signed before.
+    pub(crate) fn checkpoint_heads(&self) -> PathBuf {
+        self.root.join(CHECKPOINT_HEADS)
+    }
+
+    /// The public keys that go with it.
+    pub(crate) fn checkpoint_keys(&self) -> PathBuf {
+        self.root.join(CHECKPOINT_KEYS)
     }
 
     /// A little room for the journal on a full disk, so that a change can always be ended truthfully.

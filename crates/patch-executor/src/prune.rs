@@ -64,8 +64,14 @@ pub(crate) fn journals(paths: &Paths) -> anyhow::Result<()> {
     // Ids begin with the time of their making: the oldest first.
     all.sort();
     let mut surplus = all.len().saturating_sub(MAX_JOURNALS);
-    let mut left = all.len();
+    let is_crowded = all.len() >= 2 * MAX_JOURNALS;
+    let mut unended = 0;
     for (id, dir) in all {
+        if is_crowded
+            && !Journal::open(&dir).is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. }))
+        {
+            unended += 1;
+        }
         if crate::journal::way_back(&dir).exists() {
             // It can still be undone; that ends before this does.
             surplus = surplus.saturating_sub(1);
@@ -80,11 +86,10 @@ pub(crate) fn journals(paths: &Paths) -> anyhow::Result<()> {
             let events = paths.event_file(id);
             remove(&events, fs::remove_file(&events));
             remove(&dir, fs::remove_dir_all(&dir));
-            left -= 1;
         }
     }
-    if left >= 2 * MAX_JOURNALS {
-        bail!("{left} changes have not ended; no more are accepted until some have been settled");
+    if unended >= MAX_JOURNALS {
+        bail!("{unended} changes have not ended; no more are accepted until some have been settled");
     }
     for leftover in fs::read_dir(&dir)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(NEW))
     {

@@ -1,4 +1,4 @@
-//! What the root side takes from `config.yaml`: `rollback:`, `health_checks:`, and the agent's port. The rest of the file
+//! What the root side takes from `config.yaml`: `rollback:`, `health_checks:`, the agent's port and where its key is. The rest of the file
 //! is the daemon's to check.
 //!
 //! The checks' commands run as root, so the file must be root's own.
@@ -7,7 +7,7 @@ use std::{
     fs::{File, Metadata},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Component, Path, PathBuf},
 };
 
 use patch_types::{
@@ -26,6 +26,9 @@ const MAX_SIZE: u64 = 1024 * 1024;
 /// The agent's port unless the file says otherwise.
 const DEFAULT_PORT: u16 = 12443;
 
+/// The agent's key unless the file says otherwise.
+const SERVER_KEY: &str = "/etc/linux_patch_api/certs/server.key.pem";
+
 /// The settings by which the root side acts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -35,11 +38,18 @@ pub(crate) struct Settings {
     pub(crate) health_checks: Vec<HealthCheck>,
     /// Where the agent listens.
     pub(crate) port: u16,
+    /// Where the key of the agent's certificate is, not below the root yet.
+    pub(crate) server_key: PathBuf,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { rollback: Rollback::default(), health_checks: Vec::new(), port: DEFAULT_PORT }
+        Self {
+            rollback: Rollback::default(),
+            health_checks: Vec::new(),
+            port: DEFAULT_PORT,
+            server_key: SERVER_KEY.into(),
+        }
     }
 }
 
@@ -49,6 +59,12 @@ struct Sections {
     rollback: Option<Rollback>,
     health_checks: Option<Vec<HealthCheck>>,
     server: Option<Server>,
+    tls: Option<Tls>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Tls {
+    server_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,6 +127,7 @@ impl Settings {
             rollback: sections.rollback.unwrap_or_default(),
             health_checks: sections.health_checks.unwrap_or_default(),
             port: sections.server.and_then(|server| server.port).unwrap_or(DEFAULT_PORT),
+            server_key: sections.tls.and_then(|tls| tls.server_key).unwrap_or_else(|| SERVER_KEY.into()),
         };
         let problems = settings.problems();
         if problems.is_empty() { Ok(settings) } else { Err(invalid(path, None, &problems.join("; "))) }
@@ -122,7 +139,12 @@ impl Settings {
             check.problems().into_iter().map(move |problem| format!("health_checks[{i}]: {problem}"))
         });
         let port = (self.port == 0).then(|| "server.port: 0 is not between 1 and 65535".to_owned());
-        rollback.chain(checks).chain(port).collect()
+        let key = (!self.server_key.is_absolute()
+            || self.server_key.components().any(|part| part == Component::ParentDir))
+        .then(|| {
+            format!("tls.server_key: {} is not an absolute path without \"..\"", self.server_key.display())
+        });
+        rollback.chain(checks).chain(port).chain(key).collect()
     }
 }
 
@@ -200,6 +222,8 @@ mod tests {
             ("rollback:\n  aut: true\n", &["c.yaml:2", "aut"]),
             ("rollback: {keep_days: 0}\n", &["rollback.keep_days"]),
             ("server: {port: 0}\n", &["server.port"]),
+            ("tls: {server_key: certs/k.pem}\n", &["tls.server_key"]),
+            ("tls: {server_key: /etc/../k.pem}\n", &["tls.server_key"]),
             ("server:\n  port: x\n", &["c.yaml:2"]),
             ("health_checks:\n  - {type: smtp}\n", &["c.yaml:2", "smtp"]),
             ("health_checks:\n  - {type: http, url: \"https://x/\"}\n", &["health_checks[0]", "`command`"]),

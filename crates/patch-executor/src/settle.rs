@@ -22,9 +22,9 @@ use uuid::Uuid;
 use crate::{
     change,
     events::{Events, EventsError},
-    journal::{self, Journal, State},
+    journal::{self, Claim, Journal, State},
     paths::Paths,
-    prune, turn,
+    prune, record, turn,
 };
 
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
@@ -32,9 +32,15 @@ use crate::{
 /// # Errors
 /// When its event file cannot be used: nobody could be told the truth.
 pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
+    let claim = match Claim::take(&paths.journal(id)) {
+        Ok(Some(claim)) => claim,
+        Ok(None) => return Ok(()),
+        // Nothing was begun without a journal, and nobody has promised anything.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot settle job {id}")),
+    };
     let (mut events, seen) = match Events::resume(&paths.event_file(id)) {
         Ok(resumed) => resumed,
-        Err(EventsError::Alive { .. }) => return Ok(()),
         // The executor died between its journal and its event file.
         Err(EventsError::Missing { path }) => {
             let mut events = Events::create(&path).with_context(|| format!("cannot settle job {id}"))?;
@@ -46,7 +52,7 @@ pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
     if seen.iter().any(|event| matches!(event.kind, EventKind::Ended(_))) {
         return Ok(());
     }
-    // Read under the lock: the executor may have gone on until it died.
+    // Read under the claim: the executor may have gone on until it died.
     let mut journal = match Journal::open(&paths.journal(id)) {
         Ok(journal) => journal,
         // Nobody will ever read it.
@@ -58,6 +64,7 @@ pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
             return Err(error).with_context(|| format!("the journal of job {id} cannot be read now"));
         }
     };
+    journal.hold(claim);
     let ended = match journal.record.state.clone() {
         State::Ended { ended } => ended,
         State::Accepted
@@ -98,7 +105,7 @@ pub(crate) fn all(paths: &Paths) -> anyhow::Result<()> {
                 }
                 Err(_) => Some((id, State::Accepted)),
             })
-            .filter(|(id, _)| !Events::is_alive(&paths.event_file(*id)))
+            .filter(|(id, _)| !Claim::is_held(&paths.journal(*id)))
             .collect();
         if due.is_empty() {
             break;
@@ -118,8 +125,10 @@ pub(crate) fn all(paths: &Paths) -> anyhow::Result<()> {
     }
     prune::fetched(paths);
     prune::unfinished(paths);
-    // Room that was reserved for going back, if nobody is at work who may need it.
-    if turn::is_free(paths)
+    // Room that was reserved for going back, if nobody is at work who may need it, or will be.
+    let all_settled = failed == 0 && !Journal::all(paths).iter().any(|(id, _)| is_due(paths, *id));
+    if all_settled
+        && turn::is_free(paths)
         && let Err(error) = ballast::release(paths.root(), &paths.state())
     {
         eprintln!("patch-executor: the room that was set aside could not be given back: {error}");
@@ -152,7 +161,7 @@ pub(crate) fn is_due(paths: &Paths, id: JobId) -> bool {
 pub(crate) fn one(paths: &Paths, id: JobId) -> anyhow::Result<()> {
     let waits =
         Journal::open(&paths.journal(id)).is_ok_and(|j| matches!(j.record.state, State::Confirming { .. }));
-    if waits && !Events::is_alive(&paths.event_file(id)) && hand_over(paths, id).is_ok() {
+    if waits && !Claim::is_held(&paths.journal(id)) && hand_over(paths, id).is_ok() {
         return Ok(());
     }
     run(paths, id)
@@ -165,7 +174,8 @@ fn hand_over(paths: &Paths, job: JobId) -> anyhow::Result<()> {
     socket.set_read_timeout(limit)?;
     socket.set_write_timeout(limit)?;
     let id = JobId(Uuid::now_v7());
-    socket.write_all(&encode(&Request { protocol: PROTOCOL, id, body: RequestBody::Settle { job } })?)?;
+    let body = RequestBody::Settle { job };
+    socket.write_all(&encode(&Request { protocol: PROTOCOL, id, body, on_behalf: None })?)?;
     let mut prefix = [0; 4];
     socket.read_exact(&mut prefix)?;
     let mut body = vec![0; body_length(prefix)?];
@@ -184,14 +194,16 @@ fn damaged(paths: &Paths, id: JobId, events: &mut Events, error: &std::io::Error
         aside.display()
     );
     events.emit(EventKind::Log { stream: LogStream::Executor, line: message.clone() });
-    events.emit_durably(EventKind::Ended(Box::new(Ended {
+    let ended = Box::new(Ended {
         status: JobStatus::Failed,
         outcome: Some(Outcome::Partial),
         exit_code: None,
         error: Some(ErrorDetail::new(ErrorCode::PkgManagerError, message)),
         results: Vec::new(),
         answer: None,
-    })));
+    });
+    record::ended(paths, id, &ended);
+    events.emit_durably(EventKind::Ended(ended));
     // Last: as long as it has its name, it is settled again.
     if let Err(error) = fs::rename(&dir, &aside)
         && error.kind() != std::io::ErrorKind::NotFound

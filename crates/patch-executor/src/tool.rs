@@ -102,6 +102,12 @@ impl Run<'_> {
     pub(crate) fn execute(self, argv: impl FnOnce(i32) -> Argv) -> Result<RunEnd, RunError> {
         let Self { root, directory, journal, events, progress, span, deadline, care, reports, holds_lock } =
             self;
+        let job = (run::JOB, journal.record.id.to_string());
+        let argv = |fd| {
+            let mut argv = argv(fd);
+            argv.environment.push(job);
+            argv
+        };
         let mut running = run::start(argv, directory, &journal.output(), &journal.progress(), reports)?;
         let mut kept: VecDeque<String> = VecDeque::new();
         let mut waiting: Option<LockHolder> = None;
@@ -131,10 +137,7 @@ impl Run<'_> {
             for line in lines {
                 match line {
                     Line::Output(line) => {
-                        if kept.len() == KEPT_LINES {
-                            kept.pop_front();
-                        }
-                        kept.push_back(line.clone());
+                        keep(&mut kept, line.clone());
                         events.emit(EventKind::Log { stream: LogStream::Output, line });
                     }
                     Line::Status(line) => match status_fd::parse(&line) {
@@ -152,7 +155,7 @@ impl Run<'_> {
                         }
                         Some(Status::Error { package, message }) => {
                             failed.push(package.clone());
-                            kept.push_back(format!("dpkg: error processing {package}: {message}"));
+                            keep(&mut kept, format!("dpkg: error processing {package}: {message}"));
                         }
                         Some(Status::Conffile { path }) => {
                             let line = format!("kept the administrator's {path}");
@@ -210,6 +213,14 @@ impl Run<'_> {
     }
 }
 
+/// Keeps a line, within bounds.
+fn keep(kept: &mut VecDeque<String>, line: String) {
+    while kept.len() >= KEPT_LINES {
+        kept.pop_front();
+    }
+    kept.push_back(line);
+}
+
 /// Waits until nobody else holds the locks. Says who does, and when the wait is over.
 ///
 /// # Errors
@@ -250,6 +261,11 @@ pub(crate) fn wait_for_locks(
 /// Waits for tools that outlived their executor: first for the one that inherited the progress file and the lock on
 /// it, then for whoever holds the package manager's locks. `false` when the system wants us to stop meanwhile.
 pub(crate) fn wait_for_survivors(root: &Path, journal: &Journal, events: &mut Events) -> bool {
+    // A script that hangs is ended as it would have been without the interruption.
+    let limit = Instant::now() + Duration::from_secs(journal.record.limits.timeout_seconds);
+    if !wait_for_dpkg(root, journal, events, limit) {
+        return false;
+    }
     let mut named: Option<LockHolder> = None;
     loop {
         let holder = lock::holder(root, Locks::Packages).ok().flatten();
@@ -262,6 +278,37 @@ pub(crate) fn wait_for_survivors(root: &Path, journal: &Journal, events: &mut Ev
         }
         if stop::is_asked() {
             return false;
+        }
+        pause();
+    }
+}
+
+/// Waits for a dpkg that works although the apt that started it is gone. What of it belongs to this change, by its
+/// environment, is treated as in a run: after `limit` its maintainer scripts are ended, dpkg never is. `false` when the
+/// system wants us to stop meanwhile.
+pub(crate) fn wait_for_dpkg(root: &Path, journal: &Journal, events: &mut Events, limit: Instant) -> bool {
+    let mut named: Option<LockHolder> = None;
+    let mut limit = limit;
+    let mut forced = false;
+    loop {
+        let holder = lock::holder(root, Locks::Database).ok().flatten();
+        if holder != named {
+            named.clone_from(&holder);
+            events.emit(EventKind::Waiting { holder: holder.clone() });
+        }
+        let Some(holder) = holder else { return true };
+        if stop::is_asked() {
+            return false;
+        }
+        if Instant::now() >= limit {
+            limit = Instant::now() + GRACE;
+            if let Some(pid) = holder.pid.filter(|pid| run::is_of_job(*pid, &journal.record.id.to_string())) {
+                for script in scripts::end_maintainer_scripts(pid, forced) {
+                    let line = format!("it took too long: ended the maintainer script {script}");
+                    events.emit(EventKind::Log { stream: LogStream::Executor, line });
+                }
+                forced = true;
+            }
         }
         pause();
     }

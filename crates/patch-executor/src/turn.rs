@@ -109,6 +109,32 @@ pub(crate) fn is_free(paths: &Paths) -> bool {
     open(&paths.turn()).and_then(|turn| try_lock(&turn)).unwrap_or(false)
 }
 
+/// How many reads may be made for the daemon at once.
+const READS: usize = 4;
+
+/// A place among the reads, when one is free; none if the system wants us to stop meanwhile.
+pub(crate) fn read(
+    paths: &Paths,
+    must_stop: impl Fn() -> bool,
+    pause: impl Fn(),
+) -> io::Result<Option<File>> {
+    let slots = (0..READS)
+        .map(|number| open(&paths.queue().with_file_name(format!("read-{number}"))))
+        .collect::<io::Result<Vec<_>>>()?;
+    loop {
+        for slot in &slots {
+            if try_lock(slot)? {
+                // The others' descriptors are closed with the list, this one is not.
+                return slot.try_clone().map(Some);
+            }
+        }
+        if must_stop() {
+            return Ok(None);
+        }
+        pause();
+    }
+}
+
 /// The turn, for settling: whoever it belongs to is waited for.
 pub(crate) fn wait(
     paths: &Paths,
@@ -130,6 +156,18 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn reads_are_bounded() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        let stop_at_once = || read(&paths, || true, || {}).unwrap();
+        let mut held: Vec<File> = (0..READS).map(|_| stop_at_once().unwrap()).collect();
+        assert!(stop_at_once().is_none());
+        held.pop();
+        assert!(stop_at_once().is_some());
+    }
 
     #[test]
     fn the_turn_goes_in_the_order_of_acceptance() {

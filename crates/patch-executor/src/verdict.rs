@@ -52,7 +52,9 @@ pub(crate) fn look(root: &Path, record: &Record, plan: &Plan, tool: &ToolEnd) ->
         // but it is not this job's failure, unless it is what was asked for.
         let concerns = change.action != Action::Configure || names(&record.operation, &change.name);
         let key = key_of(change);
-        let stands = if let Some(taken_back) = record.taken_back.iter().find(|taken| taken.key == key) {
+        let taken_back = record.taken_back.iter().find(|taken| taken.key == key);
+        // Somebody may have changed it again since it went back.
+        let stands = if let Some(taken_back) = taken_back.filter(|_| is_as_before(change, &inventory)) {
             result.done = false;
             result.taken_back = true;
             result.reason = Some(taken_back.reason.clone());
@@ -171,7 +173,8 @@ fn has_failed(tool: &ToolEnd, change: &PlannedChange) -> bool {
     })
 }
 
-fn are(packages: &[String]) -> String {
+/// `a, b are`.
+pub(crate) fn are(packages: &[String]) -> String {
     format!("{} {}", packages.join(", "), if packages.len() == 1 { "is" } else { "are" })
 }
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand};
-use clap_complete::Shell;
+use patch_manual::Shell;
 use patch_types::{JobId, PackageName, PackageVersion, executor::TakenBack, name::NameError};
 
 use crate::exit;
@@ -59,6 +59,22 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "version")]
         all: bool,
     },
+    /// Say that what a failed rollback has left is well as it is
+    Repaired {
+        /// The job whose way back was gone, as the failure names it
+        job: JobId,
+    },
+    /// Show the root side's own record: what was asked of it, and what it did
+    Record {
+        #[command(subcommand)]
+        action: Option<RecordAction>,
+        /// Only the last so many
+        #[arg(long, short = 'n', default_value_t = 50)]
+        last: usize,
+        /// Only about this operation
+        #[arg(long)]
+        job: Option<JobId>,
+    },
     /// Print a completion script
     Completions {
         /// For which shell
@@ -68,7 +84,17 @@ pub(crate) enum Command {
     Man {
         /// Of one command
         command: Option<String>,
+        /// Write all pages into this directory instead
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        directory: Option<PathBuf>,
     },
+}
+
+/// What is to be done with the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(crate) enum RecordAction {
+    /// Find every edited, removed, inserted or reordered line of it
+    Verify,
 }
 
 /// `NAME` or `NAME=VERSION`.
@@ -126,6 +152,10 @@ mod tests {
             "clear aa".to_owned(),
             "clear aa:amd64=1:2.0-1".to_owned(),
             "clear --all".to_owned(),
+            format!("repaired {id}"),
+            "record --json -n 5".to_owned(),
+            "record verify".to_owned(),
+            format!("record --job {id}"),
         ] {
             assert!(parse(&good).is_ok(), "{good}");
         }

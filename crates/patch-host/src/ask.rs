@@ -12,7 +12,7 @@ use std::{
 use patch_types::{
     ErrorCode, JobId,
     executor::{
-        EVENTS_DIR, FrameError, PROGRAM, PROTOCOL, Reply, Request, RequestBody, SOCKET, STATE_DIR,
+        EVENTS_DIR, FrameError, OnBehalf, PROGRAM, PROTOCOL, Reply, Request, RequestBody, SOCKET, STATE_DIR,
         body_length, decode, encode,
     },
 };
@@ -104,10 +104,13 @@ impl Root {
     /// See [`AskError`].
     pub(crate) fn ask(&self, body: RequestBody) -> Result<JobId, AskError> {
         let id = JobId(Uuid::now_v7());
-        let request = encode(&Request { protocol: PROTOCOL, id, body }).map_err(AskError::Request)?;
+        let sudo_user = std::env::var("SUDO_USER").ok();
+        let on_behalf = sudo_user.map(|user| OnBehalf { client: None, sudo_user: Some(user) });
+        let request =
+            encode(&Request { protocol: PROTOCOL, id, body, on_behalf }).map_err(AskError::Request)?;
         let reply = if self.direct { self.by_process(&request) } else { self.by_socket(&request) }?;
         match reply {
-            Reply::Accepted | Reply::Known => Ok(id),
+            Reply::Accepted | Reply::Known | Reply::Signed { .. } => Ok(id),
             Reply::Refused { code, message } => Err(AskError::Refused { code, message }),
         }
     }

@@ -117,6 +117,14 @@ impl Below {
         UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
     }
 
+    /// Opens a directory. `/proc/self/fd/N/NAME` then names what is in it.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) fn directory(&self, path: impl AsRef<Path>) -> io::Result<OwnedFd> {
+        self.open(path.as_ref(), OFlags::PATH | OFlags::DIRECTORY)
+    }
+
     /// Opens a file in a directory to append to it, makes it for its owner alone if need be, and empties it above so many
     /// bytes.
     ///

@@ -10,6 +10,7 @@ mod exit;
 mod follow;
 mod journals;
 mod operation;
+mod record;
 mod screen;
 mod shell;
 mod taken_back;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::{
-    args::{Cli, Command},
+    args::{Cli, Command, RecordAction},
     ask::Root,
     exit::Exit,
     screen::Screen,
@@ -54,7 +55,10 @@ fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Exit> {
             taken_back::clear(&root, screen, version.into())
         }
         Command::Clear { .. } => taken_back::clear(&root, screen, patch_types::executor::TakenBack::All),
+        Command::Repaired { job } => taken_back::repaired(&root, screen, job),
+        Command::Record { action: Some(RecordAction::Verify), .. } => record::verify(&root, screen),
+        Command::Record { action: None, last, job } => record::show(&root, screen, last, job),
         Command::Completions { shell } => shell::completions(screen, shell),
-        Command::Man { command } => shell::man(screen, command.as_deref()),
+        Command::Man { command, directory } => shell::man(screen, command.as_deref(), directory.as_deref()),
     }
 }

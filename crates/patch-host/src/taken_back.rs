@@ -3,7 +3,10 @@
 use std::io;
 
 use anyhow::Context;
-use patch_types::executor::{RequestBody, TAKEN_BACK, TakenBack};
+use patch_types::{
+    JobId,
+    executor::{RequestBody, TAKEN_BACK, TakenBack},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -75,6 +78,17 @@ pub(crate) fn clear(root: &Root, screen: &mut Screen, versions: TakenBack) -> an
     Ok(Exit::Done)
 }
 
+/// Has the mark of a failed rollback lifted.
+pub(crate) fn repaired(root: &Root, screen: &mut Screen, job: JobId) -> anyhow::Result<Exit> {
+    root.ask(RequestBody::Repaired { job })?;
+    if screen.is_json() {
+        screen.json(&json!({ "repaired": job }))?;
+    } else {
+        screen.text("noted; the host is no longer marked as one of which a rollback failed");
+    }
+    Ok(Exit::Done)
+}
+
 fn read(root: &Root) -> anyhow::Result<Vec<Entry>> {
     let path = root.files().name(TAKEN_BACK);
     let text = match root.files().read(TAKEN_BACK) {
@@ -123,6 +137,17 @@ mod tests {
         assert_eq!(value["cleared"][0]["architecture"], "i386");
         assert_eq!(value["cleared"].as_array().unwrap().len(), 1);
         assert_eq!(fake.requests()[0].body, RequestBody::Clear { versions });
+    }
+
+    #[test]
+    fn a_mended_host_is_said_to_be_so() {
+        let fake = Fake::new(vec![Box::new(|_, _| Some(Reply::Accepted))]);
+        let job = JobId(uuid::Uuid::from_u128(7));
+        let (mut screen, out, _) = paper(true);
+        assert_eq!(repaired(&fake.root, &mut screen, job).unwrap(), Exit::Done);
+        let value: Value = serde_json::from_str(&out.text()).unwrap();
+        assert_eq!(value["repaired"], job.to_string());
+        assert_eq!(fake.requests()[0].body, RequestBody::Repaired { job });
     }
 
     #[test]

@@ -429,6 +429,7 @@ pub struct RebootRequest {
     /// Wait this long first, in seconds.
     pub delay_seconds: Option<u64>,
     /// Why, for the audit trail.
+    #[cfg_attr(feature = "openapi", schema(max_length = 1000))]
     pub reason: Option<String>,
     /// Override the window and running jobs.
     pub force: bool,
@@ -464,6 +465,7 @@ pub struct InstallOptions {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct InstallRequest {
     /// Which packages; 1 to 1,000.
+    #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 1000))]
     pub packages: Vec<PackageSpec>,
     /// How.
     #[serde(default)]
@@ -738,6 +740,38 @@ pub enum CrlStatus {
     Missing,
     /// It cannot be read or its signature does not verify.
     Invalid,
+}
+
+/// Body of `PUT /system/crl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CrlRequest {
+    /// The list: PEM, or its DER in base64.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1))]
+    pub crl: String,
+}
+
+/// Answer to `PUT /system/crl`: the list that is in force now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CrlInForce {
+    /// Whether it was not in force before.
+    pub changed: bool,
+    /// Its number in lower-case hexadecimal.
+    pub number: String,
+    /// Who issued it.
+    pub issuer: String,
+    /// SHA-256 of the list in lower-case hexadecimal.
+    pub sha256: String,
+    /// When it was made.
+    pub this_update: Timestamp,
+    /// When the next is due.
+    pub next_update: Option<Timestamp>,
+    /// How many certificates it revokes.
+    pub revoked: usize,
+    /// How many open connections were closed because of it.
+    pub closed_connections: usize,
 }
 
 /// The agent as a whole.

@@ -2,9 +2,11 @@
 //!
 //! A frame is its body's length as four big-endian bytes and a JSON body of at most [`MAX_FRAME`] bytes.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    api::{AuditHead, Requester},
     error::ErrorCode,
     job::JobId,
     name::{PackageName, PackageVersion},
@@ -15,6 +17,9 @@ use crate::{
 
 /// The largest body of a frame in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
+
+/// The largest private key that is handed over, in bytes of PEM.
+pub const MAX_KEY: usize = 64 << 10;
 
 /// The version of this protocol. Another one is refused by name: daemon and executor come in one package, so a mismatch
 /// lasts only for the moments of an upgrade.
@@ -41,6 +46,21 @@ pub const WAY_BACK: &str = "way-back/snapshot.json";
 /// The versions that were taken back: an array of objects with `name`, `architecture`, `version`, `job`, `at` and
 /// `reason`, below the root prefix.
 pub const TAKEN_BACK: &str = "var/lib/linux_patch_executor/taken_back.json";
+
+/// The keys that the root side signs, or once signed, heads of the audit trail with: one a line, 64 hexadecimal digits,
+/// the present one last. Readable by everybody, below the root prefix.
+pub const CHECKPOINT_KEYS: &str = "var/lib/linux_patch_executor/checkpoint.pub";
+
+/// The last head of the audit trail that the root side signed: one [`Checkpoint`] as JSON. Readable by everybody, below
+/// the root prefix.
+pub const CHECKPOINT_HEAD: &str = "var/lib/linux_patch_executor/checkpoint.json";
+
+/// Heads of the audit trail that the root side signed, thinned out with their age: one [`Checkpoint`] as JSON a line, root's
+/// alone, below the root prefix.
+pub const CHECKPOINT_HEADS: &str = "var/lib/linux_patch_executor/checkpoint-heads.jsonl";
+
+/// The root side's own record, root's alone, below the root prefix.
+pub const RECORD: &str = "var/lib/linux_patch_executor/record.jsonl";
 
 /// The root side's program.
 pub const PROGRAM: &str = "/usr/libexec/linux-patch-api/patch-executor";
@@ -107,12 +127,62 @@ pub enum RequestBody {
         /// The change's id.
         job: JobId,
     },
+    /// Hand the server's private key over, which its operator keeps for root alone. If the reply is
+    /// [`Reply::Accepted`], one more frame follows on the socket, whose body is the key's PEM text as it stands in its
+    /// file, at most [`MAX_KEY`] bytes. There is no event file, and the key stands in no record.
+    ServerKey,
     /// Let versions that were taken back be installed again. Only root may ask. It is done when the reply says that it
     /// is accepted; there is no event file.
     Clear {
         /// Which.
         versions: TakenBack,
     },
+    /// What a failed rollback has left is well as it is. Only root may ask. It is done when the reply says that it is
+    /// accepted; there is no event file.
+    Repaired {
+        /// The job whose way back was gone.
+        job: JobId,
+    },
+    /// Sign the head of the network side's audit trail. The reply has the signature; there is no event file. A head that
+    /// contradicts an earlier one is refused.
+    Checkpoint {
+        /// The number and the hash of the last record on disk.
+        head: AuditHead,
+    },
+}
+
+/// A head of the audit trail, signed by the root side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// The number and the hash of the record that was the last one.
+    pub head: AuditHead,
+    /// When it was signed, by the root side's clock.
+    pub at: Timestamp,
+    /// The Ed25519 public key, 64 hexadecimal digits.
+    pub key: String,
+    /// The signature of [`Checkpoint::statement`], 128 hexadecimal digits.
+    pub signature: String,
+}
+
+impl Checkpoint {
+    /// The bytes that are signed for a head: they begin with what they are, so that the key's signature says nothing else.
+    #[must_use]
+    pub fn statement(head: &AuditHead, at: Timestamp) -> String {
+        format!("linux-patch audit checkpoint 1\n{}\n{}\n{at}\n", head.seq, head.hash)
+    }
+}
+
+/// For whom the asking process says that it asks. The root side records it; it decides nothing by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnBehalf {
+    /// The client of the network side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<Requester>,
+    /// The person that became root by sudo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sudo_user: Option<String>,
 }
 
 /// Which of the versions that were taken back are meant.
@@ -135,7 +205,24 @@ impl RequestBody {
     /// Whether root alone may ask this: what the operator decided on the host is not for the network side to lift.
     #[must_use]
     pub fn is_for_root_alone(&self) -> bool {
-        matches!(self, Self::Clear { .. })
+        matches!(self, Self::Clear { .. } | Self::Repaired { .. })
+    }
+
+    /// What it is, in one word; of a change the operation's kind.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Change { operation, .. } => operation.kind(),
+            Self::Plan { .. } => "plan",
+            Self::Query { .. } => "query",
+            Self::Cancel { .. } => "cancel",
+            Self::Confirm { .. } => "confirm",
+            Self::Settle { .. } => "settle",
+            Self::Clear { .. } => "clear",
+            Self::Repaired { .. } => "repaired",
+            Self::ServerKey => "server_key",
+            Self::Checkpoint { .. } => "checkpoint",
+        }
     }
 }
 
@@ -149,6 +236,9 @@ pub struct Request {
     pub id: JobId,
     /// What is asked.
     pub body: RequestBody,
+    /// For whom, if somebody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_behalf: Option<OnBehalf>,
 }
 
 /// The only thing that comes back through the socket.
@@ -159,6 +249,11 @@ pub enum Reply {
     Accepted,
     /// This id was submitted before; nothing was begun. Follow its event file.
     Known,
+    /// A head of the audit trail, signed.
+    Signed {
+        /// It.
+        checkpoint: Checkpoint,
+    },
     /// Not begun, nothing changed.
     Refused {
         /// For machines.
@@ -243,6 +338,7 @@ mod tests {
                 if_plan: None,
                 options: ChangeOptions::default(),
             },
+            on_behalf: None,
         };
         let frame = encode(&request).unwrap();
         let prefix = [frame[0], frame[1], frame[2], frame[3]];

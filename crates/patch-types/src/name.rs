@@ -131,7 +131,7 @@ macro_rules! text_type {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 256, pattern = "^[a-z0-9][a-z0-9+.-]+(:[a-z0-9][a-z0-9-]*)?$", examples("libc6", "libc6:i386")))]
+#[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 256, pattern = r"^[a-z0-9](\.?[a-z0-9+-])*(\.|\.?[a-z0-9+])(:[a-z0-9][a-z0-9-]*)?$", examples("libc6", "libc6:i386")))]
 pub struct PackageName(String);
 
 text_type!(PackageName);
@@ -192,7 +192,7 @@ impl PackageName {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 256, pattern = "^[A-Za-z0-9][A-Za-z0-9.+~:-]*$", examples("1:2.36-9+deb12u7")))]
+#[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 256, pattern = r"^([0-9]{1,9}:)?[A-Za-z0-9]((\.?[A-Za-z0-9+~-])*(\.|\.?[A-Za-z0-9+~]))?$", examples("1:2.36-9+deb12u7")))]
 pub struct PackageVersion(String);
 
 text_type!(PackageVersion);

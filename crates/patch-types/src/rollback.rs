@@ -130,6 +130,9 @@ pub struct WayBack {
     pub grade: Grade,
     /// Every package that is changed or removed, with its archive.
     pub packages: Vec<PackageWayBack>,
+    /// How long recording it took, in milliseconds: finding the archives, copying configuration, reserving room.
+    #[serde(default)]
+    pub recorded_in_ms: u64,
 }
 
 /// What came of going back.

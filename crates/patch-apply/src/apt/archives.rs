@@ -3,9 +3,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder},
-    io,
-    os::unix::fs::DirBuilderExt,
+    fs::{self, DirBuilder, File},
+    io::{self, Read as _},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,7 @@ use patch_types::{Action, Grade, Plan, PlannedChange};
 
 use super::{
     deb::{self, Control},
+    files::open_regular,
     rebuild,
     snapshot::{Kept, PackageKey},
     stage::Stage,
@@ -293,9 +294,33 @@ fn fetch(
     if !stage.fetch(&archives, &directory) {
         stage.say("not all archives of what is installed could be fetched".into());
     }
-    from_directory(store, &directory, indexes, missing, found, stage);
+    // apt's own user could still write there: what is looked at has to be where only root can.
+    let ours = scratch.join("ours");
+    match make(&ours).and_then(|()| take_over(&directory, &ours)) {
+        Ok(()) => from_directory(store, &ours, indexes, missing, found, stage),
+        Err(error) => stage.say(format!("what was fetched cannot be taken over: {error}")),
+    }
+    let _ = fs::remove_dir_all(&ours);
     // What stays there is removed with the scratch directory.
     let _ = fs::remove_dir_all(&directory);
+}
+
+/// Copies the archives of a directory that somebody else can write to into one of our own, and makes them ours. By
+/// copying, since a file that is only moved may still be open to whoever wrote it.
+fn take_over(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.path().extension().is_none_or(|extension| extension != "deb") {
+            continue;
+        }
+        let source = open_regular(&entry.path())?;
+        // One that grows meanwhile is not what its index says anyway.
+        let length = source.metadata()?.len();
+        let mut copy =
+            File::options().write(true).create_new(true).mode(0o600).open(to.join(entry.file_name()))?;
+        io::copy(&mut source.take(length), &mut copy)?;
+    }
+    Ok(())
 }
 
 /// Makes a directory of our own, empty.

@@ -231,6 +231,22 @@ fn each(
     }
 }
 
+/// Reads a tape archive and lists of hashes as they are read out of packages, and gives the number of members: for
+/// fuzzing.
+///
+/// # Errors
+/// When it is no such archive.
+pub fn read_members(bytes: &[u8]) -> io::Result<usize> {
+    let _ = sums(bytes);
+    let mut count = 0;
+    each(&mut &*bytes, |_, content| {
+        count += 1;
+        sums(&bounded(content)?);
+        Ok(())
+    })?;
+    Ok(count)
+}
+
 /// Records `LENGTH NAME=VALUE\n`.
 fn extended(mut bytes: &[u8]) -> Vec<(&[u8], &[u8])> {
     let mut records = Vec::new();

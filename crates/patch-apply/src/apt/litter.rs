@@ -14,6 +14,9 @@ use super::{
 /// Behind the path of a file while dpkg unpacks it: the new one, and the old one in case it has to be put back.
 const SUFFIXES: [&[u8]; 2] = [b".dpkg-new", b".dpkg-tmp"];
 
+/// Where dpkg writes the next change of its database before it has a name, below the root. It reads only what has one.
+const DRAFT: &str = "var/lib/dpkg/updates/tmp.i";
+
 /// dpkg's directory for the control files of the archive that it works on, below the root.
 const CONTROL: &str = "var/lib/dpkg/tmp.ci";
 
@@ -45,6 +48,10 @@ pub fn sweep(root: &Path, snapshot: &Snapshot, archives: &[PathBuf]) -> Vec<Stri
         if gone.is_ok() {
             removed.push(entry.path().display().to_string());
         }
+    }
+    let draft = root.join(DRAFT);
+    if fs::remove_file(&draft).is_ok() {
+        removed.push(draft.display().to_string());
     }
     for path in paths.iter().filter(|path| path.len() > 1) {
         for suffix in SUFFIXES {

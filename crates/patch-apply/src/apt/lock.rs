@@ -21,6 +21,9 @@ pub enum Locks {
     Packages,
     /// Fetching indexes.
     Indexes,
+    /// The package database alone: held by a dpkg that works, also when the apt that started it is dead and the front
+    /// end's lock is free.
+    Database,
 }
 
 impl Locks {
@@ -30,6 +33,7 @@ impl Locks {
                 &["var/lib/dpkg/lock-frontend", "var/lib/dpkg/lock", "var/cache/apt/archives/lock"]
             }
             Self::Indexes => &["var/lib/apt/lists/lock"],
+            Self::Database => &["var/lib/dpkg/lock"],
         }
     }
 }

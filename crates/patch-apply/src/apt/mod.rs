@@ -18,3 +18,6 @@ pub mod store;
 pub mod taken_back;
 #[cfg(test)]
 mod testing;
+
+#[doc(hidden)]
+pub use deb::read_members;

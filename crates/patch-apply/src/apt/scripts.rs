@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// One process, from `/proc/PID/stat` and `/proc/PID/cmdline`.
 #[derive(Debug, Clone)]
 struct Process {
     parent: u32,
+    /// When it began, in clock ticks after the boot: with the number it names one process only.
+    began: u64,
     command: Vec<String>,
 }
 
@@ -18,15 +20,21 @@ fn processes() -> HashMap<u32, Process> {
         .flatten()
         .filter_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The command's name may hold anything, so the fields are counted from the last parenthesis.
-            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let command =
-                bytes.split(|b| *b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
-            Some((pid, Process { parent, command }))
+            Some((pid, process(pid)?))
         })
         .collect()
+}
+
+fn process(pid: u32) -> Option<Process> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold anything, so the fields are counted from the last parenthesis.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    // The 22nd field; the parent is the fourth.
+    let began = fields.nth(17)?.parse().ok()?;
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let command = bytes.split(|b| *b == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
+    Some(Process { parent, began, command })
 }
 
 fn is_maintainer_script(process: &Process) -> bool {
@@ -64,13 +72,23 @@ pub fn end_maintainer_scripts(tool: u32, force: bool) -> Vec<String> {
         let Some(process) = all.get(&pid).filter(|p| is_maintainer_script(p)) else { continue };
         ended.push(process.command.join(" ").trim().to_owned());
         for pid in below(&all, pid) {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                // It may have ended meanwhile, which is what was wanted.
-                let _ = kill_process(pid, signal);
+            if let Some(seen) = all.get(&pid) {
+                signal_process(pid, seen, signal);
             }
         }
     }
     ended
+}
+
+/// Signals a process if it is still the one that was seen: its number may have become another's meanwhile. One that has
+/// ended is what was wanted.
+fn signal_process(pid: u32, seen: &Process, signal: Signal) {
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let Ok(handle) = pidfd_open(raw, PidfdFlags::empty()) else { return };
+    // The handle is to whoever has the number now, so that is looked at once more.
+    if process(pid).is_some_and(|now| now.began == seen.began) {
+        let _ = pidfd_send_signal(&handle, signal);
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +99,7 @@ mod tests {
     fn only_maintainer_scripts_are_taken_for_such() {
         let process = |command: &[&str]| Process {
             parent: 1,
+            began: 0,
             command: command.iter().map(ToString::to_string).collect(),
         };
         for yes in [

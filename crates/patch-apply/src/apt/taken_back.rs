@@ -10,10 +10,14 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use patch_backends::apt::{Inventory, versions};
 use patch_types::{PackageName, PackageVersion, TakenBack};
+
+/// How long another change of the registry is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The registry, in the root side's directory of state.
 pub const REGISTRY: &str = "taken_back.json";
@@ -62,13 +66,17 @@ pub fn list(state: &Path) -> Result<Vec<TakenBack>, TakenBackError> {
 /// Keeps others from changing the registry between reading and writing it. Without the lock there is still the truth of
 /// one of the two.
 fn lock(state: &Path) -> Option<std::fs::File> {
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(state.join("taken_back.lock"))
-        .ok()?;
-    file.lock().ok()?;
+    let path = state.join("taken_back.lock");
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path).ok()?;
+    // Others may pass through the directory: whoever could open the file could lock it, and hold everything up.
+    rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).ok()?;
+    let patience = Instant::now() + PATIENCE;
+    while file.try_lock().is_err() {
+        if Instant::now() >= patience {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Some(file)
 }
 

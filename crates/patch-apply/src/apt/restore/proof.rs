@@ -315,10 +315,19 @@ impl Comparison<'_> {
                 conffiles::Verdict::Edited => self.proof.kept_edits.push(conffile.path.clone()),
                 conffiles::Verdict::Differs(how) => {
                     self.left(format!("{} of {} {how}", conffile.path, affected.key));
-                    if let Some(copy) = conffile.content.as_ref().and_then(|c| c.copy.as_deref()) {
+                    if let Some(content) = &conffile.content
+                        && let Some(copy) = content.copy.as_deref()
+                    {
                         let copy = self.going.copies.join(copy).display().to_string();
                         let path = self.going.below(&conffile.path).display().to_string();
-                        self.marks.push(format!("cp {} {}", quoted(&copy), quoted(&path)));
+                        self.marks.push(format!(
+                            "install -o {} -g {} -m {:o} {} {}",
+                            content.uid,
+                            content.gid,
+                            content.mode & 0o7777,
+                            quoted(&copy),
+                            quoted(&path)
+                        ));
                     }
                 }
             }

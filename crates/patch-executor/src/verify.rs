@@ -1,0 +1,253 @@
+//! What comes of a change once the tool has ended: judged, kept, waited for to be confirmed, or taken back.
+
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use patch_apply::apt::snapshot::PackageKey;
+use patch_types::{
+    ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, Plan,
+    event::{Ended, LogStream},
+};
+
+use crate::{
+    change::{AGENT, Change, MOST_RESUMES, Stop},
+    clock::Clock,
+    decide::{self, Standing},
+    health::{self, Baseline},
+    journal::{Back, Failure, State, ToolEnd},
+    settle, stop, tool,
+    verdict::{self, Judged},
+};
+
+impl Change<'_> {
+    pub(crate) fn verify(&mut self, plan: Plan, tool: ToolEnd) -> Result<State, Stop> {
+        let root = self.paths.root().to_owned();
+        let judged = match verdict::look(&root, &self.journal.record, &plan, &tool) {
+            Ok(judged) => judged,
+            Err(error) if self.resumed && self.journal.record.resumed < MOST_RESUMES => {
+                eprintln!("patch-executor: {}; the change is taken up again later", error.message);
+                return Err(Stop::Suspended);
+            }
+            Err(error) => return Ok(State::Ended { ended: verdict::unreadable(error, &tool) }),
+        };
+        let was_taken_back = !self.journal.record.taken_back.is_empty();
+        let settled = judged.complete || (was_taken_back && is_settled(&judged));
+        if !settled {
+            return Ok(self.failed(plan, &tool, judged));
+        }
+        Ok(self.checked(plan, tool, judged))
+    }
+
+    /// A change of which something stays, if the host is well with it.
+    fn checked(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
+        let is_hold = matches!(self.journal.record.operation, Operation::Hold(_));
+        if !is_hold
+            && self.has_way_back()
+            && let Some(error) = self.unhealthy(&plan)
+        {
+            if matches!(self.journal.record.operation, Operation::Rollback(_)) {
+                // It was to be undone, and that is done; what is not well then is said.
+                self.remark(error.message);
+            } else {
+                let reason = error.message.clone();
+                let first = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
+                self.journal.record.failure.get_or_insert(first);
+                return self.everything_back(plan, &tool, judged, reason);
+            }
+        }
+        self.stays(plan, tool, judged)
+    }
+
+    /// A change that stays as it is; unless it is to be confirmed first.
+    fn stays(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
+        let changed =
+            judged.standing.iter().any(|standing| matches!(standing, Standing::Done | Standing::Failed));
+        let is_change = !matches!(self.journal.record.operation, Operation::Hold(_) | Operation::Rollback(_));
+        match self.journal.record.options.confirm_within {
+            Some(seconds) if changed && is_change && self.has_way_back() => {
+                // Whoever tries it out meanwhile may edit its configuration.
+                self.record_after();
+                let until = Timestamp::now() + SignedDuration::from_secs(i64::from(seconds));
+                let clock = Clock::after(Duration::from_secs(u64::from(seconds)));
+                State::Confirming { plan, tool, until, clock }
+            }
+            _ => self.well(&plan, &tool, judged),
+        }
+    }
+
+    /// Whether nothing more may be begun.
+    pub(crate) fn must_give_up(&self) -> bool {
+        self.resumed || stop::is_asked() || Instant::now() >= self.deadline
+    }
+
+    /// The end of a change that stays as it is.
+    fn well(&mut self, plan: &Plan, tool: &ToolEnd, judged: Judged) -> State {
+        self.record_after();
+        State::Ended { ended: verdict::conclude(&self.journal.record, plan, judged, tool) }
+    }
+
+    /// The end of a change after something went back.
+    pub(crate) fn conclusion(&mut self, plan: &Plan) -> Box<Ended> {
+        let tool = ToolEnd::default();
+        match verdict::look(self.paths.root(), &self.journal.record, plan, &tool) {
+            Ok(judged) => {
+                self.record_after();
+                verdict::conclude(&self.journal.record, plan, judged, &tool)
+            }
+            Err(error) => verdict::unreadable(error, &tool),
+        }
+    }
+
+    /// What is not well with the host although the packages are as planned.
+    fn unhealthy(&mut self, plan: &Plan) -> Option<ErrorDetail> {
+        let root = self.paths.root();
+        let mut findings = Vec::new();
+        if let Some(baseline) = self.baseline().filter(Baseline::is_of_this_boot) {
+            let ours =
+                plan.changes.iter().any(|change| change.name.name() == AGENT && !change.action.is_removal());
+            if ours
+                && baseline.agent_was_active()
+                && let Err(finding) = health::agent_is_up(&self.settings, health::AGENT_PATIENCE)
+            {
+                findings.push(finding);
+            }
+            let mut excused = self.excused();
+            if !ours {
+                // Who killed or stopped the daemon meanwhile did not break a package: no change is undone for that.
+                excused.insert(health::AGENT_UNIT.to_owned());
+            }
+            // Once it is known that it goes back, nothing is waited for.
+            let patience = if findings.is_empty() { health::PATIENCE } else { Duration::ZERO };
+            findings.extend(baseline.compare(root, &self.settings, &excused, patience));
+        }
+        if !self.settings.health_checks.is_empty() {
+            health::wait_for_boot(root, self.baseline().as_ref());
+        }
+        let events = &mut self.events;
+        findings.extend(health::run_checks(root, &self.settings.health_checks, &mut |line| {
+            events.emit(EventKind::Log { stream: LogStream::Executor, line });
+        }));
+        if findings.is_empty() {
+            return None;
+        }
+        let said: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.what, f.detail)).collect();
+        let message = format!("the packages are as planned, but the host is not well: {}", said.join("; "));
+        Some(ErrorDetail::new(ErrorCode::PatchApplyError, message).with("findings", said))
+    }
+
+    /// Whether anything may go back.
+    fn goes_back(&self) -> bool {
+        self.settings.rollback.auto
+            && self.journal.record.options.on_failure != OnFailure::Keep
+            && self.has_way_back()
+            && !matches!(self.journal.record.operation, Operation::Hold(_))
+    }
+
+    fn everything_back(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged, reason: String) -> State {
+        if !self.goes_back() {
+            return self.stays(plan, tool.clone(), judged);
+        }
+        let scope = plan
+            .changes
+            .iter()
+            .zip(&judged.standing)
+            .filter(|(_, standing)| **standing != Standing::TakenBack)
+            .map(|(change, _)| verdict::key_of(change))
+            .collect();
+        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest: Vec::new() };
+        State::GoingBack { plan, back }
+    }
+
+    /// Not everything that was planned is so.
+    fn failed(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged) -> State {
+        let mut failure = verdict::failure(&self.journal.record.operation, &judged, tool);
+        if self.resumed {
+            failure.error =
+                settle::interrupted("while packages were being changed; the results say how each one is now");
+        }
+        let reason = failure.error.message.clone();
+        self.journal.record.failure.get_or_insert(failure);
+        if judged.is_untouched(&plan) && judged.standing.iter().all(|s| *s != Standing::TakenBack) {
+            return self.well(&plan, tool, judged);
+        }
+        if matches!(self.journal.record.operation, Operation::Rollback(_)) {
+            return self.well(&plan, tool, judged);
+        }
+        if !self.goes_back() {
+            return self.stays(plan, tool.clone(), judged);
+        }
+        let groups = self.groups(&plan);
+        let how = if tool.timed_out { OnFailure::All } else { self.journal.record.options.on_failure };
+        let choose =
+            |may_go_on| decide::decide(how, &groups, &judged.standing, judged.harm_elsewhere, may_go_on);
+        let mut decision = choose(!self.must_give_up());
+        if !decision.rest.is_empty() && decision.rest.len() >= self.last_rest {
+            decision = choose(false);
+        }
+        if !decision.rest.is_empty() {
+            self.last_rest = decision.rest.len();
+        }
+        let rest: Vec<usize> = decision.rest.into_iter().collect();
+        let scope: Vec<PackageKey> = decision
+            .back
+            .into_iter()
+            .filter_map(|index| plan.changes.get(index))
+            .map(verdict::key_of)
+            .collect();
+        if scope.is_empty() {
+            if rest.is_empty() {
+                return self.checked(plan, tool.clone(), judged);
+            }
+            return State::Applying { plan, auto: Vec::new(), only: Some(rest) };
+        }
+        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest };
+        State::GoingBack { plan, back }
+    }
+
+    /// Waits for somebody to say that all is well.
+    pub(crate) fn confirm(
+        &mut self,
+        plan: Plan,
+        tool: &ToolEnd,
+        until: Timestamp,
+        clock: Option<Clock>,
+    ) -> Result<State, Stop> {
+        let most = u64::from(self.journal.record.options.confirm_within.unwrap_or(0));
+        // Within one boot no clock that is set counts. After another one it never waits longer than was asked for.
+        let left = clock.and_then(|clock| clock.left()).unwrap_or_else(|| {
+            let left = until.as_second().saturating_sub(Timestamp::now().as_second());
+            Duration::from_secs(u64::try_from(left).unwrap_or(0))
+        });
+        let deadline = Instant::now() + left.min(Duration::from_secs(most));
+        self.events.emit_durably(EventKind::Confirm { until });
+        while !self.journal.is_kept() && Instant::now() < deadline {
+            if stop::is_asked() {
+                return Err(Stop::Suspended);
+            }
+            tool::pause();
+        }
+        // One place decides, so that nobody is told that it is kept when it goes back.
+        let kept = self.journal.decide(false).unwrap_or_else(|_| self.journal.is_kept());
+        if kept {
+            return Ok(match verdict::look(self.paths.root(), &self.journal.record, &plan, tool) {
+                Ok(judged) => self.well(&plan, tool, judged),
+                Err(error) => State::Ended { ended: verdict::unreadable(error, tool) },
+            });
+        }
+        let message = format!("nobody confirmed the change within {most} s");
+        let error = ErrorDetail::new(ErrorCode::JobTimeout, message.clone());
+        let failure = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
+        self.journal.record.failure.get_or_insert(failure);
+        let back_already = |key: &PackageKey| self.journal.record.taken_back.iter().any(|t| t.key == *key);
+        let scope = plan.changes.iter().map(verdict::key_of).filter(|key| !back_already(key)).collect();
+        let back =
+            Back { source: self.journal.record.id, scope, reason: message, attempts: 0, rest: Vec::new() };
+        Ok(State::GoingBack { plan, back })
+    }
+}
+
+/// Whether each of the plan's packages is either as planned or as before.
+fn is_settled(judged: &Judged) -> bool {
+    judged.harmed.is_empty()
+        && judged.standing.iter().all(|standing| matches!(standing, Standing::Done | Standing::TakenBack))
+}
