@@ -1,9 +1,30 @@
 //! The audit trail as this crate's asynchronous code sees it: a record is awaited until it is on disk.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
-use patch_audit::{AuditError, AuditEvent, AuditLog};
+use patch_audit::{AuditError, AuditEvent, AuditLog, Options, Reconfiguration};
 use tokio::sync::oneshot;
+
+use crate::{checkpoint, config::Settings, syslog};
+
+/// How the trail is kept, and where it goes, by the configuration.
+#[must_use]
+pub fn options(root: &Path, settings: &Settings) -> Options {
+    let mut options = Options::new("linux-patch-api");
+    let Reconfiguration { keep_days, remote } = syslog::configuration(settings);
+    (options.keep_days, options.remote) = (keep_days, remote);
+    options.known = checkpoint::known(root);
+    // The journal of this host is not that of the host below a root prefix.
+    if root == Path::new("/") { options } else { options.without_journal() }
+}
+
+/// Puts a changed configuration into effect: called with the settings in force when `retention_days` or `remote_syslog`
+/// are other than before. The sinks are reconfigured here and nowhere else, and this does not wait for any of them.
+pub fn reconfigure(log: &AuditLog, settings: &Settings) {
+    if let Err(error) = log.reconfigure(syslog::configuration(settings)) {
+        tracing::error!(%error, "config reload: the audit trail goes on as before");
+    }
+}
 
 /// A handle on the audit trail. Cheap to clone.
 #[derive(Clone)]
@@ -144,5 +165,67 @@ impl Script {
         }
         self.events.lock().unwrap().push(event);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc::channel,
+        time::{Duration, Instant},
+    };
+
+    use patch_audit::{AuditKind, Caller, Options};
+
+    use super::*;
+
+    fn event(what: &str) -> AuditEvent {
+        AuditEvent::new(AuditKind::SystemChanged { what: what.to_owned() }, &Caller::local())
+    }
+
+    /// The writer hangs as it does when a disk does not answer: within a record.
+    #[tokio::test]
+    async fn a_sink_that_hangs_holds_up_changes_alone_and_is_recovered_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(
+            AuditLog::open(&dir.path().join("audit.log"), Options::new("test").without_journal()).unwrap(),
+        );
+        let audit = Audit::new(Arc::clone(&log));
+        let (release, hangs) = channel::<()>();
+        let (tell, told) = channel();
+        let hang = move |_| {
+            tell.send(()).unwrap();
+            let _ = hangs.recv();
+        };
+        log.submit(event("the last before"), Box::new(hang)).unwrap();
+        told.recv().unwrap();
+
+        let limit = Duration::from_millis(100);
+        assert!(tokio::time::timeout(limit, audit.record_durable(event("a change"))).await.is_err());
+        let began = Instant::now();
+        for n in 0..10_000 {
+            audit.record_later(event(&format!("read {n}")));
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "reads do not wait: {:?}", began.elapsed());
+        // With a queue that is full a change is refused at once.
+        assert!(matches!(audit.record_durable(event("another")).await, Err(AuditError::QueueFull)));
+
+        drop(release);
+        let head = tokio::task::spawn_blocking({
+            let log = Arc::clone(&log);
+            move || loop {
+                // The queue empties first.
+                if let Ok(head) = log.record(event("the first after")) {
+                    break head;
+                }
+                std::thread::yield_now();
+            }
+        })
+        .await
+        .unwrap();
+        log.close();
+        let text = std::fs::read_to_string(dir.path().join("audit.log")).unwrap();
+        assert_eq!(u64::try_from(text.lines().count()).unwrap(), head.seq.max(log.head().unwrap().seq));
+        assert!(text.contains("records_dropped") && text.contains("a change"), "what was counted is told");
     }
 }

@@ -2,6 +2,8 @@
 
 mod audit;
 mod local;
+mod manual;
+mod reload;
 
 use std::{
     io::Write as _,
@@ -12,7 +14,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, ConfigError, Settings};
+use crate::config;
 
 /// The exit codes, as `--help` documents them.
 pub mod exit {
@@ -49,6 +51,9 @@ enum Command {
     Run,
     /// Say whether the configuration, the allow list and the certificates are acceptable.
     CheckConfig(Json),
+    /// Have the running service read its configuration, allow list and certificates again, and say how that went. Exit
+    /// code 3 if something was refused; what ran before goes on then.
+    Reload(Json),
     /// Examine the audit trail.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -67,6 +72,19 @@ enum Command {
     Pki(local::PkiCommand),
     /// Print the OpenAPI document.
     Openapi,
+    /// Print a completion script.
+    Completions {
+        /// For which shell.
+        shell: patch_manual::Shell,
+    },
+    /// Print the manual page.
+    Man {
+        /// Of one command.
+        command: Option<String>,
+        /// Write all pages into this directory instead.
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// How to print.
@@ -87,6 +105,7 @@ impl Cli {
         let code = match self.command.unwrap_or(Command::Run) {
             Command::Run => return run(root),
             Command::CheckConfig(Json { json }) => check_config(root, json)?,
+            Command::Reload(Json { json }) => reload::execute(root, json)?,
             Command::Audit(command) => audit::execute(root, &command)?,
             Command::Jobs { json, limit } => local::jobs(root, limit, json.json)?,
             Command::Status(Json { json }) => local::status(root, json)?,
@@ -95,6 +114,8 @@ impl Cli {
                 print(&crate::http::openapi::text().context("the document cannot be made")?)?;
                 exit::OK
             }
+            Command::Completions { shell } => manual::completions(shell)?,
+            Command::Man { command, directory } => manual::man(command.as_deref(), directory.as_deref())?,
         };
         Ok(code.into())
     }
@@ -116,7 +137,7 @@ fn run(root: &Path) -> anyhow::Result<ExitCode> {
             return Ok(exit::NOT_IN_ORDER.into());
         }
     };
-    start_log(&settings);
+    let level = crate::log::start(settings.level);
     // Two workers: the host's work is patching, and an answer from the cache takes microseconds.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -125,21 +146,8 @@ fn run(root: &Path) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
-    runtime.block_on(crate::run::run(root, settings))?;
+    runtime.block_on(crate::run::run(root, settings, level))?;
     Ok(exit::OK.into())
-}
-
-fn start_log(settings: &Settings) {
-    use tracing_subscriber::{filter::LevelFilter, fmt};
-    // A level is all that the configuration offers; filters by target would cost a regular-expression engine.
-    let level = settings.level.as_str().parse().unwrap_or(LevelFilter::INFO);
-    // The journal keeps the time itself.
-    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let log = fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).with_target(false);
-    let started = if in_journal { log.without_time().try_init() } else { log.try_init() };
-    if let Err(error) = started {
-        eprintln!("linux-patch-api: the log cannot be started: {error}");
-    }
 }
 
 fn check_config(root: &Path, json: bool) -> anyhow::Result<u8> {
@@ -147,15 +155,12 @@ fn check_config(root: &Path, json: bool) -> anyhow::Result<u8> {
     let mut inactive = Vec::new();
     match config::load(root) {
         Ok(settings) => {
-            if let Err(error) = crate::run::load_tls(&settings) {
+            if let Err(error) = crate::certificates::load(&settings) {
                 problems.push(format!("{error:#}"));
             }
             inactive = settings.inactive;
         }
-        Err(ConfigError::Values { path, problems: values }) => {
-            problems.extend(values.iter().map(|v| format!("{}: {v}", path.display())));
-        }
-        Err(error) => problems.push(error.to_string()),
+        Err(error) => problems.extend(error.problems()),
     }
     let path = root.join(config::WHITELIST);
     match std::fs::read_to_string(&path) {

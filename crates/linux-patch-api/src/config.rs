@@ -4,11 +4,17 @@
 //! A section that this version does not act upon is still read and checked, so that a file that is accepted today is
 //! not refused by the version that does act upon it; [`Settings::inactive`] names it.
 
+mod diff;
 mod fragment;
+mod locate;
 mod settings;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
+pub use diff::{Change, Steps, diff, sentence};
 pub use fragment::{Fragment, HealthCheck, Inputs, PolicyMode, Rollback};
 pub use patch_types::rollback::Require as RollbackRequire;
 pub use settings::{Invalid, LogLevel, Role, Settings, TlsPaths};
@@ -33,11 +39,17 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// The file is there and has nothing in it, as it happens while it is written or when that was broken off.
+    #[error("{} is empty, as if it were half-written; write it anew, or for the defaults delete it or put a comment into it", path.display())]
+    Empty {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The file is not what it should be.
     #[error(transparent)]
     Parse(#[from] patch_service::ConfigError),
     /// Its values are not acceptable; all of them are named.
-    #[error("{} is not valid:\n{}", path.display(), .problems.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", self.problems().join("\n"))]
     Values {
         /// Which file.
         path: PathBuf,
@@ -46,16 +58,46 @@ pub enum ConfigError {
     },
 }
 
-/// Reads the configuration below the root prefix. A missing file means the defaults.
+impl ConfigError {
+    /// One line for each problem, with its place.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        match self {
+            Self::Values { path, problems } => problems
+                .iter()
+                .map(|problem| match problem.line {
+                    Some(line) => format!("{}:{line}: {problem}", path.display()),
+                    None => format!("{}: {problem}", path.display()),
+                })
+                .collect(),
+            other => vec![other.to_string()],
+        }
+    }
+}
+
+/// Reads and checks the configuration below the root prefix; none if there is no such file.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn read(root: &Path) -> Result<Option<Settings>, ConfigError> {
+    let path = root.join(CONFIG);
+    match std::fs::read_to_string(&path) {
+        // A file that a crash has emptied would otherwise make every certificate an administrator.
+        Ok(text) if text.trim().is_empty() => Err(ConfigError::Empty { path }),
+        Ok(text) => parse(&text, root, &path).map(Some),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(source) => Err(ConfigError::Read { path, source }),
+    }
+}
+
+/// The configuration to start with: a missing file means the defaults.
 ///
 /// # Errors
 /// See [`ConfigError`].
 pub fn load(root: &Path) -> Result<Settings, ConfigError> {
-    let path = root.join(CONFIG);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text, root, &path),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => parse("", root, &path),
-        Err(source) => Err(ConfigError::Read { path, source }),
+    match read(root)? {
+        Some(settings) => Ok(settings),
+        None => parse("", root, &root.join(CONFIG)),
     }
 }
 
@@ -65,8 +107,12 @@ pub fn load(root: &Path) -> Result<Settings, ConfigError> {
 /// See [`ConfigError`].
 pub fn parse(text: &str, root: &Path, path: &Path) -> Result<Settings, ConfigError> {
     let fragment = Fragment::parse(text, &path.display().to_string())?;
-    Settings::try_from_inputs(Inputs::from(fragment), root)
-        .map_err(|problems| ConfigError::Values { path: path.to_owned(), problems })
+    Settings::try_from_inputs(Inputs::from(fragment), root).map_err(|mut problems| {
+        for problem in &mut problems {
+            problem.line = locate::line_of(text, &problem.key);
+        }
+        ConfigError::Values { path: path.to_owned(), problems }
+    })
 }
 
 #[cfg(test)]
@@ -139,6 +185,38 @@ mod tests {
             for word in words {
                 assert!(error.contains(word), "{text:?}: {error:?} lacks {word:?}");
             }
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_no_configuration_and_a_missing_one_is_the_default() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(CONFIG);
+        assert!(read(root.path()).unwrap().is_none());
+        assert_eq!(load(root.path()).unwrap(), parse("", root.path(), &path).unwrap());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        for text in ["", "\n \n"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(load(root.path()).unwrap_err().to_string().contains("is empty"));
+        }
+        std::fs::write(&path, "# the defaults\n").unwrap();
+        assert!(read(root.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn every_problem_of_a_value_has_its_line() {
+        let error = parse(
+            "server:\n  timeout: 0\n  port: 0\nlogging: {level: LOUD}\n",
+            Path::new("/"),
+            Path::new("config.yaml"),
+        )
+        .unwrap_err();
+        let problems = error.problems();
+        assert_eq!(problems.len(), 3);
+        for place in
+            ["config.yaml:2: server.timeout", "config.yaml:3: server.port", "config.yaml:4: logging.level"]
+        {
+            assert!(problems.iter().any(|p| p.starts_with(place)), "{place}: {problems:?}");
         }
     }
 

@@ -121,6 +121,12 @@ impl Recorder {
         Self { audit, counters, successes: Mutex::default() }
     }
 
+    /// What has been counted.
+    #[must_use]
+    pub fn counters(&self) -> Arc<DoorCounters> {
+        Arc::clone(&self.counters)
+    }
+
     /// Records the connections that were put together and are due. To be called now and then.
     pub fn record_due(&self) {
         let due = self.successes().due(Instant::now());

@@ -22,7 +22,7 @@ pub mod system;
 mod ws;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use app::{App, Certificates, Parts};
 pub use metrics::Metrics;

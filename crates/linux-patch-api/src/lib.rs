@@ -4,24 +4,38 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`cli`] | the command line |
-//! | [`run`] | the daemon's life: start, reload, stop |
+//! | [`run`] | the daemon's life: start, serve, stop |
+//! | [`reload`] | what changes while it runs: configuration, certificates |
+//! | [`control`] | the socket by which a reload is asked for |
+//! | [`log`] | the service's own log and its level |
+//! | [`certificates`] | the certificates in force and their renewal |
 //! | [`config`] | the configuration file |
 //! | [`door`] | the record of what happens at the door |
+//! | [`ends`] | how the runs before this one ended |
 //! | [`http`] | the API: routes, roles, answers |
 //! | [`inventory`] | what is installed and what could be updated |
 //! | [`jobs`] | changes, from acceptance to their end |
 //! | [`executor`] | the client of the root side |
 //! | [`audit`] | the audit trail |
+//! | [`checkpoint`] | having its head signed by the root side |
+//! | [`syslog`] | its remote sink's settings and TLS |
 
 pub mod audit;
+pub mod certificates;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod door;
+pub mod ends;
 pub mod executor;
 pub mod http;
 pub mod inventory;
 pub mod jobs;
+pub mod log;
+pub mod reload;
 pub mod run;
+pub mod syslog;
 
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -9,7 +9,8 @@ fn main() -> ExitCode {
     match Cli::parse().execute() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("linux-patch-api: {error:#}");
+            // It may hold names and texts of others.
+            eprintln!("linux-patch-api: {}", patch_types::terminal::text(&format!("{error:#}")));
             linux_patch_api::cli::exit::FAILURE.into()
         }
     }

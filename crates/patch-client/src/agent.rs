@@ -5,9 +5,9 @@ use std::sync::Arc;
 use patch_types::{
     ErrorDetail, JobId, PackageName, Plan,
     api::{
-        ApplyRequest, Health, InstallRequest, Job, JobList, PackageDetail, PackageList, PatchSet,
-        RebootRequest, RebootState, RemoveRequest, RollbackRequest, Service, ServiceList, SystemInfo,
-        UpdateRequest, WhyNot,
+        ApplyRequest, CrlInForce, CrlRequest, Health, InstallRequest, Job, JobList, PackageDetail,
+        PackageList, PatchSet, RebootRequest, RebootState, RemoveRequest, RollbackRequest, Service,
+        ServiceList, SystemInfo, UpdateRequest, WhyNot,
     },
 };
 use reqwest::Method;
@@ -215,6 +215,15 @@ impl Client {
     pub async fn reboot(&self, request: &RebootRequest, submit: &Submit) -> Result<Answer<Job>, Error> {
         let call = Request::new(Method::POST, &["system", "reboot"]).json(request)?;
         self.transport.send(&call.submit(submit)).await
+    }
+
+    /// `PUT /system/crl`: puts a newer revocation list in force. `crl` is PEM, or DER in base64.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn put_crl(&self, crl: &str) -> Result<Answer<CrlInForce>, Error> {
+        let body = CrlRequest { crl: crl.to_owned() };
+        self.transport.send(&Request::new(Method::PUT, &["system", "crl"]).json(&body)?).await
     }
 
     /// `GET /jobs`.

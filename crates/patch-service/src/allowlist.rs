@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, ToSocketAddrs as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -17,14 +17,14 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
 use crate::{
     config::{ConfigError, parse_yaml},
     event::{DoorEvent, DoorObserver},
-    watch::{FileState, FileWatcher, Nudge},
+    watch::{FileState, FileWatcher},
 };
 
 /// How often names are resolved again.
@@ -253,9 +253,12 @@ impl ListChanges {
 #[derive(Debug)]
 pub struct AllowListWatcher {
     list: SharedAllowList,
-    nudge: Nudge,
+    asked: mpsc::Sender<Answer>,
     task: tokio::task::JoinHandle<()>,
 }
+
+/// Whoever asked for the file to be read is told what is wrong with it.
+type Answer = oneshot::Sender<Result<(), String>>;
 
 impl AllowListWatcher {
     /// Reads the file, resolves its names, and goes on watching it. What is wrong is reported, not returned: a
@@ -267,11 +270,11 @@ impl AllowListWatcher {
     async fn start_with(path: &Path, observer: Arc<dyn DoorObserver>, resolver: Arc<Resolver>) -> Self {
         let list = SharedAllowList::new(AllowList::deny_all());
         let (watcher, now) = FileWatcher::start(path);
-        let nudge = watcher.nudge();
         let mut keeper = Keeper {
             list: list.clone(),
             observer,
             file: path.display().to_string(),
+            path: path.to_owned(),
             lookups: Lookups::new(resolver),
             failing: BTreeSet::new(),
             reported: None,
@@ -286,8 +289,9 @@ impl AllowListWatcher {
         };
         // What comes later is taken later.
         drop(tokio::time::timeout(RESOLVE_WITHIN, answers).await);
-        let task = tokio::spawn(keeper.keep(watcher));
-        Self { list, nudge, task }
+        let (asked, asking) = mpsc::channel(1);
+        let task = tokio::spawn(keeper.keep(watcher, asking));
+        Self { list, asked, task }
     }
 
     /// The list in effect.
@@ -296,9 +300,16 @@ impl AllowListWatcher {
         self.list.clone()
     }
 
-    /// Reads the file and resolves its names again, soon.
-    pub fn reload(&self) {
-        self.nudge.nudge();
+    /// Reads the file again and puts it into effect. Its names are resolved afterwards; until then they keep their last
+    /// addresses.
+    ///
+    /// # Errors
+    /// When it cannot be used: what is wrong, with file and line. This has been reported then as well.
+    pub async fn reload(&self) -> Result<(), String> {
+        let (answer, told) = oneshot::channel();
+        // Neither fails while this watcher lives.
+        let _ = self.asked.send(answer).await;
+        told.await.unwrap_or_else(|_| Err("the allow list is not watched any more".to_owned()))
     }
 }
 
@@ -312,23 +323,40 @@ struct Keeper {
     list: SharedAllowList,
     observer: Arc<dyn DoorObserver>,
     file: String,
+    path: PathBuf,
     lookups: Lookups,
     failing: BTreeSet<String>,
     reported: Option<String>,
 }
 
 impl Keeper {
-    async fn keep(mut self, mut watcher: FileWatcher) {
+    async fn keep(mut self, mut watcher: FileWatcher, mut asking: mpsc::Receiver<Answer>) {
+        // What was read on request, and will come once more as a change.
+        let mut taken = None;
+        let nudge = watcher.nudge();
         let mut timer = tokio::time::interval(RESOLVE_EVERY);
         timer.tick().await;
         loop {
             let has_names = !self.list.load().names().is_empty();
             tokio::select! {
                 state = watcher.changed() => {
-                    // A question repeated is a question answered: after a nudge the same fault is reported again.
+                    if taken.take().is_none_or(|taken| taken != state) {
+                        self.reported = None;
+                        self.take(state);
+                        self.resolve();
+                    }
+                }
+                Some(answer) = asking.recv() => {
+                    // A question repeated is a question answered: the same fault is reported again.
                     self.reported = None;
+                    let state = FileState::read(&self.path);
+                    taken = Some(state.clone());
+                    // The watcher has to know what was read, or it would take a change back to what it saw last for none.
+                    nudge.nudge();
                     self.take(state);
                     self.resolve();
+                    // Who asked may be gone.
+                    let _ = answer.send(self.reported.clone().map_or(Ok(()), Err));
                 }
                 Some(answer) = self.lookups.next() => self.resolved(answer),
                 _ = timer.tick(), if has_names => {

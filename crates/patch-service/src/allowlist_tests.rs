@@ -130,8 +130,13 @@ async fn a_change_takes_effect_and_a_fault_keeps_the_last_good_list() {
     let (error, denies_all) = refused(&memory).await;
     assert!(error.contains("whitelist.yaml:1") && !denies_all, "{error}");
     assert!(listed("10.3.4.5"));
-    watcher.reload();
+    let said = watcher.reload().await.unwrap_err();
+    assert!(said.contains("whitelist.yaml:1"), "{said}");
     assert!(!refused(&memory).await.1, "a reload reports the fault again");
+    fs::write(&file, "allowed_ips: [10.3.0.0/16, 10.0.0.9]").unwrap();
+    assert_eq!(watcher.reload().await, Ok(()));
+    assert!(listed("10.0.0.9"), "in effect when the reload has ended");
+    assert_eq!(changed(&memory).await.0, ["10.0.0.9"]);
 
     fs::remove_file(&file).unwrap();
     assert!(refused(&memory).await.1);
@@ -189,7 +194,7 @@ async fn a_dead_resolver_holds_up_neither_the_list_nor_more_than_its_threads() {
     // The list is still obeyed, and asking again and again does not occupy more threads.
     fs::write(&file, format!("allowed_ips: [10.0.0.1, {}]", names.join(", "))).unwrap();
     assert_eq!(changed(&memory).await.0, ["10.0.0.1"]);
-    watcher.reload();
+    assert_eq!(watcher.reload().await, Ok(()));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(state.0.lock().unwrap().0, LOOKUPS);
     assert!(watcher.list().load().entries().contains("host7.example (unresolved)"));
@@ -203,4 +208,42 @@ async fn a_dead_resolver_holds_up_neither_the_list_nor_more_than_its_threads() {
     }
     assert!(watcher.list().load().permits("10.9.9.9".parse().unwrap()));
     assert_eq!(state.0.lock().unwrap().1, LOOKUPS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_resolved_again_and_again() {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    fs::write(&file, "allowed_ips: [manager.example]").unwrap();
+    let answers = AtomicU8::new(0);
+    // Another address each minute; the resolver is away in the third one.
+    let resolver = move |_: &str| match answers.fetch_add(1, Ordering::Relaxed) {
+        2 => Err(io::Error::other("no answer")),
+        n => Ok(BTreeSet::from([Ipv4Addr::new(10, 0, 0, n)])),
+    };
+    let memory = Memory::new();
+    let observer = Arc::clone(&memory) as Arc<dyn DoorObserver>;
+    let watcher = AllowListWatcher::start_with(&file, observer, Arc::new(resolver)).await;
+    let listed = |address: &str| watcher.list().load().permits(address.parse().unwrap());
+    assert!(listed("10.0.0.0"));
+    let began = tokio::time::Instant::now();
+    let change = |event: &DoorEvent| match event {
+        DoorEvent::AllowListChanged { added, removed } if !removed.is_empty() => Some(added.clone()),
+        _ => None,
+    };
+    while !listed("10.0.0.1") {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert!(began.elapsed() <= RESOLVE_EVERY * 2, "{:?}", began.elapsed());
+    assert!(!listed("10.0.0.0"));
+    assert_eq!(memory.count(|e| change(e).is_some()), 2, "unresolved to 0, 0 to 1");
+    while memory.count(|e| matches!(e, DoorEvent::NameUnresolved { .. })) == 0 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert!(listed("10.0.0.1"), "the last answer holds");
+    while !listed("10.0.0.3") {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
 }

@@ -161,11 +161,12 @@ pub enum TlsError {
     },
 }
 
-/// PEM text and the name under which messages speak of it.
-#[derive(Clone)]
+/// PEM text and the name under which messages speak of it. It is wiped from memory when it is dropped, since it may be
+/// a private key.
+#[derive(Clone, PartialEq, Eq)]
 pub struct PemInput {
     name: String,
-    bytes: Vec<u8>,
+    bytes: zeroize::Zeroizing<Vec<u8>>,
 }
 
 impl std::fmt::Debug for PemInput {
@@ -176,6 +177,12 @@ impl std::fmt::Debug for PemInput {
 }
 
 impl PemInput {
+    /// Text that is at hand.
+    #[must_use]
+    pub fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.into(), bytes: zeroize::Zeroizing::new(bytes.into()) }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -183,7 +190,7 @@ impl PemInput {
     pub fn read(path: &Path) -> Result<Self, TlsError> {
         let name = path.display().to_string();
         match std::fs::read(path) {
-            Ok(bytes) => Ok(Self { name, bytes }),
+            Ok(bytes) => Ok(Self::new(name, bytes)),
             Err(error) => Err(TlsError::Unreadable { file: name, error: error.to_string() }),
         }
     }
@@ -308,6 +315,11 @@ impl CertificateFacts {
 /// What a revocation list says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CrlFacts {
+    /// SHA-256 of the whole list in lower-case hexadecimal.
+    pub sha256: String,
+    /// SHA-256 of the public key that its signature verified with, in lower-case hexadecimal; empty if it was not
+    /// verified. Unlike the issuer's name it is another one after the CA was made anew.
+    pub signer: String,
     /// Who issued it.
     pub issuer: String,
     /// When it was made.
@@ -326,12 +338,21 @@ impl CrlFacts {
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let (_, parsed) = x509_parser::revocation_list::CertificateRevocationList::from_der(der).ok()?;
         Some(Self {
+            sha256: hex::encode(Sha256::digest(der)),
+            signer: String::new(),
             issuer: parsed.issuer().to_string(),
             this_update: timestamp(parsed.last_update().timestamp()),
             next_update: parsed.next_update().map(|at| timestamp(at.timestamp())),
             number: parsed.crl_number().map(|n| serial_hex(&n.to_bytes_be())),
             revoked: parsed.iter_revoked_certificates().map(|c| serial_hex(c.raw_serial())).collect(),
         })
+    }
+
+    /// Compares two numbers as [`Self::number`] holds them. A list without a number comes before all that have one.
+    #[must_use]
+    pub fn compare_numbers(a: Option<&str>, b: Option<&str>) -> std::cmp::Ordering {
+        let key = |number: Option<&str>| number.map(|n| (n.len(), n.to_owned()));
+        key(a).cmp(&key(b))
     }
 
     /// Whether the next list is overdue.

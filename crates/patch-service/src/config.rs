@@ -6,7 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde_saphyr::options::MergeKeyPolicy;
 
-pub use crate::watch::{FileState, FileWatcher, Nudge};
+pub use crate::watch::{FileSetWatcher, FileState, FileWatcher, Nudge};
 
 /// A configuration file that cannot be used. The text names file, line and column.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`event`] | [`DoorObserver`], [`DoorEvent`], [`AuthFailure`] |
 //! | [`certificate`] | [`CertificateFacts`], [`CrlFacts`], [`PemInput`], [`TlsError`]: reading PEM and saying what is wrong with it |
-//! | [`tls`] | [`TlsSource`], [`TlsOptions`], [`LoadedTls`]: the TLS 1.3 server configuration and its client verifier |
+//! | [`tls`] | [`TlsSource`], [`TlsOptions`], [`LoadedTls`], [`ServerPair`], [`Trust`]: the TLS 1.3 server configuration and its client verifier |
 //! | [`silence`] | [`silence::Gate`]: what a stranger sees, in bytes |
 //! | [`allowlist`] | [`AllowList`], [`AllowListWatcher`] |
 //! | [`listener`] | [`Door`], [`DoorSettings`], [`PeerIdentity`]: accept, shake hands, serve, close, drain |
@@ -47,6 +47,7 @@ pub mod envelope;
 pub mod event;
 mod handshakes;
 pub mod listener;
+mod notices;
 pub mod pki;
 mod registry;
 mod reports;
@@ -60,10 +61,10 @@ mod watch;
 pub use crate::{
     allowlist::{AllowList, AllowListWatcher, SharedAllowList},
     certificate::{CertificateFacts, CrlFacts, PemInput, TlsError},
-    config::{ConfigError, FileWatcher},
+    config::{ConfigError, FileSetWatcher, FileState, FileWatcher},
     envelope::{RawData, Refusal, Reply, RequestId},
     event::{AuthFailure, DoorEvent, DoorObserver},
     listener::{Door, DoorSettings, PeerIdentity},
     strict::{StrictJson, StrictQuery},
-    tls::{Allowed, ExpiredCrl, LoadedTls, TlsOptions, TlsSource},
+    tls::{Allowed, ExpiredCrl, LoadedTls, ServerPair, TlsOptions, TlsSource, Trust, VerifiedCrl},
 };

@@ -19,7 +19,8 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::CertificateError;
 use rustls_pki_types::CertificateDer;
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{SockFilter, SockRef};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt as _};
@@ -34,6 +35,12 @@ use crate::{
     silence::Gate,
     tls::{LoadedTls, PRESENTED},
 };
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// How long connections that have begun when a listener is closed have to complete their first packets.
+const LAST_CONNECTIONS: Duration = Duration::from_millis(250);
 
 /// Who is at the other end: an extension of every request. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -126,6 +133,8 @@ pub struct DoorSettings {
     pub max_connections_per_address: usize,
     /// How long a connection may wait for the next request's complete header block. WebSockets are not affected.
     pub idle_timeout: Duration,
+    /// How long a peer may leave what was sent to it unread before its connection is cut.
+    pub unread_timeout: Duration,
     /// What the HTTP library accepts as a header block, in bytes. Above the limit of [`crate::strict`], so that its
     /// answer is the one that clients see.
     pub max_header_size: usize,
@@ -145,6 +154,7 @@ impl Default for DoorSettings {
             max_connections: 1024,
             max_connections_per_address: 256,
             idle_timeout: Duration::from_secs(75),
+            unread_timeout: Duration::from_secs(60),
             max_header_size: 16 * 1024,
             max_headers: 256,
             report_interval: Duration::from_secs(60),
@@ -177,23 +187,33 @@ impl Door {
         observer: Arc<dyn DoorObserver>,
     ) -> Self {
         let reports = Reports::new(observer, settings.report_interval);
-        let registry = Registry::new(settings.max_connections, settings.max_connections_per_address);
+        let registry = Registry::new(
+            settings.max_connections,
+            settings.max_connections_per_address,
+            settings.unread_timeout,
+        );
         let handshakes = Handshakes::new(settings.max_handshakes, settings.max_handshakes_per_address);
         let tls = ArcSwap::from_pointee(tls);
         let draining = CancellationToken::new();
         Self(Arc::new(Inner { settings, tls, allow, reports, registry, handshakes, draining }))
     }
 
-    /// Binds an address. Port 0 takes a free one.
+    /// Binds an address. Port 0 takes a free one. The same process may bind overlapping addresses, such as one of the
+    /// host's beside all of them, while it moves from one to the other; another user's cannot.
     ///
     /// # Errors
     /// When the operating system refuses.
     pub async fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {
-        TcpListener::bind(address).await
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
     }
 
     /// Accepts and serves until `stop` is cancelled, then closes the listener. Connections go on; [`Door::drain`]
-    /// ends them.
+    /// ends them. Unless the door is draining, what is on its way to the listener at that moment is served too: a
+    /// listener that is replaced by another loses no client.
     pub async fn serve<S>(&self, listener: TcpListener, service: S, stop: CancellationToken)
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
@@ -204,6 +224,8 @@ impl Door {
         S::Future: Send,
     {
         let mut changes = self.0.allow.subscribe();
+        // What has changed before is no change to this listener, and the one before may have ended without seeing it.
+        self.close_denied();
         let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
@@ -227,6 +249,37 @@ impl Door {
                 },
             }
         }
+        tokio::select! {
+            biased;
+            () = self.0.draining.cancelled() => {}
+            () = self.admit_last(&listener, &service) => {}
+        }
+    }
+
+    /// Serves what has begun to connect, and nobody else. Closing the listener would reset them, though another one that
+    /// listens at their address would serve them: its turn comes when they try again.
+    async fn admit_last<S>(&self, listener: &TcpListener, service: &S)
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
+        // Without it a few more may come in before the end, and be lost.
+        if let Err(error) = refuse_newcomers(listener) {
+            tracing::debug!(%error, "connections cannot be held off from the listener that is closed");
+        }
+        let last = async {
+            loop {
+                if let Ok((stream, address)) = listener.accept().await {
+                    self.admit(stream, address, service);
+                }
+            }
+        };
+        // The end is time, not an error.
+        let _ = tokio::time::timeout(LAST_CONNECTIONS, last).await;
     }
 
     /// Puts another TLS configuration into effect: for new handshakes, and for open connections, of which those are
@@ -346,10 +399,12 @@ impl Door {
     {
         let tls = self.0.tls.load_full();
         let evicted = place.evicted.clone();
+        // Boxed, so that its memory goes with it; the connection may last for days.
+        let shaking = Box::pin(shake_hands(&tls, socket, address));
         let shaken = tokio::select! {
             biased;
             () = evicted.cancelled() => Err((Refused::Overload, None)),
-            shaken = tokio::time::timeout(self.0.settings.handshake_timeout, shake_hands(&tls, socket, address)) => {
+            shaken = tokio::time::timeout(self.0.settings.handshake_timeout, shaking) => {
                 shaken.unwrap_or(Err((Refused::Timeout, None)))
             }
         };
@@ -464,6 +519,18 @@ async fn accept(listener: &TcpListener, pause: Duration) -> io::Result<(TcpStrea
         tokio::time::sleep(pause).await;
     }
     listener.accept().await
+}
+
+/// Drops the first packet of every further connection. Its client sends it again after a second, and by then the listener
+/// is closed and another one has the address.
+fn refuse_newcomers(listener: &TcpListener) -> io::Result<()> {
+    /// `ldb [13]`: the flags of the TCP header, at which the filter's view begins.
+    const LOAD_FLAGS: SockFilter = SockFilter::new(0x30, 0, 0, 13);
+    /// `jset #SYN`: the next instruction if it is set, the one after otherwise.
+    const IS_SYN: SockFilter = SockFilter::new(0x45, 0, 1, 0x02);
+    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    const PASS: SockFilter = SockFilter::new(0x06, 0, 0, u32::MAX);
+    SockRef::from(listener).attach_filter(&[LOAD_FLAGS, IS_SYN, DROP, PASS])
 }
 
 /// Whether the error is about the connection that was to be accepted, and not about accepting as such.

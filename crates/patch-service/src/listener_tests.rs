@@ -30,6 +30,7 @@ fn router() -> Router {
             "/who",
             get(|Extension(peer): Extension<PeerIdentity>| async move { peer.common_name().to_owned() }),
         )
+        .route("/endless", get(|| async { endless() }))
         .route(
             "/ws",
             get(|upgrade: WebSocketUpgrade| async {
@@ -42,6 +43,12 @@ fn router() -> Router {
                 })
             }),
         )
+}
+
+/// A body without an end.
+fn endless() -> Body {
+    let chunk = bytes::Bytes::from(vec![b'x'; 16 * 1024]);
+    Body::from_stream(futures_util::stream::repeat_with(move || Ok::<_, Infallible>(chunk.clone())))
 }
 
 async fn open(pki: Pki, settings: DoorSettings, options: TlsOptions, allowed: &str) -> House {
@@ -447,4 +454,356 @@ async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     assert!(rest(&mut socket).await.is_empty());
     house.door.0.registry.empty().await;
     assert_eq!(house.memory.count(|e| matches!(e, DoorEvent::AuthFailed { .. })), 0);
+}
+
+/// Waits until nothing is open.
+async fn emptied(house: &House) {
+    let empty = house.door.0.registry.empty();
+    tokio::time::timeout(Duration::from_secs(20), empty).await.expect("everything is closed");
+}
+
+async fn begin(house: &House, name: &str, bytes: &[u8]) -> TlsClient {
+    let config = house.pki.client(house.pki.path(), Some(name));
+    let mut stream = connect(config, house.address).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    stream
+}
+
+type TlsClient = tokio_rustls::client::TlsStream<TcpStream>;
+
+const ENDLESS: &[u8] = b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[tokio::test]
+async fn who_is_shut_out_loses_a_stream_in_mid_flight_and_an_idle_connection() {
+    for by_address in [true, false] {
+        let house = usual().await;
+        // One that reads, one that does not, one that is idle after an answer, one that has not asked yet.
+        let mut reading = begin(&house, "alice", ENDLESS).await;
+        let mut first = [0; 100_000];
+        reading.read_exact(&mut first).await.unwrap();
+        let mut blocked = begin(&house, "alice", ENDLESS).await;
+        let mut idle = begin(&house, "alice", b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"alice") {
+            answer.push(idle.read_u8().await.unwrap());
+        }
+        let mut silent = begin(&house, "alice", b"").await;
+        let mut signed_in = 0;
+        while signed_in < 4 {
+            let success = |e: &DoorEvent| matches!(e, DoorEvent::AuthSucceeded { .. }).then_some(());
+            house.memory.wait("AuthSucceeded", success).await;
+            signed_in += 1;
+        }
+        let began = Instant::now();
+        if by_address {
+            house.door.allow_list().store(AllowList::deny_all());
+        } else {
+            pki::write_crl(house.pki.path(), &["alice".to_owned()]).unwrap();
+            assert_eq!(house.door.swap_tls(house.pki.tls(TlsOptions::default())), 4);
+        }
+        emptied(&house).await;
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        for stream in [&mut reading, &mut blocked, &mut idle, &mut silent] {
+            rest(stream).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off() {
+    let short = Duration::from_millis(300);
+    let settings = DoorSettings { idle_timeout: short, unread_timeout: short, ..DoorSettings::default() };
+    let house = open(Pki::new(), settings, TlsOptions::default(), "127.0.0.1").await;
+    // Half a header block; nothing at all; nothing after the first answer; an answer that is never read.
+    let mut half = begin(&house, "alice", b"GET /who HTTP/1.1\r\nHost: a\r\nX-").await;
+    let mut nothing = begin(&house, "alice", b"").await;
+    let mut kept = begin(&house, "alice", b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let _unread = begin(&house, "bob", ENDLESS).await;
+    assert!(rest(&mut half).await.is_empty());
+    assert!(rest(&mut nothing).await.is_empty());
+    assert!(rest(&mut kept).await.ends_with(b"alice"));
+    emptied(&house).await;
+}
+
+#[tokio::test]
+async fn ipv6_is_refused_and_ipv4_in_ipv6_is_ipv4() {
+    let house = usual().await;
+    let Ok(listener) = house.door.bind("[::]:0".parse().unwrap()).await else {
+        return println!("there is no IPv6 here");
+    };
+    let port = listener.local_addr().unwrap().port();
+    let (door, stop) = (house.door.clone(), house.stop.clone());
+    tokio::spawn(async move { door.serve(listener, router(), stop).await });
+    let mapped = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut alice = connect(house.pki.client(house.pki.path(), Some("alice")), mapped).await.unwrap();
+    assert!(ask(&mut alice, "/who").await.ends_with("alice"));
+    let mut stream = TcpStream::connect(format!("[::1]:{port}")).await.unwrap();
+    assert!(rest(&mut stream).await.is_empty());
+    let denied = |e: &DoorEvent| match e {
+        DoorEvent::Denied { address, .. } => Some(address.is_ipv6()),
+        _ => None,
+    };
+    assert!(house.memory.wait("Denied", denied).await);
+}
+
+/// A stream that keeps a copy of what is sent.
+struct Tapped {
+    stream: TcpStream,
+    sent: Arc<Mutex<Vec<u8>>>,
+}
+
+impl tokio::io::AsyncRead for Tapped {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for Tapped {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        let written = std::pin::Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let std::task::Poll::Ready(Ok(count)) = &written {
+            self.sent.lock().unwrap().extend_from_slice(&buf[..*count]);
+        }
+        written
+    }
+
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn what_was_recorded_of_a_client_is_worth_nothing() {
+    let house = usual().await;
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let stream = TcpStream::connect(house.address).await.unwrap();
+    let tapped = Tapped { stream, sent: Arc::clone(&sent) };
+    let name = rustls_pki_types::ServerName::IpAddress(house.address.ip().into());
+    let config = Arc::new(house.pki.client(house.pki.path(), Some("alice")));
+    let connector = tokio_rustls::TlsConnector::from(Arc::clone(&config));
+    let mut alice = connector.connect(name, tapped).await.unwrap();
+    assert!(ask(&mut alice, "/who").await.ends_with("alice"));
+    let success = |e: &DoorEvent| matches!(e, DoorEvent::AuthSucceeded { .. }).then_some(());
+    house.memory.wait("AuthSucceeded", success).await;
+    let sent = sent.lock().unwrap().clone();
+
+    // All at once, record by record as the server answers, and the hello twice.
+    let mut ends = Vec::new();
+    let mut at = 0;
+    while let Some([_, _, _, high, low]) = sent.get(at..at + 5) {
+        at += 5 + usize::from(u16::from_be_bytes([*high, *low]));
+        ends.push(at);
+    }
+    assert!(ends.len() > 3 && at == sent.len(), "{ends:?}");
+    for pieces in [vec![sent.len()], ends.clone(), vec![ends[0]]] {
+        let mut stream = TcpStream::connect(house.address).await.unwrap();
+        let mut from = 0;
+        for end in pieces {
+            if stream.write_all(&sent[from..end]).await.is_err() {
+                break;
+            }
+            from = end;
+            tokio::task::yield_now().await;
+        }
+        if from == ends[0] {
+            drop(stream.write_all(&sent[..from]).await);
+        }
+        let seen = rest(&mut stream).await;
+        assert!(seen.len() < 1200, "a server flight at most: {}", seen.len());
+        let failed = |e: &DoorEvent| matches!(e, DoorEvent::AuthFailed { .. }).then_some(());
+        house.memory.wait("AuthFailed", failed).await;
+    }
+    assert_eq!(house.memory.count(|e| matches!(e, DoorEvent::AuthSucceeded { .. })), 0);
+    // Nor can a session be resumed: there are no tickets.
+    let mut again = connect((*config).clone(), house.address).await.unwrap();
+    assert!(ask(&mut again, "/who").await.ends_with("alice"));
+    assert_eq!(again.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+}
+
+/// How many reloads; the full figure takes minutes.
+fn reloads() -> usize {
+    if std::env::var_os("LINUX_PATCH_EXHAUSTIVE").is_some_and(|v| v == "1") { 10_000 } else { 300 }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reload_of_the_list_lets_anybody_slip_in_or_out() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    // Every list has 127.0.0.1, now as an address and now in a network, and none has 127.0.0.3.
+    let lists = [
+        "allowed_ips: [127.0.0.1, 10.0.0.0/8, 192.168.1.1]",
+        "allowed_ips: [192.168.0.0/16, 127.0.0.0/31]",
+        "allowed_ips: [127.0.0.1/32, 127.0.0.4/30]",
+    ];
+    std::fs::write(&file, lists[0]).unwrap();
+    let memory = Memory::new();
+    let observer = Arc::clone(&memory) as Arc<dyn DoorObserver>;
+    let watcher = crate::allowlist::AllowListWatcher::start(&file, Arc::clone(&observer)).await;
+    let door = Door::new(DoorSettings::default(), pki.tls(TlsOptions::default()), watcher.list(), observer);
+    let listener = door.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let (serving, until) = (door.clone(), stop.clone());
+    tokio::spawn(async move { serving.serve(listener, router(), until).await });
+    let house = House { pki, door, address, memory, stop };
+
+    let done = Arc::new(AtomicBool::new(false));
+    let (let_in, kept_out) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut socket = websocket(&house, "bob").await;
+    let config = house.pki.client(house.pki.path(), Some("alice"));
+    let mut work = tokio::task::JoinSet::new();
+    let (over, count, alice) = (Arc::clone(&done), Arc::clone(&let_in), config.clone());
+    work.spawn(async move {
+        while !over.load(Ordering::Relaxed) {
+            let mut stream = connect(alice.clone(), address).await.expect("let in");
+            assert!(ask(&mut stream, "/who").await.ends_with("alice"));
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let (over, count) = (Arc::clone(&done), Arc::clone(&kept_out));
+    work.spawn(async move {
+        while !over.load(Ordering::Relaxed) {
+            let from = tokio::net::TcpSocket::new_v4().unwrap();
+            from.bind("127.0.0.3:0".parse().unwrap()).unwrap();
+            let mut stream = from.connect(address).await.unwrap();
+            drop(stream.write_all(HELLO_12).await);
+            assert!(rest(&mut stream).await.is_empty());
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let changed = |e: &DoorEvent| matches!(e, DoorEvent::AllowListChanged { .. }).then_some(());
+    house.memory.wait("the first list", changed).await;
+    let mut round = 0;
+    // Some must have been tried, however slow the machine is.
+    while round < reloads() || let_in.load(Ordering::Relaxed) <= 10 || kept_out.load(Ordering::Relaxed) <= 10
+    {
+        round += 1;
+        let new = dir.path().join("new");
+        std::fs::write(&new, lists[round % lists.len()]).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        watcher.reload().await.unwrap();
+        house.memory.wait("AllowListChanged", changed).await;
+    }
+    done.store(true, Ordering::Relaxed);
+    while let Some(ended) = work.join_next().await {
+        ended.unwrap();
+    }
+    let (let_in, kept_out) = (let_in.load(Ordering::Relaxed), kept_out.load(Ordering::Relaxed));
+    println!("{round} reloads, {let_in} let in, {kept_out} kept out");
+    let lost = house.memory.count(|e| matches!(e, DoorEvent::ConnectionsClosed { .. }));
+    assert_eq!(lost, 0, "connections of a client that stays on the list were closed");
+    // The WebSocket that was open all the time still is.
+    socket.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap();
+    socket.read_exact(&mut [0; 2]).await.unwrap();
+}
+
+/// How many changes the test under load makes.
+fn changes_under_load() -> usize {
+    std::env::var("LINUX_PATCH_CHANGES").ok().and_then(|n| n.parse().ok()).unwrap_or(50)
+}
+
+/// Asks over one connection until told to stop; how many answers came.
+async fn keep_asking(
+    config: rustls::ClientConfig,
+    address: SocketAddr,
+    stop: CancellationToken,
+    reconnects: bool,
+) -> usize {
+    let mut answers = 0;
+    while !stop.is_cancelled() {
+        let mut stream = connect(config.clone(), address).await.expect("let in");
+        loop {
+            stream.write_all(b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("still connected");
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"alice") {
+                let mut chunk = [0; 512];
+                let read = stream.read(&mut chunk).await.expect("answered");
+                assert!(read > 0, "closed after {answers} answers: {}", String::from_utf8_lossy(&answer));
+                answer.extend_from_slice(&chunk[..read]);
+            }
+            answers += 1;
+            if reconnects || stop.is_cancelled() {
+                break;
+            }
+        }
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_in_a_row_under_load_lose_no_request_of_who_stays_allowed() {
+    let house = usual().await;
+    let client = |name| house.pki.client(house.pki.path(), Some(name));
+    let done = CancellationToken::new();
+    let clients: Vec<_> = [false, false, true, true]
+        .map(|reconnects| {
+            let until = done.clone();
+            tokio::spawn(keep_asking(client("alice"), house.address, until, reconnects))
+        })
+        .into();
+    let mut serving = house.stop.clone();
+    for i in 0..changes_under_load() {
+        // Another listener, by turns for one address and for all of them.
+        let ip = if i % 2 == 0 { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+        let listener = house.door.bind(SocketAddr::from((ip, house.address.port()))).await.unwrap();
+        let next = CancellationToken::new();
+        let (door, until) = (house.door.clone(), next.clone());
+        tokio::spawn(async move { door.serve(listener, router(), until).await });
+        std::mem::replace(&mut serving, next).cancel();
+        // Who is let in: bob by turns, alice always.
+        let others = if i % 2 == 0 { "10.0.0.0/8" } else { "192.0.2.1" };
+        let list = AllowList::parse(&format!("allowed_ips: [127.0.0.1, {others}]"), "t").unwrap();
+        house.door.allow_list().store(list);
+        let revoked = if i % 2 == 0 { vec!["bob".to_owned()] } else { Vec::new() };
+        pki::write_crl(house.pki.path(), &revoked).unwrap();
+        house.door.swap_tls(house.pki.tls(TlsOptions::default()));
+        let only_alice: crate::tls::Allowed =
+            Arc::new(|facts: &CertificateFacts| facts.common_name == "alice");
+        let tls = (*house.door.tls()).clone();
+        tls.set_allowed((i % 3 == 0).then_some(only_alice));
+        house.door.swap_tls(tls);
+    }
+    done.cancel();
+    for client in clients {
+        assert!(client.await.unwrap() > 0);
+    }
+    serving.cancel();
+}
+
+#[tokio::test]
+async fn who_is_no_longer_known_to_the_program_loses_connections_at_once() {
+    let house = usual().await;
+    let mut alice = websocket(&house, "alice").await;
+    let mut bob = websocket(&house, "bob").await;
+    let tls = (*house.door.tls()).clone();
+    tls.set_allowed(Some(Arc::new(|facts: &CertificateFacts| facts.common_name == "bob")));
+    assert_eq!(house.door.swap_tls(tls), 1);
+    assert!(rest(&mut alice).await.is_empty());
+    // A text, masked with zeros, comes back.
+    bob.write_all(&[0x81, 0x81, 0, 0, 0, 0, b'x']).await.unwrap();
+    let mut echo = [0; 3];
+    bob.read_exact(&mut echo).await.unwrap();
+    assert_eq!(echo, [0x81, 1, b'x']);
 }

@@ -118,7 +118,7 @@ pub fn init(
     for name in clients {
         files.pair(name, &leaf(name, ExtendedKeyUsagePurpose::ClientAuth), &issuer)?;
     }
-    let crl = crl(&issuer, &[], 1)?;
+    let crl = usual_crl(&issuer, &[], 1)?;
     files.write("crl.pem", &crl, 0o644)?;
     Ok(files.report)
 }
@@ -160,7 +160,7 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     }
     serials.sort();
     serials.dedup();
-    let pem = crl(&issuer, &serials, number.unwrap_or_default() + 1)?;
+    let pem = usual_crl(&issuer, &serials, number.unwrap_or_default() + 1)?;
     let mut files = Files {
         directory,
         existing: Existing::Replace,
@@ -170,6 +170,28 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     let written = PemInput::read(&path)?;
     let facts = written.crls()?.first().and_then(|der| CrlFacts::from_der(der));
     facts.ok_or(PkiError::Make(rcgen::Error::CouldNotParseCertificate))
+}
+
+/// A revocation list of the CA in `directory`, in PEM, that revokes these clients only; nothing is written.
+///
+/// # Errors
+/// When a client's certificate or the CA's files cannot be read.
+pub fn make_crl(
+    directory: &Path,
+    revoke: &[String],
+    number: u64,
+    this_update: Timestamp,
+    next_update: Timestamp,
+) -> Result<String, PkiError> {
+    revoke.iter().try_for_each(|name| check_name(name))?;
+    let mut serials = Vec::new();
+    for name in revoke {
+        let input = PemInput::read(&directory.join(format!("{name}.pem")))?;
+        let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
+        serials.extend(facts.map(|facts| facts.serial));
+    }
+    let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or_default();
+    crl(&issuer(directory)?, &serials, number, seconds(this_update), seconds(next_update))
 }
 
 fn check_name(name: &str) -> Result<(), PkiError> {
@@ -222,8 +244,19 @@ fn issuer(directory: &Path) -> Result<Issuer<'static, KeyPair>, PkiError> {
     Ok(Issuer::from_ca_cert_pem(&read("ca.pem")?, key)?)
 }
 
-fn crl(issuer: &Issuer<'_, KeyPair>, serials: &[String], number: u64) -> Result<String, PkiError> {
-    let this_update = in_seconds!(now().saturating_sub(BACKDATE));
+fn usual_crl(issuer: &Issuer<'_, KeyPair>, serials: &[String], number: u64) -> Result<String, PkiError> {
+    crl(issuer, serials, number, now().saturating_sub(BACKDATE), now() + LEAF_DAYS * DAY)
+}
+
+/// The last two are in seconds since 1970.
+fn crl(
+    issuer: &Issuer<'_, KeyPair>,
+    serials: &[String],
+    number: u64,
+    this_update: u64,
+    next_update: u64,
+) -> Result<String, PkiError> {
+    let this_update = in_seconds!(this_update);
     let revoked = serials.iter().filter_map(|serial| {
         let padded = if serial.len() % 2 == 0 { serial.clone() } else { format!("0{serial}") };
         Some(RevokedCertParams {
@@ -235,7 +268,7 @@ fn crl(issuer: &Issuer<'_, KeyPair>, serials: &[String], number: u64) -> Result<
     });
     let params = CertificateRevocationListParams {
         this_update,
-        next_update: in_seconds!(now() + LEAF_DAYS * DAY),
+        next_update: in_seconds!(next_update),
         crl_number: SerialNumber::from(number),
         issuing_distribution_point: None,
         revoked_certs: revoked.collect(),

@@ -45,16 +45,19 @@ struct Entry {
 pub(crate) struct Registry {
     max: usize,
     max_per_address: usize,
+    /// How long a peer may leave what was sent to it unread.
+    unread: Duration,
     next: AtomicU64,
     open: Mutex<HashMap<u64, Entry>>,
     emptied: Notify,
 }
 
 impl Registry {
-    pub(crate) fn new(max: usize, max_per_address: usize) -> Arc<Self> {
+    pub(crate) fn new(max: usize, max_per_address: usize, unread: Duration) -> Arc<Self> {
         Arc::new(Self {
             max,
             max_per_address,
+            unread,
             next: AtomicU64::new(0),
             open: Mutex::default(),
             emptied: Notify::new(),
@@ -74,7 +77,8 @@ impl Registry {
         drop(stream.set_nodelay(true));
         let _ = sockopt::set_socket_keepalive(&stream, true);
         let _ = sockopt::set_tcp_keepidle(&stream, Duration::from_secs(60));
-        let _ = sockopt::set_tcp_user_timeout(&stream, 60_000);
+        let unread = u32::try_from(self.unread.as_millis()).unwrap_or(u32::MAX);
+        let _ = sockopt::set_tcp_user_timeout(&stream, unread);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let wire = Arc::new(Wire { stream, severed: AtomicBool::new(false) });
         let cut = CancellationToken::new();
@@ -168,6 +172,8 @@ impl Drop for Socket {
         let mut open = self.registry.lock();
         open.remove(&self.id);
         if open.is_empty() {
+            // After a storm it has room for all that it held.
+            open.shrink_to_fit();
             self.registry.emptied.notify_waiters();
         }
     }

@@ -188,6 +188,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn ten_thousand_connections_of_one_address_make_at_most_five_lines() {
+        let memory = Memory::new();
+        let reports = Reports::new(Arc::clone(&memory) as Arc<dyn DoorObserver>, Duration::from_secs(3600));
+        for _ in 0..10_000 {
+            reports.refused(peer(1), Refused::Denied, None);
+        }
+        assert!(reports.flush(), "it is watched for another interval");
+        assert!(!reports.flush());
+        assert_eq!(memory.count(|_| true), 2);
+        assert_eq!(memory.count(|e| matches!(e, DoorEvent::Denied { count: 9_999, .. })), 1);
+    }
+
+    #[tokio::test]
     async fn a_scan_by_strangers_does_not_hide_failed_authentications() {
         let memory = Memory::new();
         let reports = Reports::new(Arc::clone(&memory) as Arc<dyn DoorObserver>, Duration::from_secs(3600));

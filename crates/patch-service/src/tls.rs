@@ -6,19 +6,22 @@
 
 use std::{cell::RefCell, path::Path, sync::Arc};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::CryptoProvider,
     server::{
-        NoServerSessionStorage, WebPkiClientVerifier,
+        ClientCertVerifierBuilder, ClientHello, NoServerSessionStorage, ResolvesServerCert,
+        WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::CertifiedKey,
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{
@@ -77,11 +80,130 @@ impl TlsSource {
     }
 }
 
+/// The server's certificate with its key, checked.
+#[derive(Clone)]
+pub struct ServerPair {
+    certified: Arc<CertifiedKey>,
+    /// The certificate.
+    pub facts: CertificateFacts,
+}
+
+impl std::fmt::Debug for ServerPair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerPair").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+impl ServerPair {
+    /// Checks a chain and its key.
+    ///
+    /// # Errors
+    /// With the file, the fault and the remedy, when clients would not accept them.
+    pub fn load(chain: &PemInput, key: &PemInput) -> Result<Self, TlsError> {
+        Self::load_at(chain, key, Timestamp::now())
+    }
+
+    fn load_at(chain: &PemInput, key: &PemInput, now: Timestamp) -> Result<Self, TlsError> {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let chain_file = chain.name();
+        let ders = chain.certificates()?;
+        let leaf = ders.first().ok_or_else(|| refused(chain_file, &"no certificate"))?;
+        let parsed = parse(leaf, chain_file, "the server certificate")?;
+        check_server(&parsed, chain_file, now)?;
+        let facts = CertificateFacts::from_parsed(&parsed, leaf);
+        let private = provider
+            .key_provider
+            .load_private_key(key.private_key()?)
+            .map_err(|e| TlsError::UnsupportedKey { file: key.name().to_owned(), error: e.to_string() })?;
+        let certified = CertifiedKey::new(ders.clone(), private);
+        certified.keys_match().map_err(|e| match e {
+            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
+                key_file: key.name().to_owned(),
+                chain_file: chain_file.to_owned(),
+                subject: facts.common_name.clone(),
+            },
+            other => refused(chain_file, &other),
+        })?;
+        Ok(Self { certified: Arc::new(certified), facts })
+    }
+}
+
+/// Whom a server trusts: its CA, and what that has revoked. Checked.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    roots: Arc<RootCertStore>,
+    source: PemInput,
+    /// The CA's certificates.
+    pub ca: Vec<CertificateFacts>,
+    /// The revocation lists.
+    pub crls: Vec<VerifiedCrl>,
+}
+
+impl Trust {
+    /// Checks a CA and its revocation lists, if it has any.
+    ///
+    /// # Errors
+    /// With the file, the fault and the remedy.
+    pub fn load(ca: &PemInput, crl: Option<&PemInput>) -> Result<Self, TlsError> {
+        Self::load_at(ca, crl, Timestamp::now())
+    }
+
+    fn load_at(ca: &PemInput, crl: Option<&PemInput>, now: Timestamp) -> Result<Self, TlsError> {
+        let trust = Self::of_ca(ca, now, crl.is_some())?;
+        Ok(Self { crls: crl.map(|input| verify_crl(input, ca)).transpose()?.unwrap_or_default(), ..trust })
+    }
+
+    /// Checks a CA, whose revocation lists are these; they must have been verified with the same CA.
+    ///
+    /// # Errors
+    /// With the file, the fault and the remedy.
+    pub fn with_lists(ca: &PemInput, crls: Vec<VerifiedCrl>) -> Result<Self, TlsError> {
+        Ok(Self { crls, ..Self::of_ca(ca, Timestamp::now(), true)? })
+    }
+
+    fn of_ca(ca: &PemInput, now: Timestamp, with_crl: bool) -> Result<Self, TlsError> {
+        let ca_file = ca.name();
+        let mut roots = RootCertStore::empty();
+        let mut facts = Vec::new();
+        for der in &ca.certificates()? {
+            let parsed = parse(der, ca_file, "a CA certificate")?;
+            check_ca(&parsed, ca_file, now, with_crl)?;
+            facts.push(CertificateFacts::from_parsed(&parsed, der));
+            roots.add(der.clone()).map_err(|e| refused(ca_file, &e))?;
+        }
+        Ok(Self { roots: Arc::new(roots), source: ca.clone(), ca: facts, crls: Vec::new() })
+    }
+
+    /// The CA's certificates in PEM.
+    #[must_use]
+    pub fn source(&self) -> &PemInput {
+        &self.source
+    }
+
+    /// Whether the TLS library can work with the lists: it knows less of X.509 than may stand in them.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn check(&self) -> Result<(), TlsError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        self.builder(provider).build().map(drop).map_err(|e| refused("the revocation list", &e))
+    }
+
+    fn builder(&self, provider: Arc<CryptoProvider>) -> ClientCertVerifierBuilder {
+        // Unknown status is denied by default; a list that does not cover an issuer is no reason to trust its bearer.
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider)
+            .clear_root_hint_subjects()
+            .with_crls(self.crls.iter().map(|crl| crl.der.clone()))
+    }
+}
+
 /// A configuration that is ready to serve, with the facts that a program shows and watches.
 #[derive(Clone)]
 pub struct LoadedTls {
     config: Arc<ServerConfig>,
     verifier: Arc<Verifier>,
+    pair: ServerPair,
+    trust: Trust,
     /// The server's certificate.
     pub server: CertificateFacts,
     /// The CA's certificates.
@@ -109,62 +231,62 @@ impl LoadedTls {
     }
 
     fn load_at(source: &TlsSource, options: TlsOptions, now: Timestamp) -> Result<Self, TlsError> {
+        let trust = Trust::load_at(&source.ca, source.crl.as_ref(), now)?;
+        Self::build(ServerPair::load_at(&source.chain, &source.key, now)?, trust, options)
+    }
+
+    /// Builds the configuration from parts that are checked already.
+    ///
+    /// # Errors
+    /// When the TLS library refuses them.
+    pub fn build(pair: ServerPair, trust: Trust, options: TlsOptions) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let ca_file = source.ca.name();
-        let ca_ders = source.ca.certificates()?;
-        let mut roots = RootCertStore::empty();
-        let mut ca = Vec::new();
-        for der in &ca_ders {
-            let parsed = parse(der, ca_file, "a CA certificate")?;
-            check_ca(&parsed, ca_file, now, source.crl.is_some())?;
-            ca.push(CertificateFacts::from_parsed(&parsed, der));
-            roots.add(der.clone()).map_err(|e| refused(ca_file, &e))?;
-        }
-
-        let chain_file = source.chain.name();
-        let chain = source.chain.certificates()?;
-        let leaf = chain.first().ok_or_else(|| refused(chain_file, &"no certificate"))?;
-        let parsed = parse(leaf, chain_file, "the server certificate")?;
-        check_server(&parsed, chain_file, now)?;
-        let server = CertificateFacts::from_parsed(&parsed, leaf);
-        let key = provider.key_provider.load_private_key(source.key.private_key()?).map_err(|e| {
-            TlsError::UnsupportedKey { file: source.key.name().to_owned(), error: e.to_string() }
-        })?;
-        let certified = CertifiedKey::new(chain.clone(), key);
-        certified.keys_match().map_err(|e| match e {
-            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch {
-                key_file: source.key.name().to_owned(),
-                chain_file: chain_file.to_owned(),
-                subject: server.common_name.clone(),
-            },
-            other => refused(chain_file, &other),
-        })?;
-
-        let (crl_ders, crls) = match &source.crl {
-            Some(input) => load_crls(input, &source.ca, &ca_ders, &provider)?,
-            None => (Vec::new(), Vec::new()),
-        };
-        // Unknown status is denied by default; a list that does not cover an issuer is no reason to trust its bearer.
-        let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .clear_root_hint_subjects()
-            .with_crls(crl_ders);
+        let ca_file = trust.source.name();
+        let mut builder = trust.builder(Arc::clone(&provider));
         if options.expired_crl == ExpiredCrl::Refuse {
             builder = builder.enforce_revocation_expiration();
         }
         let inner = builder.build().map_err(|e| refused(ca_file, &e))?;
-        let verifier = Arc::new(Verifier { inner, allowed: options.allowed });
+        let allowed = ArcSwap::from_pointee(options.allowed);
+        let verifier = Arc::new(Verifier { inner, allowed });
 
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
-            .map_err(|e| refused(chain_file, &e))?
+            .map_err(|e| refused(ca_file, &e))?
             .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn ClientCertVerifier>)
-            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+            .with_cert_resolver(Arc::new(Presented(Arc::clone(&pair.certified))));
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // A resumed session would not consult the verifier, hence not the revocation list.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.max_early_data_size = 0;
-        Ok(Self { config: Arc::new(config), verifier, server, ca, crls })
+        Ok(Self {
+            config: Arc::new(config),
+            verifier,
+            server: pair.facts.clone(),
+            ca: trust.ca.clone(),
+            crls: trust.crls.iter().map(|crl| crl.facts.clone()).collect(),
+            pair,
+            trust,
+        })
+    }
+
+    /// The server's certificate and key.
+    #[must_use]
+    pub fn pair(&self) -> &ServerPair {
+        &self.pair
+    }
+
+    /// Whom it trusts.
+    #[must_use]
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Has the program's opinion of identities replaced, for this configuration and its clones. Open connections are
+    /// judged by it once a clone of it is put into effect.
+    pub fn set_allowed(&self, allowed: Option<Allowed>) {
+        self.verifier.allowed.store(Arc::new(allowed));
     }
 
     /// What the TLS library needs.
@@ -189,16 +311,27 @@ tokio::task_local! {
     pub(crate) static PRESENTED: RefCell<Option<CertificateFacts>>;
 }
 
+/// Presents one certificate, whatever name the peer asks for.
+#[derive(Debug)]
+struct Presented(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Presented {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
 /// The library's verifier, and two demands of ours: the usage must be named, and the program must know the bearer.
-#[derive(Clone)]
 struct Verifier {
     inner: Arc<dyn ClientCertVerifier>,
-    allowed: Option<Allowed>,
+    allowed: ArcSwap<Option<Allowed>>,
 }
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verifier").field("maps_identities", &self.allowed.is_some()).finish_non_exhaustive()
+        f.debug_struct("Verifier")
+            .field("maps_identities", &self.allowed.load().is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -221,7 +354,7 @@ impl ClientCertVerifier for Verifier {
         if !names_client_auth(end_entity) {
             return Err(CertificateError::InvalidPurpose.into());
         }
-        if self.allowed.as_ref().is_some_and(|allowed| !allowed(&facts)) {
+        if self.allowed.load().as_ref().as_ref().is_some_and(|allowed| !allowed(&facts)) {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         Ok(verified)
@@ -258,65 +391,112 @@ fn names_client_auth(der: &[u8]) -> bool {
         .unwrap_or(false)
 }
 
-/// Checks that a revocation list is one of the CA's, signature included.
-///
-/// # Errors
-/// When it is not, or is not a revocation list at all.
-pub fn verify_crl(crl: &PemInput, ca: &PemInput) -> Result<Vec<CrlFacts>, TlsError> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    Ok(load_crls(crl, ca, &ca.certificates()?, &provider)?.1)
+/// A revocation list whose signature was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedCrl {
+    der: CertificateRevocationListDer<'static>,
+    /// What it says.
+    pub facts: CrlFacts,
 }
 
-type Crls = (Vec<CertificateRevocationListDer<'static>>, Vec<CrlFacts>);
+impl VerifiedCrl {
+    /// Whether it is signed by one of these CAs.
+    #[must_use]
+    pub fn is_of(&self, ca: &PemInput) -> bool {
+        let Ok(ders) = ca.certificates() else { return false };
+        ders.iter().any(|der| {
+            X509Certificate::from_der(der).is_ok_and(|(_, parsed)| signer(&parsed) == self.facts.signer)
+        })
+    }
 
-fn load_crls(
-    input: &PemInput,
-    ca: &PemInput,
+    /// The list in DER.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+}
+
+/// Checks that revocation lists are the CA's, signatures included.
+///
+/// # Errors
+/// When one is not, or is not a revocation list at all.
+pub fn verify_crl(crl: &PemInput, ca: &PemInput) -> Result<Vec<VerifiedCrl>, TlsError> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let ca_ders = ca.certificates()?;
+    crl.crls()?.into_iter().map(|der| verify_one(crl.name(), der, ca.name(), &ca_ders, &provider)).collect()
+}
+
+/// Those of the revocation lists that are the CA's, signatures included.
+///
+/// # Errors
+/// When there is none at all, or one is damaged, or the CA's certificates cannot be read.
+pub fn own_crls(crl: &PemInput, ca: &PemInput) -> Result<Vec<VerifiedCrl>, TlsError> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let ca_ders = ca.certificates()?;
+    let mut own = Vec::new();
+    for der in crl.crls()? {
+        match verify_one(crl.name(), der, ca.name(), &ca_ders, &provider) {
+            Ok(verified) => own.push(verified),
+            Err(TlsError::CrlForeign { .. } | TlsError::CrlSignature { .. }) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(own)
+}
+
+/// Who can sign a CA's revocation lists, in the way of [`CrlFacts::signer`].
+///
+/// # Errors
+/// When the CA's certificates cannot be read.
+pub fn signers(ca: &PemInput) -> Result<Vec<String>, TlsError> {
+    ca.certificates()?.iter().map(|der| Ok(signer(&parse(der, ca.name(), "a CA certificate")?))).collect()
+}
+
+fn signer(ca: &X509Certificate<'_>) -> String {
+    hex::encode(Sha256::digest(ca.public_key().raw))
+}
+
+fn verify_one(
+    file: &str,
+    der: CertificateRevocationListDer<'static>,
+    ca_file: &str,
     ca_ders: &[CertificateDer<'static>],
     provider: &CryptoProvider,
-) -> Result<Crls, TlsError> {
-    let ders = input.crls()?;
-    let mut facts = Vec::new();
-    for der in &ders {
-        let malformed = |error: String| TlsError::Malformed {
-            file: input.name().to_owned(),
-            what: "the revocation list",
-            error,
-        };
-        let (_, parsed) = x509_parser::revocation_list::CertificateRevocationList::from_der(der)
-            .map_err(|e| malformed(e.to_string()))?;
-        let mut issuers = Vec::new();
-        for ca_der in ca_ders {
-            let candidate = parse(ca_der, ca.name(), "a CA certificate")?;
-            if candidate.subject().as_raw() == parsed.issuer().as_raw() {
-                issuers.push(candidate);
-            }
+) -> Result<VerifiedCrl, TlsError> {
+    let malformed =
+        |error: String| TlsError::Malformed { file: file.to_owned(), what: "the revocation list", error };
+    let (_, parsed) = x509_parser::revocation_list::CertificateRevocationList::from_der(&der)
+        .map_err(|e| malformed(e.to_string()))?;
+    let mut issuers = Vec::new();
+    for ca_der in ca_ders {
+        let candidate = parse(ca_der, ca_file, "a CA certificate")?;
+        if candidate.subject().as_raw() == parsed.issuer().as_raw() {
+            issuers.push(candidate);
         }
-        if issuers.is_empty() {
-            return Err(TlsError::CrlForeign {
-                file: input.name().to_owned(),
-                issuer: parsed.issuer().to_string(),
-                ca_file: ca.name().to_owned(),
-            });
-        }
-        let signed = issuers.iter().any(|issuer| {
-            let key = &issuer.public_key().subject_public_key.data;
-            // An algorithm that does not fit the key fails, so trying each needs no table of identifiers.
-            provider.signature_verification_algorithms.all.iter().any(|algorithm| {
-                algorithm
-                    .verify_signature(key, parsed.tbs_cert_list.as_ref(), &parsed.signature_value.data)
-                    .is_ok()
-            })
-        });
-        if !signed {
-            return Err(TlsError::CrlSignature {
-                file: input.name().to_owned(),
-                ca_file: ca.name().to_owned(),
-            });
-        }
-        facts.push(CrlFacts::from_der(der).ok_or_else(|| malformed("not DER".to_owned()))?);
     }
-    Ok((ders, facts))
+    if issuers.is_empty() {
+        return Err(TlsError::CrlForeign {
+            file: file.to_owned(),
+            issuer: parsed.issuer().to_string(),
+            ca_file: ca_file.to_owned(),
+        });
+    }
+    let signer = issuers.iter().find(|issuer| {
+        let key = &issuer.public_key().subject_public_key.data;
+        // An algorithm that does not fit the key fails, so trying each needs no table of identifiers.
+        provider.signature_verification_algorithms.all.iter().any(|algorithm| {
+            algorithm
+                .verify_signature(key, parsed.tbs_cert_list.as_ref(), &parsed.signature_value.data)
+                .is_ok()
+        })
+    });
+    let Some(signer) = signer else {
+        return Err(TlsError::CrlSignature { file: file.to_owned(), ca_file: ca_file.to_owned() });
+    };
+    let signer = self::signer(signer);
+    let facts = CrlFacts::from_der(&der).ok_or_else(|| malformed("not DER".to_owned()))?;
+    let facts = CrlFacts { signer, ..facts };
+    Ok(VerifiedCrl { der, facts })
 }
 
 const CA_EXTENSIONS: &str = "basicConstraints=critical,CA:TRUE and keyUsage=critical,keyCertSign,cRLSign";

@@ -1,8 +1,8 @@
-//! Watches one file for changes of any kind: written in place, replaced by rename, deleted, its directory replaced.
+//! Watches files for changes of any kind: written in place, replaced by rename, deleted, their directory replaced.
 //!
-//! The kernel's notices come first, from the parent directory (a watch on the file itself goes deaf with the first
-//! rename). They are only a hint to look; a slow look without a hint covers what they miss: a replaced directory, a
-//! symbolic link's target, a file system without notices. A look costs two `stat` calls as long as nothing changed.
+//! The kernel's notices come first, from every directory on the way (a watch on the file itself goes deaf with the first
+//! rename). They are only a hint to look; a slow look without a hint covers what they miss, and a quick one a file system
+//! without notices. A look costs two `stat` calls as long as nothing changed.
 
 use std::{
     io,
@@ -12,13 +12,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use notify::{RecursiveMode, Watcher as _};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, mpsc};
 
-/// How long after a hint to wait for more: who writes in place is seldom done after the first write.
+use crate::notices::Notices;
+
+/// How long after a hint to wait for more: who writes in place is seldom done after the first write, and who replaces
+/// one of several files that belong together will replace the next.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How often to look without a hint.
-const LOOK: Duration = Duration::from_secs(2);
+/// How many such pauses there are at most while hints go on coming.
+const SETTLE_ROUNDS: usize = 4;
 /// A file changed this recently may change again within the clock's grain, so its time stamp proves nothing yet.
 const RECENT: Duration = Duration::from_secs(3);
 
@@ -72,7 +75,7 @@ impl FileWatcher {
     pub fn start(path: &Path) -> (Self, FileState) {
         let (send, states) = mpsc::channel(1);
         let nudge = Nudge(Arc::new(Notify::new()));
-        let mut look = Look::new(path);
+        let mut look = Look::new(path, FileState::read as fn(&Path) -> FileState);
         let now = look.take();
         let task = tokio::spawn(watch(look, send, Arc::clone(&nudge.0)));
         (Self { states, nudge, task }, now)
@@ -100,20 +103,120 @@ impl Drop for FileWatcher {
     }
 }
 
-async fn watch(mut look: Look, send: mpsc::Sender<FileState>, nudge: Arc<Notify>) {
-    let hint = Arc::new(Notify::new());
-    let mut notices = Notices::new(&look.path, &hint);
+/// Watches several files, and says which of them have changed. What they hold is not kept, since some hold secrets.
+/// Ends when dropped.
+#[derive(Debug)]
+pub struct FileSetWatcher {
+    changes: mpsc::Receiver<Vec<PathBuf>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl FileSetWatcher {
+    /// Starts to watch: what changes from now on is reported.
+    #[must_use]
+    pub fn start(paths: &[PathBuf]) -> Self {
+        let (send, changes) = mpsc::channel(1);
+        let mut looks: Vec<Look<Digest>> =
+            paths.iter().map(|path| Look::new(path, Digest::read as fn(&Path) -> Digest)).collect();
+        for look in &mut looks {
+            look.take();
+        }
+        let task = tokio::spawn(watch_set(looks, send));
+        Self { changes, task }
+    }
+
+    /// Waits for the next changes, until the files are quiet again; which they are. Safe to cancel.
+    pub async fn changed(&mut self) -> Vec<PathBuf> {
+        match self.changes.recv().await {
+            Some(paths) => paths,
+            // The task ends only with this value.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for FileSetWatcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn watch_set(mut looks: Vec<Look<Digest>>, send: mpsc::Sender<Vec<PathBuf>>) {
+    let mut notices = Notices::new(looks.iter().map(|look| look.path.as_path()));
+    let mut is_watched = false;
     loop {
-        tokio::select! {
-            () = nudge.notified() => {
-                let found = look.take();
-                if send.send(found).await.is_err() {
-                    return;
+        // What changed before the notices were asked for, nobody tells.
+        if std::mem::replace(&mut is_watched, true) {
+            let patience = notices.patience();
+            tokio::select! {
+                () = notices.hint() => settle(&mut notices).await,
+                () = tokio::time::sleep(patience) => {
+                    // A writer that is just at it is waited for here too.
+                    if looks.iter().any(Look::is_stale) {
+                        settle(&mut notices).await;
+                    }
                 }
-                continue;
             }
-            () = hint.notified() => tokio::time::sleep(SETTLE).await,
-            () = tokio::time::sleep(LOOK) => {}
+        }
+        notices.follow();
+        let changed: Vec<PathBuf> =
+            looks.iter_mut().filter_map(|look| look.again().is_some().then(|| look.path.clone())).collect();
+        if !changed.is_empty() && send.send(changed).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until no more hints come, but not for ever.
+async fn settle(notices: &mut Notices) {
+    for _ in 0..SETTLE_ROUNDS {
+        if tokio::time::timeout(SETTLE, notices.hint()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What a file holds, without keeping it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Digest {
+    /// SHA-256 of its bytes.
+    Present([u8; 32]),
+    Missing,
+    Unreadable(String),
+}
+
+impl Digest {
+    fn read(path: &Path) -> Self {
+        match FileState::read(path) {
+            FileState::Present(bytes) => Self::Present(Sha256::digest(&bytes).into()),
+            FileState::Missing => Self::Missing,
+            FileState::Unreadable(error) => Self::Unreadable(error),
+        }
+    }
+}
+
+async fn watch(mut look: Look<FileState>, send: mpsc::Sender<FileState>, nudge: Arc<Notify>) {
+    let mut notices = Notices::new([look.path.as_path()]);
+    let mut is_watched = false;
+    loop {
+        // What changed before the notices were asked for, nobody tells.
+        if std::mem::replace(&mut is_watched, true) {
+            let patience = notices.patience();
+            tokio::select! {
+                () = nudge.notified() => {
+                    let found = look.take();
+                    if send.send(found).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                () = notices.hint() => settle(&mut notices).await,
+                () = tokio::time::sleep(patience) => {
+                    if look.is_stale() {
+                        settle(&mut notices).await;
+                    }
+                }
+            }
         }
         notices.follow();
         if let Some(found) = look.again()
@@ -127,37 +230,48 @@ async fn watch(mut look: Look, send: mpsc::Sender<FileState>, nudge: Arc<Notify>
 type Stamp = (u64, u64, u64, i64, i64);
 
 /// The last look at the file.
-struct Look {
+struct Look<T> {
     path: PathBuf,
+    read: fn(&Path) -> T,
     stamp: Option<Stamp>,
-    found: FileState,
+    found: Option<T>,
 }
 
-impl Look {
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), stamp: None, found: FileState::Missing }
+impl<T: Clone + PartialEq> Look<T> {
+    fn new(path: &Path, read: fn(&Path) -> T) -> Self {
+        Self { path: path.to_owned(), read, stamp: None, found: None }
     }
 
     /// Looks, whatever the stamp says.
-    fn take(&mut self) -> FileState {
+    fn take(&mut self) -> T {
         self.stamp = stamp(&self.path);
-        self.found = FileState::read(&self.path);
-        self.found.clone()
+        let found = (self.read)(&self.path);
+        self.found = Some(found.clone());
+        found
+    }
+
+    /// Whether the stamp gives cause to look.
+    fn is_stale(&self) -> bool {
+        self.differs(stamp(&self.path))
+    }
+
+    fn differs(&self, stamp: Option<Stamp>) -> bool {
+        stamp != self.stamp || !stamp.is_none_or(is_settled)
     }
 
     /// Looks if the stamp gives cause to, and returns what was found if it is news.
-    fn again(&mut self) -> Option<FileState> {
+    fn again(&mut self) -> Option<T> {
         let stamp = stamp(&self.path);
-        if stamp == self.stamp && stamp.is_none_or(is_settled) {
+        if !self.differs(stamp) {
             return None;
         }
         // The stamp is taken before the bytes: a change in between shows in the next look.
         self.stamp = stamp;
-        let found = FileState::read(&self.path);
-        if found == self.found {
+        let found = (self.read)(&self.path);
+        if self.found.as_ref() == Some(&found) {
             return None;
         }
-        self.found = found.clone();
+        self.found = Some(found.clone());
         Some(found)
     }
 }
@@ -172,52 +286,6 @@ fn is_settled((_, _, _, ctime, _): Stamp) -> bool {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::from_secs(u64::try_from(ctime).unwrap_or_default());
     now.checked_sub(changed).is_some_and(|age| age > RECENT)
-}
-
-/// The kernel's notices about the file's directory.
-struct Notices {
-    directory: PathBuf,
-    watcher: Option<notify::RecommendedWatcher>,
-    watched: Option<(u64, u64)>,
-}
-
-impl Notices {
-    fn new(path: &Path, hint: &Arc<Notify>) -> Self {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let name = path.file_name().map(ToOwned::to_owned);
-        let (hint, own) = (Arc::clone(hint), directory.clone());
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let concerns = match &event {
-                Ok(event) => {
-                    !event.kind.is_access()
-                        && (event.need_rescan()
-                            || event.paths.iter().any(|p| p.file_name() == name.as_deref() || *p == own))
-                }
-                Err(_) => true,
-            };
-            if concerns {
-                hint.notify_one();
-            }
-        });
-        let mut this = Self { directory, watcher: watcher.ok(), watched: None };
-        this.follow();
-        this
-    }
-
-    /// Watches the directory that has the path's name now.
-    fn follow(&mut self) {
-        let now = std::fs::metadata(&self.directory).ok().map(|meta| (meta.dev(), meta.ino()));
-        if now == self.watched {
-            return;
-        }
-        let Some(watcher) = &mut self.watcher else { return };
-        // Of a directory that is gone there may be nothing left to unwatch.
-        drop(watcher.unwatch(&self.directory));
-        self.watched = now.filter(|_| watcher.watch(&self.directory, RecursiveMode::NonRecursive).is_ok());
-    }
 }
 
 #[cfg(test)]
@@ -269,7 +337,52 @@ mod tests {
         fs::write(&file, "seven").unwrap();
         assert_eq!(next(&mut watcher).await, present("seven"), "in the new directory");
 
+        // A link, and what it leads to, as configuration that is mounted is exchanged.
+        for (target, text) in [("a", "eight"), ("b", "nine")] {
+            fs::create_dir(root.path().join(target)).unwrap();
+            fs::write(root.path().join(target).join("list.yaml"), text).unwrap();
+        }
+        let link = |target: &str, name: &Path| {
+            std::os::unix::fs::symlink(root.path().join(target), dir.join("link")).unwrap();
+            fs::rename(dir.join("link"), name).unwrap();
+        };
+        link("a/list.yaml", &file);
+        assert_eq!(next(&mut watcher).await, present("eight"), "replaced by a link");
+        fs::write(root.path().join("a/list.yaml"), "eight and a half").unwrap();
+        assert_eq!(next(&mut watcher).await, present("eight and a half"), "where the link leads");
+        link("a", &dir.join("data"));
+        link("etc/data/list.yaml", &file);
+        link("b", &dir.join("data"));
+        assert_eq!(next(&mut watcher).await, present("nine"), "a link on the way is exchanged");
+        fs::write(root.path().join("b/list.yaml"), "seven").unwrap();
+        assert_eq!(next(&mut watcher).await, present("seven"));
+
         watcher.nudge().nudge();
         assert_eq!(next(&mut watcher).await, present("seven"), "nudged");
+    }
+
+    #[tokio::test]
+    async fn of_several_files_those_that_changed_are_named_together() {
+        let root = tempfile::tempdir().unwrap();
+        let [first, second] = ["a/first", "b/second"].map(|name| root.path().join(name));
+        for file in [&first, &second] {
+            fs::create_dir(file.parent().unwrap()).unwrap();
+            fs::write(file, "one").unwrap();
+        }
+        let missing = root.path().join("a/missing");
+        let mut watcher = FileSetWatcher::start(&[first.clone(), second.clone(), missing.clone()]);
+        let limit = Duration::from_secs(5);
+        let mut next = async || tokio::time::timeout(limit, watcher.changed()).await.expect("a change");
+
+        fs::write(&first, "two").unwrap();
+        fs::write(&second, "two").unwrap();
+        assert_eq!(next().await, [first.clone(), second.clone()]);
+        fs::write(&first, "two").unwrap();
+        fs::write(&missing, "here").unwrap();
+        assert_eq!(next().await, [missing], "the same bytes are no change");
+        fs::rename(root.path().join("b"), root.path().join("c")).unwrap();
+        assert_eq!(next().await, std::slice::from_ref(&second), "gone with its directory");
+        fs::rename(root.path().join("c"), root.path().join("b")).unwrap();
+        assert_eq!(next().await, [second], "back");
     }
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
 use patch_client::{Address, PackageSort};
+use patch_manual::Shell;
 use patch_types::{
     JobId, JobStatus, OnFailure, PackageName, PlanHash, operation::PackageSpec, rollback::MAX_CONFIRM_SECONDS,
 };
@@ -164,6 +164,9 @@ pub(crate) enum Command {
     },
     /// Show how the agent is; exits with 1 when it is unhealthy
     Health,
+    /// Hand the agent a newer revocation list
+    #[command(subcommand)]
+    Crl(CrlCommand),
     /// Print the agent's metrics in Prometheus' format
     Metrics,
     /// Print the OpenAPI description of the agent's API
@@ -178,6 +181,19 @@ pub(crate) enum Command {
     Man {
         /// The page of this subcommand instead
         command: Option<String>,
+        /// Write all pages into this directory instead
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// What is wanted of the revocation list.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CrlCommand {
+    /// Put a newer list in force; it takes effect at once, on open connections too
+    Put {
+        /// The list of the agent's CA, PEM or DER; `-` is standard input
+        file: PathBuf,
     },
 }
 

@@ -1,22 +1,25 @@
 //! `audit verify` and `audit show`.
 
-use std::{
-    fs::File,
-    io::{BufReader, ErrorKind, Read as _, Take},
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{io::ErrorKind, path::Path};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use patch_audit::{Break, Expect, Filter, Head, LOG_PATH, Reader, Start, verify};
-use patch_types::JobId;
+use patch_audit::{
+    Filter, Head, Known, LOG_PATH, PublicKeys, Reader, Report, Trail, TrailFile, examine_opened,
+    read_checkpoint, read_heads,
+};
+use patch_types::{
+    JobId,
+    executor::{CHECKPOINT_HEAD, CHECKPOINT_HEADS, CHECKPOINT_KEYS, RECORD},
+    terminal,
+};
 
 use super::{Json, exit, print};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Find every edited, removed, inserted or reordered record. Exit code 3 if there is one.
+    /// Find every edited, removed, inserted or reordered record, and compare the trail with what the root side has signed:
+    /// as root with everything that it has. Exit code 3 if anything is not in order.
     Verify(Verify),
     /// Print the last records.
     Show(Show),
@@ -52,176 +55,105 @@ pub(super) struct Show {
 
 pub(super) fn execute(root: &Path, command: &Command) -> anyhow::Result<u8> {
     let log = root.join(LOG_PATH);
-    let files = open_trail(&log)?;
+    let trail =
+        Trail::open(&log).context("cannot read the audit trail; run this as root or as linux-patch-api")?;
     match command {
         Command::Verify(Verify { json, head }) => {
-            let report = examine(&log, files, *head)?;
-            print(&if json.json { report.json() } else { report.text() })?;
+            let (known, problems, notes) = known(root, *head);
+            let mut report = examine_opened(&log, trail, &known)
+                .context("cannot read the audit trail; run this as root or as linux-patch-api")?;
+            report.problems.extend(problems);
+            report.notes.extend(notes);
+            // Texts of the trail and names of files are the network side's, and whoever reads this may be root.
+            let text = if json.json { as_json(&report) } else { as_text(&report) };
+            print(&if json.json { terminal::json(&text) } else { text.into() })?;
             Ok(if report.is_intact() { exit::OK } else { exit::NOT_IN_ORDER })
         }
-        Command::Show(show) => show_last(files, show),
+        Command::Show(show) => show_last(trail.files, show),
     }
 }
 
-/// A file of the trail as it was when it was opened: what is written meanwhile belongs to the next look.
-struct Opened {
-    path: PathBuf,
-    file: File,
-    size: u64,
-    is_live: bool,
-}
-
-impl Opened {
-    /// None if there is no such file (any more).
-    fn open(path: PathBuf, is_live: bool) -> anyhow::Result<Option<Self>> {
-        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.size(), file)));
-        match opened {
-            Ok((size, file)) => Ok(Some(Self { path, file, size, is_live })),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| {
-                format!("cannot read {}; run this as root or as linux-patch-api", path.display())
-            }),
+/// What the root side knows of the trail, as far as whoever runs this may read it, what is damaged of that, and what could
+/// not be read.
+fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
+    let mut known = Known { head, ..Known::default() };
+    let (mut problems, mut notes) = (Vec::new(), Vec::new());
+    let keys = root.join(CHECKPOINT_KEYS);
+    match PublicKeys::read(&keys) {
+        Ok(keys) => known.keys = Some(keys),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            notes.push("the root side has signed nothing on this host yet".to_owned());
         }
+        Err(error) => notes.push(format!("{}: {error}", keys.display())),
     }
-
-    fn inode(&self) -> Option<(u64, u64)> {
-        self.file.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+    let last = root.join(CHECKPOINT_HEAD);
+    match read_checkpoint(&last) {
+        Ok(checkpoint) => known.signed.extend(checkpoint.and_then(|c| Head::try_from(&c.head).ok())),
+        Err(error) => notes.push(format!("{}: {error}", last.display())),
     }
-
-    fn reader(self) -> BufReader<Take<File>> {
-        BufReader::new(self.file.take(self.size))
-    }
-}
-
-/// The trail's files, oldest first: those of former days are named by their day.
-fn open_trail(log: &Path) -> anyhow::Result<Vec<Opened>> {
-    // The present file comes first: if a new day begins meanwhile it is listed once more, and recognised.
-    let live = Opened::open(log.to_owned(), true)?;
-    let directory = log.parent().unwrap_or(Path::new("/"));
-    let prefix = format!("{}.", log.file_name().unwrap_or_default().to_string_lossy());
-    let entries = std::fs::read_dir(directory).with_context(|| {
-        format!("cannot read {}; run this as root or as linux-patch-api", directory.display())
-    })?;
-    let mut former: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            Some((order(name.to_string_lossy().strip_prefix(&prefix)?)?, entry.path()))
-        })
-        .collect();
-    former.sort();
-    let mut files = Vec::new();
-    for (_, path) in former {
-        // One that is gone by now was too old to be kept.
-        let opened = Opened::open(path, false)?;
-        let is_live = |file: &Opened| live.as_ref().is_some_and(|live| live.inode() == file.inode());
-        files.extend(opened.filter(|file| !is_live(file)));
-    }
-    files.extend(live);
-    Ok(files)
-}
-
-/// The place of a former file among the others: its day, then its number within that day. What was set aside has none:
-/// it is damaged, and the trail begun after it says so.
-fn order(suffix: &str) -> Option<(String, u64)> {
-    if !suffix.starts_with(|c: char| c.is_ascii_digit()) {
-        return None;
-    }
-    Some(match suffix.split_once('.') {
-        Some((day, number)) => (day.to_owned(), number.parse().unwrap_or(u64::MAX)),
-        None => (suffix.to_owned(), 0),
-    })
-}
-
-/// What verifying the whole trail found.
-#[derive(Debug, Default)]
-struct Report {
-    records: u64,
-    first: Option<Head>,
-    head: Option<Head>,
-    problems: Vec<String>,
-    /// Whether the present file ends within a line.
-    is_being_written: bool,
-}
-
-fn examine(log: &Path, files: Vec<Opened>, head: Option<Head>) -> anyhow::Result<Report> {
-    let mut report = Report::default();
-    let mut start = Start::Anything;
-    let mut known = head;
-    if !files.iter().any(|file| file.is_live) {
-        report.problems.push(format!("{}: the file is not there", log.display()));
-    }
-    let last = files.len().saturating_sub(1);
-    for (i, file) in files.into_iter().enumerate() {
-        let (path, is_live) = (file.path.clone(), file.is_live);
-        let verdict = verify(file.reader(), &Expect { start, head: known })
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        report.records += verdict.records;
-        report.first = report.first.or(verdict.first);
-        let reaches_known = known.is_some_and(|k| verdict.head.is_some_and(|h| h.seq >= k.seq));
-        let is_pruned = known.is_some_and(|k| report.first.is_some_and(|first| k.seq < first.seq));
-        for problem in verdict.problems {
-            match problem.what {
-                // A record is written with one call, but that may be under way; a crash is mended at the next start.
-                Break::Torn if is_live => report.is_being_written = true,
-                // A later file may have it, or it is told below.
-                Break::Truncated { .. } if is_pruned || (i < last && !reaches_known) => {}
-                _ => report.problems.push(format!("{}: {problem}", path.display())),
+    let record = root.join(RECORD);
+    match Trail::open(&record) {
+        Ok(trail) => {
+            for file in trail.files {
+                let name = file.path().display().to_string();
+                for read in Reader::new(file.reader()) {
+                    match read {
+                        Ok(record) => {
+                            let checkpoint = record.event.kind.checkpoint();
+                            known.signed.extend(checkpoint.and_then(|c| Head::try_from(&c.head).ok()));
+                        }
+                        // Nothing can be read behind it.
+                        Err(error) => {
+                            problems.push(format!("{name}: the root side's record is damaged: {error}"));
+                            break;
+                        }
+                    }
+                }
             }
         }
-        if let (Some(expected), Some(first), true) = (known, report.first, is_pruned) {
-            report.problems.push(format!(
-                "record {} is known elsewhere, but the trail that is left begins with record {}: it cannot be compared",
-                expected.seq, first.seq
-            ));
-        }
-        if reaches_known || is_pruned {
-            known = None;
-        }
-        if let Some(last) = verdict.head {
-            report.head = Some(last);
-            start = Start::After(last);
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(_) => notes.push(
+            "only the last of the heads that the root side has signed was compared; as root all of them are"
+                .to_owned(),
+        ),
     }
-    if report.records == 0 {
-        report.problems.push(format!("{}: there is not one record", log.display()));
+    match read_heads(&root.join(CHECKPOINT_HEADS)) {
+        Ok(heads) => known.signed.extend(heads.iter().filter_map(|c| Head::try_from(&c.head).ok())),
+        // Whoever is not root has been told above.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        Err(error) => problems.push(format!("{}: {error}", root.join(CHECKPOINT_HEADS).display())),
     }
-    Ok(report)
+    known.signed.sort_unstable_by_key(|head| (head.seq, head.hash.0));
+    known.signed.dedup();
+    (known, problems, notes)
 }
 
-impl Report {
-    fn is_intact(&self) -> bool {
-        self.problems.is_empty()
-    }
-
-    fn json(&self) -> String {
-        let head = self.head.map(|h| serde_json::json!({ "seq": h.seq, "hash": h.hash.to_string() }));
-        let report = serde_json::json!({
-            "intact": self.is_intact(), "records": self.records, "first_seq": self.first.map(|f| f.seq),
-            "head": head, "problems": self.problems, "being_written": self.is_being_written,
-        });
-        format!("{report:#}\n")
-    }
-
-    fn text(&self) -> String {
-        let mut text: String = self.problems.iter().map(|p| format!("{p}\n")).collect();
-        if self.is_being_written {
-            text.push_str(
-                "note: the last line is incomplete; it is being written, or a crash broke it off\n",
-            );
-        }
-        let span = match (self.first, self.head) {
-            (Some(first), Some(head)) => format!(", {} to {}, head {head}", first.seq, head.seq),
-            _ => String::new(),
-        };
-        let verdict =
-            if self.is_intact() { "the audit trail is intact" } else { "the audit trail is broken" };
-        text.push_str(&format!("{verdict}: {} records{span}\n", self.records));
-        text
-    }
+fn as_json(report: &Report) -> String {
+    let head = report.head.map(|h| serde_json::json!({ "seq": h.seq, "hash": h.hash.to_string() }));
+    let report = serde_json::json!({
+        "intact": report.is_intact(), "records": report.records, "first_seq": report.first.map(|f| f.seq),
+        "head": head, "vouched_seq": report.vouched, "checkpoints": report.checkpoints,
+        "problems": report.problems, "notes": report.notes, "being_written": report.is_being_written,
+    });
+    format!("{report:#}\n")
 }
 
-fn show_last(files: Vec<Opened>, show: &Show) -> anyhow::Result<u8> {
+fn as_text(report: &Report) -> String {
+    let mut text: String = report.problems.iter().map(|p| format!("{}\n", terminal::line(p))).collect();
+    text.extend(report.notes.iter().map(|note| format!("note: {}\n", terminal::line(note))));
+    if report.is_being_written {
+        text.push_str("note: the last line is incomplete; it is being written, or a crash broke it off\n");
+    }
+    let span = match (report.first, report.head) {
+        (Some(first), Some(head)) => format!(", {} to {}, head {head}", first.seq, head.seq),
+        _ => String::new(),
+    };
+    let verdict = if report.is_intact() { "the audit trail is intact" } else { "the audit trail is broken" };
+    text.push_str(&format!("{verdict}: {} records{span}\n", report.records));
+    text
+}
+
+fn show_last(files: Vec<TrailFile>, show: &Show) -> anyhow::Result<u8> {
     let filter =
         Filter { kind: show.kind.clone(), job: show.job, identity: show.identity.clone(), priority: None };
     let mut groups = Vec::new();
@@ -230,7 +162,7 @@ fn show_last(files: Vec<Opened>, show: &Show) -> anyhow::Result<u8> {
         if missing == 0 {
             break;
         }
-        let path = file.path.clone();
+        let path = file.path().to_owned();
         let mut reader = Reader::new(file.reader());
         let records =
             reader.tail(missing, &filter).with_context(|| format!("cannot read {}", path.display()))?;
@@ -240,7 +172,8 @@ fn show_last(files: Vec<Opened>, show: &Show) -> anyhow::Result<u8> {
     let mut text = String::new();
     for record in groups.into_iter().rev().flatten() {
         if show.json.json {
-            text.push_str(&record.line);
+            // Between strings they are only space, and within them they cannot be.
+            text.push_str(&terminal::json(&record.line.replace(['\r', '\t'], " ")));
         } else {
             let event = &record.event;
             text.push_str(&format!(
@@ -248,7 +181,7 @@ fn show_last(files: Vec<Opened>, show: &Show) -> anyhow::Result<u8> {
                 record.seq,
                 event.at,
                 event.priority.as_str(),
-                event.message
+                terminal::line(&event.message)
             ));
         }
         text.push('\n');
@@ -259,7 +192,9 @@ fn show_last(files: Vec<Opened>, show: &Show) -> anyhow::Result<u8> {
 
 #[cfg(test)]
 mod tests {
-    use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller, Options};
+    use std::path::PathBuf;
+
+    use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller, Options, examine};
 
     use super::*;
 
@@ -276,7 +211,7 @@ mod tests {
     }
 
     fn examined(log: &Path, head: Option<Head>) -> Report {
-        examine(log, open_trail(log).unwrap(), head).unwrap()
+        examine(log, &Known { head, ..Known::default() }).unwrap()
     }
 
     /// Moves the first lines into a file of a former day.
@@ -304,19 +239,19 @@ mod tests {
             assert!(examined(&log, Some(*head)).is_intact(), "{head}");
         }
         let other = Head { seq: 4, hash: heads[0].hash };
-        assert!(examined(&log, Some(other)).text().contains("not the one"));
+        assert!(as_text(&examined(&log, Some(other))).contains("not the one"));
 
         let text = std::fs::read_to_string(&log).unwrap();
         let cut: String = text.split_inclusive('\n').take(2).collect();
         std::fs::write(&log, cut).unwrap();
         assert!(examined(&log, None).is_intact(), "nothing shows it from within");
         let report = examined(&log, Some(heads[4]));
-        assert!(report.text().contains("cut off"), "{}", report.text());
+        assert!(as_text(&report).contains("cut off"), "{}", as_text(&report));
 
         std::fs::remove_file(log.with_file_name("audit.log.2026-11-20")).unwrap();
-        assert!(examined(&log, Some(heads[2])).is_intact());
+        assert_eq!(examined(&log, Some(heads[2])).problems.len(), 1, "a file was removed");
         let report = examined(&log, Some(heads[0]));
-        assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+        assert_eq!(report.problems.len(), 2, "{:?}", report.problems);
         assert!(report.problems[0].contains("begins with record 3"), "{:?}", report.problems);
     }
 
@@ -328,8 +263,56 @@ mod tests {
         }
         std::fs::write(log.with_file_name("audit.log.set-aside-20261120T000000Z"), "rubbish").unwrap();
         let report = examined(&log, None);
-        assert!(report.is_intact(), "{}", report.text());
         assert_eq!(report.records, 5);
+        let name = "audit.log.set-aside-x\u{1b}[2J\nthe audit trail is intact";
+        std::fs::write(log.with_file_name(name), "rubbish").unwrap();
+        let text = as_text(&examined(&log, None));
+        assert!(
+            !text.contains('\u{1b}') && !text.lines().any(|line| line.starts_with("the audit trail is i")),
+            "{text}"
+        );
+        std::fs::remove_file(log.with_file_name(name)).unwrap();
+        let aside = report.problems.iter().filter(|problem| problem.contains("set-aside")).count();
+        assert_eq!(aside, report.problems.len(), "{}", as_text(&report));
+        assert!(aside > 0);
+    }
+
+    #[test]
+    fn what_the_root_side_signed_is_compared() {
+        let (directory, _) = trail();
+        let root = directory.path();
+        let log = root.join(LOG_PATH);
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::rename(root.join("audit.log"), &log).unwrap();
+        let state = root.join("var/lib/linux_patch_executor");
+        std::fs::create_dir_all(&state).unwrap();
+        let key = patch_audit::Key::open(&state.join("checkpoint.key"), &root.join(CHECKPOINT_KEYS)).unwrap();
+        let head = examined(&log, None).head.unwrap();
+        let signed = key.sign(head, jiff::Timestamp::now());
+        patch_audit::write_checkpoint(&root.join(CHECKPOINT_HEAD), &signed).unwrap();
+        let bounds = patch_audit::Bounds { file_bytes: 1 << 20, files: 1 };
+        let record = AuditEvent::new((&signed).into(), &Caller::local());
+        patch_audit::append(&root.join(RECORD), &[record], &bounds).unwrap();
+        let look = || examine(&log, &known(root, None).0).unwrap();
+        assert_eq!((look().is_intact(), look().vouched), (true, Some(5)));
+        let text = std::fs::read_to_string(&log).unwrap();
+        // A file of the record that is damaged ends the reading, and is a problem.
+        let damaged = root.join(format!("{RECORD}.2026-11-20.gz"));
+        std::fs::write(&damaged, "this is not compressed").unwrap();
+        assert_eq!(known(root, None).1.len(), 1);
+        std::fs::remove_file(damaged).unwrap();
+        // What only the file of heads has is compared as well.
+        patch_audit::keep_head(&root.join(CHECKPOINT_HEADS), &key.sign(Head { seq: 3, ..head }, signed.at))
+            .unwrap();
+        assert!(as_text(&look()).contains("record 3 is not the one that the root side signed"));
+        std::fs::remove_file(root.join(CHECKPOINT_HEADS)).unwrap();
+        let cut: String = text.split_inclusive('\n').take(4).collect();
+        std::fs::write(&log, cut).unwrap();
+        assert!(as_text(&look()).contains("the root side has signed record 5"), "{}", as_text(&look()));
+        assert_eq!(
+            execute(root, &Command::Verify(Verify { json: Json { json: true }, head: None })).unwrap(),
+            3
+        );
     }
 
     #[test]
@@ -338,7 +321,7 @@ mod tests {
         let text = std::fs::read_to_string(&log).unwrap();
         std::fs::write(&log, format!("{text}{{\"seq\":6,")).unwrap();
         let report = examined(&log, None);
-        assert!(report.is_intact() && report.is_being_written, "{}", report.text());
+        assert!(report.is_intact() && report.is_being_written, "{}", as_text(&report));
         // In a file that nobody writes any more it is.
         std::fs::rename(&log, log.with_file_name("audit.log.2026-11-20")).unwrap();
         std::fs::write(&log, "").unwrap();
@@ -348,11 +331,11 @@ mod tests {
     #[test]
     fn what_is_written_meanwhile_is_not_read() {
         let (_directory, log) = trail();
-        let files = open_trail(&log).unwrap();
+        let files = Trail::open(&log).unwrap();
         let text = std::fs::read_to_string(&log).unwrap();
         std::fs::write(&log, format!("{text}{{\"seq\":6,")).unwrap();
-        let report = examine(&log, files, None).unwrap();
-        assert!(report.is_intact() && !report.is_being_written, "{}", report.text());
+        let report = examine_opened(&log, files, &Known::default()).unwrap();
+        assert!(report.is_intact() && !report.is_being_written, "{}", as_text(&report));
     }
 
     #[test]

@@ -57,9 +57,7 @@ pub struct Inputs {
 
 impl From<Fragment> for Inputs {
     fn from(f: Fragment) -> Self {
-        let syslog = f.logging.as_ref().is_some_and(|l| l.remote_syslog.is_some());
         let inactive = [
-            ("logging.remote_syslog", syslog),
             ("policy", f.policy.is_some()),
             ("reboot", f.reboot.is_some()),
             ("notifications", f.notifications.is_some()),
@@ -126,11 +124,12 @@ pub struct Logging {
     pub level: String,
     pub retention_days: u32,
     pub remote_syslog: Option<String>,
+    pub remote_syslog_ca: Option<PathBuf>,
 }
 
 impl Default for Logging {
     fn default() -> Self {
-        Self { level: "INFO".into(), retention_days: 30, remote_syslog: None }
+        Self { level: "INFO".into(), retention_days: 30, remote_syslog: None, remote_syslog_ca: None }
     }
 }
 

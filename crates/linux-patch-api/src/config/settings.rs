@@ -20,6 +20,8 @@ pub struct Invalid {
     pub key: String,
     /// What is wrong and what to write instead.
     pub message: String,
+    /// The line of the key, or of the nearest one above it, from 1; none if it cannot be told.
+    pub line: Option<u64>,
 }
 
 impl fmt::Display for Invalid {
@@ -97,6 +99,11 @@ impl Roles {
     pub fn is_empty(&self) -> bool {
         self.by_fingerprint.is_empty() && self.by_name.is_empty()
     }
+
+    /// Who has which role: names and fingerprints.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, Role)> {
+        self.by_name.iter().chain(&self.by_fingerprint).map(|(identity, role)| (identity.as_str(), *role))
+    }
 }
 
 /// Where the certificates are, the root prefix included.
@@ -128,7 +135,9 @@ pub struct Settings {
     /// How long rotated audit files are kept.
     pub retention_days: u32,
     /// Where the audit trail also goes.
-    pub remote_syslog: Option<String>,
+    pub remote_syslog: Option<patch_audit::Target>,
+    /// The CA of that server, the root prefix included; the system's own if absent.
+    pub remote_syslog_ca: Option<PathBuf>,
     /// The limit of a job.
     pub job_timeout: Duration,
     /// How many jobs may be active.
@@ -164,8 +173,18 @@ impl Settings {
         let tls = check.tls(&inputs.tls, root);
         let level = check.level(&inputs.logging.level);
         check.within("logging.retention_days", inputs.logging.retention_days.into(), 1, 3650);
-        if let Some(target) = &inputs.logging.remote_syslog {
-            check.syslog(target);
+        let remote_syslog = inputs.logging.remote_syslog.as_deref().and_then(|target| check.syslog(target));
+        let remote_syslog_ca = inputs
+            .logging
+            .remote_syslog_ca
+            .as_deref()
+            .map(|ca| check.below("logging.remote_syslog_ca", ca, root));
+        let is_tls = |target: &patch_audit::Target| target.transport == patch_audit::Transport::Tls;
+        if remote_syslog_ca.is_some() && !remote_syslog.as_ref().is_some_and(is_tls) {
+            check.refuse(
+                "logging.remote_syslog_ca",
+                "it says whom to trust with tls://, and remote_syslog is no such server; remove the key",
+            );
         }
         let security = inputs.security;
         check.within("security.job_timeout_minutes", security.job_timeout_minutes, 1, 1440);
@@ -193,7 +212,8 @@ impl Settings {
             tls,
             level,
             retention_days: inputs.logging.retention_days,
-            remote_syslog: inputs.logging.remote_syslog,
+            remote_syslog,
+            remote_syslog_ca,
             job_timeout: Duration::from_secs(security.job_timeout_minutes * 60),
             max_concurrent_jobs: security.max_concurrent_jobs,
             rate_limit: security.rate_limit_requests_per_minute,
@@ -223,7 +243,7 @@ struct Checker(Vec<Invalid>);
 
 impl Checker {
     fn refuse(&mut self, key: impl Into<String>, message: impl Into<String>) {
-        self.0.push(Invalid { key: key.into(), message: message.into() });
+        self.0.push(Invalid { key: key.into(), message: message.into(), line: None });
     }
 
     fn within(&mut self, key: &str, value: u64, least: u64, most: u64) {
@@ -286,14 +306,21 @@ impl Checker {
         }
     }
 
-    fn syslog(&mut self, target: &str) {
-        let rest =
-            ["udp://", "tcp://", "tls://"].iter().find_map(|s| target.strip_prefix(s)).unwrap_or(target);
-        if !is_host_and_port(rest) {
-            self.refuse(
-                "logging.remote_syslog",
-                format!("{target:?} is not HOST:PORT, optionally after udp://, tcp:// or tls://"),
-            );
+    fn syslog(&mut self, text: &str) -> Option<patch_audit::Target> {
+        let rest = ["udp://", "tcp://", "tls://"].iter().find_map(|s| text.strip_prefix(s)).unwrap_or(text);
+        match text.parse() {
+            Ok(target) if is_host_and_port(rest) => Some(target),
+            Ok(_) => {
+                self.refuse(
+                    "logging.remote_syslog",
+                    format!("{text:?} is not HOST:PORT, optionally after udp://, tcp:// or tls://"),
+                );
+                None
+            }
+            Err(error) => {
+                self.refuse("logging.remote_syslog", error.to_string());
+                None
+            }
         }
     }
 
@@ -338,7 +365,8 @@ impl Checker {
         let uri = url.parse::<http::Uri>().ok();
         let known = |s: &str| s == "http" || s == "https";
         if !uri.is_some_and(|u| u.scheme_str().is_some_and(known) && u.host().is_some()) {
-            self.refuse(key, format!("{url:?} is not an http or https URL"));
+            // The address of a webhook is its password, and this is logged.
+            self.refuse(key, "this is not an http or https URL");
         }
     }
 

@@ -268,7 +268,7 @@ impl Executor {
     async fn run(&self, body: RequestBody) -> Answer {
         let request = request(body);
         let unanswered = match self.submit(&request).await {
-            Ok(Reply::Accepted | Reply::Known) => None,
+            Ok(Reply::Accepted | Reply::Known | Reply::Signed { .. }) => None,
             Ok(Reply::Refused { code, message }) => return Err(ErrorDetail::new(code, message)),
             // It may be at work all the same, which its event file tells.
             Err(error) if error.may_have_begun() => Some(error),

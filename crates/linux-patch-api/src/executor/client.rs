@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use patch_service::PemInput;
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
     executor::{
-        EVENTS_DIR, FrameError, PROTOCOL, Reply, Request, RequestBody, SOCKET, body_length, decode, encode,
+        EVENTS_DIR, FrameError, MAX_KEY, PROTOCOL, Reply, Request, RequestBody, SOCKET, body_length, decode,
+        encode,
     },
 };
 use tokio::{
@@ -19,6 +21,7 @@ use tokio::{
     time::timeout,
 };
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use super::ask::Flights;
 
@@ -144,6 +147,50 @@ impl Executor {
         self.connect().await.map(drop).map_err(ErrorDetail::from)
     }
 
+    /// The server's private key, which the root side reads from the file that the configuration names.
+    ///
+    /// # Errors
+    /// When it is not handed over, with why and what to do.
+    pub async fn server_key(&self) -> Result<PemInput, ErrorDetail> {
+        let frame = encode(&request(RequestBody::ServerKey)).map_err(ExecutorError::Request)?;
+        let mut stream = self.connect().await?;
+        let unanswered = |source| ExecutorError::Unanswered { path: self.socket.to_path_buf(), source };
+        let hand_over = async {
+            match exchange(&mut stream, &frame).await {
+                Ok(Ok(Reply::Accepted | Reply::Known)) => {}
+                Ok(Ok(Reply::Refused { code, message })) => return Err(ErrorDetail::new(code, message)),
+                Ok(Ok(Reply::Signed { .. })) => {
+                    let message = "the root side answered something else than was asked; daemon and root side may be of \
+                                   different versions: restart linux-patch-api.service";
+                    return Err(ErrorDetail::new(ErrorCode::ServiceUnhealthy, message));
+                }
+                Ok(Err(source)) => return Err(ExecutorError::Protocol(source).into()),
+                Err(source) => return Err(unanswered(source).into()),
+            }
+            let read = async {
+                let mut prefix = [0; 4];
+                stream.read_exact(&mut prefix).await?;
+                let length = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
+                if length > MAX_KEY {
+                    return Err(io::Error::other(format!("a key of {length} bytes is announced")));
+                }
+                // Of its full size from the start: what grows leaves copies behind.
+                let mut key = Zeroizing::new(vec![0; length]);
+                stream.read_exact(&mut key).await?;
+                Ok(key)
+            };
+            let mut key = read.await.map_err(unanswered)?;
+            Ok(PemInput::new("the server's key from the root side", std::mem::take(&mut *key)))
+        };
+        match timeout(REPLY_LIMIT, hand_over).await {
+            Ok(result) => result,
+            Err(_) => {
+                let late = io::Error::new(io::ErrorKind::TimedOut, format!("no key within {REPLY_LIMIT:?}"));
+                Err(unanswered(late).into())
+            }
+        }
+    }
+
     async fn connect(&self) -> Result<UnixStream, ExecutorError> {
         let unreachable = |source| ExecutorError::Unreachable { path: self.socket.to_path_buf(), source };
         match timeout(CONNECT_LIMIT, UnixStream::connect(&*self.socket)).await {
@@ -158,7 +205,7 @@ impl Executor {
 
 /// A request with a new id.
 pub(crate) fn request(body: RequestBody) -> Request {
-    Request { protocol: PROTOCOL, id: JobId(Uuid::now_v7()), body }
+    Request { protocol: PROTOCOL, id: JobId(Uuid::now_v7()), body, on_behalf: None }
 }
 
 async fn exchange(stream: &mut UnixStream, frame: &[u8]) -> io::Result<Result<Reply, FrameError>> {

@@ -13,7 +13,7 @@ use patch_audit::{AuditEvent, AuditKind};
 use patch_service::Refusal;
 use patch_types::{ErrorCode, ErrorDetail, api::CrlStatus};
 
-use super::{app::App, caller::Caller, rate::Exceeded};
+use super::{app::App, caller::Caller};
 use crate::config::Role;
 
 /// As much of a query parameter's name as an answer repeats.
@@ -41,14 +41,12 @@ pub(super) async fn admit(
         )
         .into_response();
     };
-    if let Err(Exceeded { wait, report }) =
-        app.rate().take(caller.fingerprint(), settings.rate_limit, Instant::now())
-    {
+    if let Err(exceeded) = app.rate().take(caller.fingerprint(), settings.rate_limit, Instant::now()) {
         app.metrics().limited();
-        if let Some(count) = report {
+        if let Some(count) = exceeded.report {
             app.audit().record_later(AuditEvent::new(AuditKind::RateLimited { count }, &caller.for_audit()));
         }
-        return too_many(&caller, settings.rate_limit, wait);
+        return too_many(&caller, settings.rate_limit, exceeded.retry_after());
     }
     if request.headers().contains_key(header::ORIGIN) {
         return browser().into_response();
@@ -60,8 +58,7 @@ pub(super) async fn admit(
     next.run(request).await
 }
 
-fn too_many(caller: &Caller, per_minute: u32, wait: std::time::Duration) -> Response {
-    let seconds = wait.as_secs() + 1;
+fn too_many(caller: &Caller, per_minute: u32, seconds: u64) -> Response {
     let mut response = Refusal::from(
         ErrorDetail::new(
             ErrorCode::RateLimitExceeded,
@@ -114,14 +111,19 @@ pub(super) async fn no_query(request: Request, next: Next) -> Response {
 /// upload of a newer list, which proves itself by its signature.
 fn expired_crl(app: &App, request: &Request) -> Option<Refusal> {
     let certificates = app.certificates();
-    let expired = certificates.crl_status(Timestamp::now()) == CrlStatus::Expired;
     let is_upload = request.method() == Method::PUT && request.uri().path() == UPLOAD;
-    (expired && !is_upload).then(|| {
-        let since = certificates.crl_next_update.map(|at| format!(" since {at}")).unwrap_or_default();
+    (certificates.is_shut(Timestamp::now()) && !is_upload).then(|| {
+        let why = match (certificates.crl_stale, certificates.crl_next_update) {
+            (true, _) => "the revocation list here may be older than one that was in force before".to_owned(),
+            (false, Some(at)) => format!("the revocation list has expired since {at}"),
+            (false, None) => "the revocation list has expired".to_owned(),
+        };
+        let status = if certificates.crl_stale { CrlStatus::Invalid } else { CrlStatus::Expired };
         Refusal::new(
             ErrorCode::ServiceUnhealthy,
-            format!("the revocation list has expired{since}, so no client can be trusted; put a newer one in its place (PUT {UPLOAD}, or the file and SIGHUP)"),
+            format!("{why}, so no client can be trusted; put a newer one in its place (PUT {UPLOAD}, or the file and SIGHUP)"),
         )
+        .with("crl_status", serde_json::to_value(status).unwrap_or_default())
     })
 }
 

@@ -2,18 +2,21 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use patch_audit::AuditLog;
-use patch_service::LoadedTls;
+use patch_service::{Door, LoadedTls};
 use patch_types::api::CrlStatus;
 
 use super::{metrics::Metrics, rate::RateLimit, shown::Shown};
-use crate::{config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory, jobs::Jobs};
+use crate::{
+    certificates::Problems, config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory,
+    jobs::Jobs,
+};
 
 /// How long the health check believes what it knows of the root side: each look has the root side start a process.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -32,6 +35,14 @@ pub struct Certificates {
     pub has_crl: bool,
     /// Whether the last attempt to put a revocation list in force failed.
     pub crl_refused: bool,
+    /// Whether only an older list could be had than was in force before.
+    pub crl_stale: bool,
+    /// What is wrong with what is on disk, and therefore not in force.
+    pub problems: Problems,
+    /// From when the server's certificate is valid.
+    pub server_from: Option<Timestamp>,
+    /// From when that of the CA's certificates is valid that expires first.
+    pub ca_from: Option<Timestamp>,
     /// When the revocation list was issued.
     pub crl_this_update: Option<Timestamp>,
     /// When the next one is due.
@@ -42,25 +53,41 @@ impl Certificates {
     /// The facts of a configuration in force.
     #[must_use]
     pub fn of(tls: &LoadedTls) -> Self {
+        let ca = tls.ca.iter().min_by_key(|c| c.not_after);
+        // Of several lists the one that is due first.
+        let crl = tls.crls.iter().min_by_key(|c| c.next_update.unwrap_or(Timestamp::MAX));
         Self {
             server_expires: Some(tls.server.not_after),
-            ca_expires: tls.ca.iter().map(|c| c.not_after).min(),
-            has_crl: !tls.crls.is_empty(),
-            crl_refused: false,
-            crl_this_update: tls.crls.iter().map(|c| c.this_update).min(),
-            crl_next_update: tls.crls.iter().filter_map(|c| c.next_update).min(),
+            server_from: Some(tls.server.not_before),
+            ca_expires: ca.map(|c| c.not_after),
+            ca_from: ca.map(|c| c.not_before),
+            has_crl: crl.is_some(),
+            crl_this_update: crl.map(|c| c.this_update),
+            crl_next_update: crl.and_then(|c| c.next_update),
+            ..Self::default()
         }
+    }
+
+    /// Whether nobody can tell a revoked certificate from a good one: the list in force has expired, or is older than one
+    /// that was in force before.
+    #[must_use]
+    pub fn is_shut(&self, now: Timestamp) -> bool {
+        self.crl_stale || self.is_overdue(now)
+    }
+
+    fn is_overdue(&self, now: Timestamp) -> bool {
+        self.has_crl && self.crl_next_update.is_some_and(|next| next <= now)
     }
 
     /// The state of the revocation list.
     #[must_use]
     pub fn crl_status(&self, now: Timestamp) -> CrlStatus {
-        if self.crl_refused {
+        if self.is_overdue(now) {
+            CrlStatus::Expired
+        } else if self.crl_refused || self.crl_stale {
             CrlStatus::Invalid
         } else if !self.has_crl {
             CrlStatus::Missing
-        } else if self.crl_next_update.is_some_and(|next| next <= now) {
-            CrlStatus::Expired
         } else {
             CrlStatus::Valid
         }
@@ -97,6 +124,11 @@ struct Inner {
     rate: RateLimit,
     shown: Shown,
     certificates: ArcSwap<Certificates>,
+    /// Held while certificates are exchanged, so that one exchange sees what the one before left.
+    exchange: Arc<tokio::sync::Mutex<()>>,
+    served_by: OnceLock<Door>,
+    /// Why the configuration on disk is not the one in force.
+    config_refused: ArcSwapOption<String>,
     /// Locked while the root side is looked at, so that health checks at the same time share one look.
     ping: tokio::sync::Mutex<LastPing>,
     started: Instant,
@@ -122,24 +154,41 @@ impl App {
             rate: RateLimit::default(),
             shown: Shown::default(),
             certificates: ArcSwap::default(),
+            exchange: Arc::default(),
+            served_by: OnceLock::new(),
+            config_refused: ArcSwapOption::empty(),
             ping: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }))
     }
 
-    pub(super) fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.0.root
     }
 
-    pub(super) fn settings(&self) -> Arc<Settings> {
+    pub(crate) fn settings(&self) -> Arc<Settings> {
         self.0.settings.load_full()
+    }
+
+    /// Puts another configuration into effect for the requests that come.
+    pub fn put_settings(&self, settings: Arc<Settings>) {
+        self.0.settings.store(settings);
+    }
+
+    /// Takes note of how it went when the configuration was last read: why it was refused, if it was.
+    pub fn note_config(&self, refused: Option<String>) {
+        self.0.config_refused.store(refused.map(Arc::new));
+    }
+
+    pub(crate) fn config_refused(&self) -> Option<Arc<String>> {
+        self.0.config_refused.load_full()
     }
 
     pub(super) fn jobs(&self) -> &Jobs {
         &self.0.jobs
     }
 
-    pub(super) fn executor(&self) -> &Executor {
+    pub(crate) fn executor(&self) -> &Executor {
         &self.0.executor
     }
 
@@ -149,7 +198,7 @@ impl App {
         &self.0.inventory
     }
 
-    pub(super) fn audit(&self) -> &AuditLog {
+    pub(crate) fn audit(&self) -> &AuditLog {
         &self.0.audit
     }
 
@@ -157,7 +206,9 @@ impl App {
         &self.0.door
     }
 
-    pub(super) fn metrics(&self) -> &Metrics {
+    /// The metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
 
@@ -170,7 +221,25 @@ impl App {
         &self.0.shown
     }
 
-    pub(super) fn certificates(&self) -> Arc<Certificates> {
+    /// Takes note of the door that this is served behind, for what changes who may pass it. Once only.
+    pub fn behind(&self, door: &Door) {
+        let _ = self.0.served_by.set(door.clone());
+    }
+
+    pub(crate) fn served_by(&self) -> Option<&Door> {
+        self.0.served_by.get()
+    }
+
+    /// The turn to exchange certificates: until it is dropped nobody else does.
+    pub(crate) async fn certificate_turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.0.exchange).lock_owned().await
+    }
+
+    pub(crate) fn audit_trail(&self) -> Arc<AuditLog> {
+        Arc::clone(&self.0.audit)
+    }
+
+    pub(crate) fn certificates(&self) -> Arc<Certificates> {
         self.0.certificates.load_full()
     }
 

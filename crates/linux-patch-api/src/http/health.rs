@@ -3,17 +3,15 @@
 use std::path::Path;
 
 use axum::{extract::State, response::Response};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use patch_service::Refusal;
-use patch_types::api::{AuditHead, CrlStatus, Health, HealthCheck, HealthStatus};
+use patch_types::api::{AuditHead, Health, HealthCheck, HealthStatus};
 
 use super::{
     app::{App, Certificates},
     reply,
 };
-
-/// A certificate that expires within this time asks for attention.
-const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
+use crate::certificates::expiry;
 
 /// Below this share of free space a file system is too full.
 const LEAST_FREE_PERCENT: u64 = 5;
@@ -21,12 +19,14 @@ const LEAST_FREE_PERCENT: u64 = 5;
 /// Below this many free bytes a file system is too full, whatever their share.
 const LEAST_FREE_BYTES: u64 = 64 << 20;
 
-/// What to do about the server's certificate. A reload would find the new certificate and the old key, if the service
-/// manager has handed the key over as a credential: those are read when the service starts.
-const RENEW_SERVER: &str = "replace it and its key, then run: systemctl restart linux-patch-api";
+/// What to do about the server's certificate.
+const RENEW_SERVER: &str = "replace it and its key, then run: systemctl reload linux-patch-api";
 
 /// What to do about the CA's certificate.
-const RENEW_CA: &str = "replace it and send SIGHUP";
+const RENEW_CA: &str = "replace it, then run: systemctl reload linux-patch-api";
+
+/// What to do about the revocation list.
+const RENEW_CRL: &str = "put a newer one in its place, or send it with PUT /api/v1/system/crl";
 
 /// How grave a failing part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,28 +74,42 @@ async fn examine(app: &App) -> Health {
     let parts = [
         part("executor", Weight::Vital, executor.map(|()| "the root side accepts connections".to_owned())),
         part("audit", Weight::Vital, audit(app)),
+        part("config", Weight::Attention, config(app)),
         part("packages", Weight::Attention, packages(app)),
         part("jobs", Weight::Attention, jobs(app)),
         part("rollback", Weight::Attention, rollback(app, now)),
         part("state", Weight::Vital, directory(&app.root().join(crate::config::STATE_DIR))),
         part("log", Weight::Vital, space(&app.root().join(crate::config::LOG_DIR))),
-        part(
+        certificate(
             "certificate",
             Weight::Vital,
-            expiry("the server's certificate", certificates.server_expires, now, RENEW_SERVER),
+            &Expiry {
+                what: "the server's certificate",
+                from: certificates.server_from,
+                until: certificates.server_expires,
+                remedy: RENEW_SERVER,
+                problem: certificates.problems.server.as_deref(),
+            },
+            now,
         ),
-        part("ca", Weight::Vital, expiry("the CA's certificate", certificates.ca_expires, now, RENEW_CA)),
-        part("crl", Weight::Attention, crl(&certificates, now)),
+        certificate(
+            "ca",
+            Weight::Vital,
+            &Expiry {
+                what: "the CA's certificate",
+                from: certificates.ca_from,
+                until: certificates.ca_expires,
+                remedy: RENEW_CA,
+                problem: certificates.problems.ca.as_deref(),
+            },
+            now,
+        ),
+        crl(&certificates, now),
     ];
-    let soon = [certificates.server_expires, certificates.ca_expires]
-        .into_iter()
-        .flatten()
-        .any(|at| at.duration_since(now) < EXPIRES_SOON);
     let worst = parts.iter().filter(|p| !p.check.healthy).map(|p| p.weight).max();
     let status = match worst {
         Some(Weight::Vital) => HealthStatus::Unhealthy,
         Some(Weight::Attention) => HealthStatus::Degraded,
-        None if soon => HealthStatus::Degraded,
         None => HealthStatus::Healthy,
     };
     Health {
@@ -115,9 +129,26 @@ async fn examine(app: &App) -> Health {
 }
 
 fn audit(app: &App) -> Result<String, String> {
-    match app.audit().status().error {
-        None => Ok("the audit trail is being written".to_owned()),
+    let status = app.audit().status();
+    match status.error {
+        None => Ok(match status.remote {
+            Some(remote) => match remote.error {
+                Some(error) => format!(
+                    "the audit trail is being written; {} has it up to record {} and cannot be reached: {error}",
+                    remote.target, remote.delivered
+                ),
+                None => format!("the audit trail is being written, and sent to {}", remote.target),
+            },
+            None => "the audit trail is being written".to_owned(),
+        }),
         Some(error) => Err(format!("the audit trail cannot be written, so changes are refused: {error}")),
+    }
+}
+
+fn config(app: &App) -> Result<String, String> {
+    match app.config_refused() {
+        None => Ok("the configuration on disk is in force".to_owned()),
+        Some(error) => Err(format!("refused, an earlier configuration is in force: {error}")),
     }
 }
 
@@ -174,27 +205,63 @@ fn space(path: &Path) -> Result<String, String> {
     }
 }
 
-fn expiry(what: &str, at: Option<Timestamp>, now: Timestamp, remedy: &str) -> Result<String, String> {
-    match at {
-        None => Ok(format!("{what} is not known here")),
-        Some(at) if at <= now => Err(format!("{what} expired at {at}; {remedy}")),
-        Some(at) => {
-            let days = at.duration_since(now).as_hours() / 24;
-            let hint =
-                if at.duration_since(now) < EXPIRES_SOON { format!("; {remedy}") } else { String::new() };
-            Ok(format!("{what} expires at {at}, in {days} days{hint}"))
+/// One thing that expires.
+struct Expiry<'a> {
+    what: &'static str,
+    from: Option<Timestamp>,
+    until: Option<Timestamp>,
+    remedy: &'static str,
+    /// Why what is on disk is not what is in force.
+    problem: Option<&'a str>,
+}
+
+/// What has expired is grave; what is about to, or cannot be renewed, asks for attention.
+fn certificate(name: &str, grave: Weight, expiry: &Expiry<'_>, now: Timestamp) -> Part {
+    let Expiry { what, from, until, remedy, problem } = *expiry;
+    let Some(until) = until else {
+        return part(name, Weight::Attention, Ok(format!("{what} is not known here")));
+    };
+    let level = expiry::level(from.unwrap_or(Timestamp::UNIX_EPOCH), until, now);
+    let days = until.duration_since(now).as_hours() / 24;
+    let said = match level {
+        Some(0) => Err(format!("{what} expired at {until}; {remedy}")),
+        Some(_) => Err(format!("{what} expires at {until}, in {days} days; {remedy}")),
+        None => Ok(format!("{what} expires at {until}, in {days} days")),
+    };
+    let weight = if level == Some(0) { grave } else { Weight::Attention };
+    let (Ok(sentence) | Err(sentence)) = &said;
+    match problem {
+        Some(problem) => {
+            part(name, weight, Err(format!("{sentence}; what is on disk is not in force: {problem}")))
         }
+        None => part(name, weight, said),
     }
 }
 
-fn crl(certificates: &Certificates, now: Timestamp) -> Result<String, String> {
-    match certificates.crl_status(now) {
-        CrlStatus::Valid => Ok("the revocation list is in force".to_owned()),
-        CrlStatus::Missing => Err(
-            "there is no revocation list: a stolen client certificate cannot be shut out; put one at tls.crl"
-                .to_owned(),
+fn crl(certificates: &Certificates, now: Timestamp) -> Part {
+    if !certificates.has_crl && certificates.problems.crl.is_none() {
+        return part(
+            "crl",
+            Weight::Attention,
+            Err("there is no revocation list: a stolen client certificate cannot be shut out; put one at tls.crl, or send it \
+                 with PUT /api/v1/system/crl"
+                .to_owned()),
+        );
+    }
+    let expiry = Expiry {
+        what: "the revocation list",
+        from: certificates.crl_this_update,
+        until: certificates.crl_next_update,
+        remedy: RENEW_CRL,
+        problem: certificates.problems.crl.as_deref(),
+    };
+    match (certificates.crl_next_update, expiry.problem) {
+        (Some(_), _) => certificate("crl", Weight::Attention, &expiry, now),
+        (None, None) => part(
+            "crl",
+            Weight::Attention,
+            Ok("the revocation list is in force; it does not say when the next is due".to_owned()),
         ),
-        CrlStatus::Expired => Err("the revocation list has expired; replace it and send SIGHUP".to_owned()),
-        CrlStatus::Invalid => Err("the revocation list cannot be used; the log says why".to_owned()),
+        (None, Some(problem)) => part("crl", Weight::Attention, Err(problem.to_owned())),
     }
 }

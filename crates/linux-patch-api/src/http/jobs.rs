@@ -36,10 +36,10 @@ pub(super) struct JobQuery {
     #[param(inline)]
     status: Option<JobStatus>,
     /// Only jobs of this kind, such as `install`.
-    #[param(max_length = 64)]
+    #[param(pattern = "^(install|update|remove|hold|apply_patches|refresh|rollback)$")]
     kind: Option<String>,
     /// Only jobs that name, or changed, this package.
-    #[param(value_type = Option<String>, max_length = 256)]
+    #[param(inline)]
     package: Option<PackageName>,
     /// Only jobs that were accepted at or after this instant (RFC 3339).
     #[param(value_type = Option<String>, format = DateTime)]

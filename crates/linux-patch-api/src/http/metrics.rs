@@ -13,9 +13,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
+use patch_backends::apt;
 use patch_service::Refusal;
 use patch_types::{
     JobStatus,
+    api::CrlStatus,
     executor::{RootStatus, STATUS_FILE},
 };
 use prometheus_client::{
@@ -25,7 +27,7 @@ use prometheus_client::{
 };
 
 use super::{app::App, reply::internal};
-use crate::jobs::JobFilter;
+use crate::{config, ends, jobs::JobFilter};
 
 const STATUSES: [JobStatus; 6] = [
     JobStatus::Pending,
@@ -64,6 +66,16 @@ struct OutcomeLabel {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CertificateLabel {
+    certificate: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
@@ -75,6 +87,7 @@ struct Scraped {
     accepted: Gauge,
     jobs: Family<StatusLabel, Gauge>,
     outcomes: Family<OutcomeLabel, Counter<u64, AtomicU64>>,
+    config_in_force: Gauge,
     audit_records: Gauge,
     audit_healthy: Gauge,
     audit_lost: Gauge,
@@ -83,7 +96,14 @@ struct Scraped {
     security: Gauge,
     certificate_expiry: Gauge,
     ca_expiry: Gauge,
+    expires_in: Family<CertificateLabel, Gauge>,
+    crl_status: Family<StatusLabel, Gauge>,
     uptime: Gauge,
+    started: Gauge,
+    unplanned: Counter<u64, AtomicU64>,
+    checked: Gauge,
+    log_size: Gauge,
+    log_free: Gauge,
 }
 
 /// All metrics of the agent.
@@ -93,6 +113,9 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
     limited: Counter<u64, AtomicU64>,
+    uploads: Family<ResultLabel, Counter>,
+    certificate_reloads: Family<ResultLabel, Counter>,
+    reloads: Family<OutcomeLabel, Counter>,
     /// How often the root side's status was no such thing.
     unreadable: Counter<u64, AtomicU64>,
     /// Whether that was said in the log.
@@ -110,11 +133,24 @@ impl Default for Metrics {
         let requests = Family::default();
         let durations = Family::new_with_constructor(histogram as fn() -> Histogram);
         let limited = Counter::default();
+        let reloads = Family::default();
         let unreadable = Counter::default();
+        let uploads = Family::default();
+        let certificate_reloads = Family::default();
         let s = Scraped::default();
         registry.register("requests", "Requests by route, method and status", requests.clone());
         registry.register("request_duration_seconds", "Time to answer", durations.clone());
         registry.register("rate_limited", "Requests refused by the rate limit", limited.clone());
+        registry.register(
+            "config_reloads",
+            "Changes of the configuration since the start, by outcome: applied, refused",
+            reloads.clone(),
+        );
+        registry.register(
+            "config_in_force",
+            "1 if the configuration on disk is in force, 0 if it was refused",
+            s.config_in_force.clone(),
+        );
         registry.register(
             "door_refusals",
             "Connections refused before any request, by reason, since the start",
@@ -152,7 +188,49 @@ impl Default for Metrics {
             "When the CA's certificate expires",
             s.ca_expiry.clone(),
         );
+        registry.register(
+            "certificate_expires_in_seconds",
+            "Time until the server's certificate (server), the CA's (ca) or the revocation list (crl) expires, negative since",
+            s.expires_in.clone(),
+        );
+        registry.register(
+            "crl_status",
+            "1 for the revocation list's state, as in GET /health",
+            s.crl_status.clone(),
+        );
+        registry.register(
+            "crl_uploads",
+            "Revocation lists that came over the API, by result",
+            uploads.clone(),
+        );
+        registry.register(
+            "certificate_reloads",
+            "How often the certificates were read again, by result",
+            certificate_reloads.clone(),
+        );
         registry.register("uptime_seconds", "Seconds since the start", s.uptime.clone());
+        registry.register("start_time_seconds", "When the agent was started", s.started.clone());
+        registry.register(
+            "unplanned_ends",
+            "Runs on this host that did not end cleanly: a crash, a kill, a loss of power",
+            s.unplanned.clone(),
+        );
+        registry.register(
+            "indexes_refreshed_timestamp_seconds",
+            "When the package indexes were fetched last, 0 if never",
+            s.checked.clone(),
+        );
+        registry.register(
+            "log_disk_size_bytes",
+            "The size of the file system that the audit trail lies on",
+            s.log_size.clone(),
+        );
+        registry.register(
+            "log_disk_free_bytes",
+            "What the agent could still write there",
+            s.log_free.clone(),
+        );
+        s.started.set(Timestamp::now().as_second());
         let build = Info::new(vec![("version", crate::VERSION)]);
         registry.register("build", "The agent's version", build);
         Self {
@@ -160,6 +238,9 @@ impl Default for Metrics {
             requests,
             durations,
             limited,
+            uploads,
+            certificate_reloads,
+            reloads,
             unreadable,
             complained: AtomicBool::new(false),
             scraped: s,
@@ -180,6 +261,24 @@ impl Metrics {
         self.limited.inc();
     }
 
+    /// Counts a revocation list that came over the API: replaced, unchanged, refused.
+    pub fn uploaded(&self, result: &'static str) {
+        self.uploads.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a time that the certificates were read again, and whether all of them could be used.
+    pub fn certificates_read(&self, good: bool) {
+        self.certificate_reloads
+            .get_or_create(&ResultLabel { result: if good { "ok" } else { "refused" } })
+            .inc();
+    }
+
+    /// Counts a change of the configuration: whether it was applied.
+    pub fn reloaded(&self, applied: bool) {
+        let outcome = if applied { "applied" } else { "refused" };
+        self.reloads.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
     fn scrape(&self, app: &App) -> Result<String, std::fmt::Error> {
         let s = &self.scraped;
         for (reason, count) in app.door().refusals() {
@@ -194,6 +293,7 @@ impl Metrics {
         for (outcome, count) in app.jobs().outcomes() {
             s.outcomes.get_or_create(&OutcomeLabel { outcome }).inner().store(count, Ordering::Relaxed);
         }
+        s.config_in_force.set(app.config_refused().is_none().into());
         let root = self.root_status(app.root());
         let audit = app.audit().status();
         s.audit_records.set(audit.head.map_or(0, |h| signed(h.seq)));
@@ -206,7 +306,35 @@ impl Metrics {
         let certificates = app.certificates();
         s.certificate_expiry.set(certificates.server_expires.map_or(0, Timestamp::as_second));
         s.ca_expiry.set(certificates.ca_expires.map_or(0, Timestamp::as_second));
+        let now = Timestamp::now();
+        for (certificate, until) in [
+            ("server", certificates.server_expires),
+            ("ca", certificates.ca_expires),
+            ("crl", certificates.crl_next_update),
+        ] {
+            let label = CertificateLabel { certificate };
+            if let Some(until) = until {
+                s.expires_in.get_or_create(&label).set(until.duration_since(now).as_secs());
+            } else {
+                s.expires_in.remove(&label);
+            }
+        }
+        let status = certificates.crl_status(now);
+        for (one, name) in [
+            (CrlStatus::Valid, "valid"),
+            (CrlStatus::Expired, "expired"),
+            (CrlStatus::Missing, "missing"),
+            (CrlStatus::Invalid, "invalid"),
+        ] {
+            s.crl_status.get_or_create(&StatusLabel { status: name }).set((one == status).into());
+        }
         s.uptime.set(signed(app.uptime().as_secs()));
+        s.unplanned.inner().store(ends::unplanned(app.root()), Ordering::Relaxed);
+        s.checked.set(apt::last_update_check(app.root()).map_or(0, Timestamp::as_second));
+        if let Some((size, free)) = log_disk(app.root()) {
+            s.log_size.set(signed(size));
+            s.log_free.set(signed(free));
+        }
         let mut out = String::with_capacity(8192);
         text::encode_registry(&mut out, &self.registry)?;
         if let Some(root) = root {
@@ -242,6 +370,12 @@ fn read_status(path: &Path) -> io::Result<RootStatus> {
     // An object only: a list would be taken for the fields in their order.
     let object: serde_json::Map<_, _> = serde_json::from_slice(&text)?;
     Ok(serde_json::from_value(object.into())?)
+}
+
+/// Size and free bytes of the file system of the audit trail.
+fn log_disk(root: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(root.join(config::LOG_DIR)).ok()?;
+    Some((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
 /// The metrics of going back, which are the root side's and therefore have its prefix.

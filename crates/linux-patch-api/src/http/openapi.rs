@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 use utoipa::{
     OpenApi,
     openapi::{
-        OpenApi as Document, RefOr,
+        OpenApi as Document,
         extensions::ExtensionsBuilder,
-        path::{Operation, ParameterIn, Paths},
+        path::{Operation, Paths},
     },
 };
 
@@ -84,17 +84,6 @@ pub(super) fn note_role(paths: &mut Paths, role: Role) {
     }
 }
 
-/// Whether one of these operations describes a query parameter.
-pub(super) fn describes_query(paths: &Paths) -> bool {
-    paths
-        .paths
-        .values()
-        .flat_map(|item| [&item.get, &item.put, &item.post, &item.delete])
-        .flatten()
-        .flat_map(|operation| operation.parameters.iter().flatten())
-        .any(|parameter| matches!(parameter, RefOr::T(p) if p.parameter_in == ParameterIn::Query))
-}
-
 fn note_in(operation: &mut Operation, role: Role) {
     let extension = ExtensionsBuilder::new().add(ROLE, role.as_str()).build();
     match &mut operation.extensions {
@@ -146,6 +135,9 @@ fn finish(operation: &mut Value) {
     let text = operation["description"].as_str().map(|d| format!("{d}\n\n")).unwrap_or_default();
     operation["description"] = json!(format!("{text}Takes the role `{role}`."));
     let has_body = operation.get("requestBody").is_some();
+    if let Some(schema) = operation.pointer_mut("/requestBody/content/application~1json/schema") {
+        not_null(schema);
+    }
     let Some(responses) = operation["responses"].as_object_mut() else { return };
     let more = if has_body { &WITH_BODY[..] } else { &[] };
     for (status, description) in ALWAYS.iter().chain(more) {
@@ -163,6 +155,16 @@ fn finish(operation: &mut Value) {
                 "Location": { "description": "Where the job is", "schema": { "type": "string" } }
             });
         }
+    }
+}
+
+/// A body that may be absent is not one that may be `null`.
+fn not_null(schema: &mut Value) {
+    // Indexing would put a null there.
+    let Some(choices) = schema.get_mut("oneOf").and_then(Value::as_array_mut) else { return };
+    choices.retain(|choice| choice["type"] != "null");
+    if let [only] = choices.as_mut_slice() {
+        *schema = only.take();
     }
 }
 

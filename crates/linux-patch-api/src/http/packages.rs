@@ -83,6 +83,7 @@ pub(super) async fn show(
     responses(
         (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
         (status = 202, description = "Accepted as a job", body = Job),
+        (status = 404, description = "What only the solver knows, told of a dry run (PKG_NOT_FOUND)"),
         (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
     )
 )]
@@ -121,6 +122,7 @@ pub(super) async fn install(
     responses(
         (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
         (status = 202, description = "Accepted as a job", body = Job),
+        (status = 404, description = "What only the solver knows, told of a dry run (PKG_NOT_FOUND)"),
         (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
     )
 )]
@@ -177,7 +179,7 @@ pub(super) struct RemoveQuery {
     /// Answer with the plan; change nothing.
     dry_run: Option<bool>,
     /// Only if the plan of that moment has this hash.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[0-9a-f]{64}$")]
     if_plan: Option<PlanHash>,
     /// What to do with the rest when a part fails; `group` if absent.
     #[param(inline)]
@@ -198,6 +200,7 @@ pub(super) struct RemoveQuery {
     responses(
         (status = 200, description = "The plan of a dry run, or the ended job with `Prefer: wait`", body = changes::PlanOrJob),
         (status = 202, description = "Accepted as a job", body = Job),
+        (status = 404, description = "What only the solver knows, told of a dry run (PKG_NOT_FOUND)"),
         (status = 409, description = "Too many jobs are waiting (JOB_CONFLICT)"),
     )
 )]

@@ -4,10 +4,12 @@ use axum::{
     Router,
     http::{Method, StatusCode, Uri},
     middleware,
+    routing::{self, MethodRouter},
 };
 use patch_service::{Refusal, envelope, strict};
+use tower::ServiceBuilder;
 use utoipa_axum::{
-    router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
+    router::{OpenApiRouter, UtoipaMethodRouter},
     routes,
 };
 
@@ -17,60 +19,75 @@ use crate::config::Role;
 /// What every path starts with.
 pub const PREFIX: &str = "/api/v1";
 
-/// All routes, with their description. A route that is not described here does not exist.
+/// Hands every route to a macro: method, path, role, whether it takes a query, handler.
+macro_rules! each_route {
+    ($with:ident) => {
+        $with!(get, "/packages", Viewer, query, packages::list);
+        $with!(get, "/packages/{name}", Viewer, bare, packages::show);
+        $with!(post, "/packages", Operator, bare, packages::install);
+        $with!(put, "/packages/{name}", Operator, bare, packages::update);
+        $with!(delete, "/packages/{name}", Operator, query, packages::remove);
+        $with!(get, "/patches", Viewer, bare, patches::list);
+        $with!(get, "/patches/{name}/why-not", Viewer, bare, patches::why_not);
+        $with!(post, "/patches/refresh", Operator, bare, patches::refresh);
+        $with!(post, "/patches/apply", Operator, bare, patches::apply);
+        $with!(get, "/system/info", Viewer, bare, system::info);
+        $with!(get, "/system/services", Viewer, query, system::services);
+        $with!(get, "/system/services/{name}", Viewer, bare, system::service);
+        $with!(get, "/system/reboot", Viewer, bare, system::reboot_state);
+        $with!(post, "/system/reboot", Admin, bare, system::reboot);
+        $with!(put, "/system/crl", Admin, bare, system::crl);
+        $with!(get, "/compliance", Viewer, bare, system::compliance);
+        $with!(get, "/jobs", Viewer, query, jobs::list);
+        $with!(get, "/jobs/{id}", Viewer, bare, jobs::show);
+        $with!(delete, "/jobs/{id}", Operator, bare, jobs::cancel);
+        $with!(post, "/jobs/{id}/rollback", Operator, bare, jobs::rollback);
+        $with!(post, "/jobs/{id}/confirm", Operator, bare, jobs::confirm);
+        $with!(get, "/ws/jobs", Viewer, bare, ws::jobs);
+        $with!(get, "/health", Viewer, bare, health::get);
+        $with!(get, "/metrics", Viewer, bare, metrics::get);
+        $with!(get, "/openapi.json", Viewer, bare, openapi::get);
+    };
+}
+
+/// All routes with their description, of which the document is made.
 pub(super) fn table() -> OpenApiRouter<App> {
-    let routes = OpenApiRouter::with_openapi(openapi::head())
-        .routes(viewer(routes!(packages::list)))
-        .routes(viewer(routes!(packages::show)))
-        .routes(operator(routes!(packages::install)))
-        .routes(operator(routes!(packages::update)))
-        .routes(operator(routes!(packages::remove)))
-        .routes(viewer(routes!(patches::list)))
-        .routes(viewer(routes!(patches::why_not)))
-        .routes(operator(routes!(patches::refresh)))
-        .routes(operator(routes!(patches::apply)))
-        .routes(viewer(routes!(system::info)))
-        .routes(viewer(routes!(system::services)))
-        .routes(viewer(routes!(system::service)))
-        .routes(viewer(routes!(system::reboot_state)))
-        .routes(admin(routes!(system::reboot)))
-        .routes(admin(routes!(system::crl)))
-        .routes(viewer(routes!(system::compliance)))
-        .routes(viewer(routes!(jobs::list)))
-        .routes(viewer(routes!(jobs::show)))
-        .routes(operator(routes!(jobs::cancel)))
-        .routes(operator(routes!(jobs::rollback)))
-        .routes(operator(routes!(jobs::confirm)))
-        .routes(viewer(routes!(ws::jobs)))
-        .routes(viewer(routes!(health::get)))
-        .routes(viewer(routes!(metrics::get)))
-        .routes(viewer(routes!(openapi::get)));
-    OpenApiRouter::with_openapi(openapi::head()).nest(PREFIX, routes)
+    let mut table = OpenApiRouter::with_openapi(openapi::head());
+    macro_rules! describe {
+        ($method:ident, $path:literal, $role:ident, $query:ident, $group:ident::$handler:ident) => {
+            table = table.routes(noted(Role::$role, routes!($group::$handler)));
+        };
+    }
+    each_route!(describe);
+    OpenApiRouter::with_openapi(openapi::head()).nest(PREFIX, table)
 }
 
-type Routes = UtoipaMethodRouter<App>;
-
-fn viewer(routes: Routes) -> Routes {
-    requires(Role::Viewer, routes)
-}
-
-fn operator(routes: Routes) -> Routes {
-    requires(Role::Operator, routes)
-}
-
-fn admin(routes: Routes) -> Routes {
-    requires(Role::Admin, routes)
-}
-
-/// A route that describes no query takes none: an option in the wrong place is refused, whatever the handler reads.
-fn requires(role: Role, (schemas, mut paths, methods): Routes) -> Routes {
+fn noted(role: Role, (schemas, mut paths, methods): UtoipaMethodRouter<App>) -> UtoipaMethodRouter<App> {
     openapi::note_role(&mut paths, role);
-    let takes_query = openapi::describes_query(&paths);
-    (schemas, paths, methods).map(|methods| {
-        let methods =
-            if takes_query { methods } else { methods.route_layer(middleware::from_fn(access::no_query)) };
-        methods.route_layer(middleware::from_fn(access::check(role)))
-    })
+    (schemas, paths, methods)
+}
+
+/// All routes as they are served. Their description is made for the document alone: it would cost the agent a tenth of
+/// its memory.
+fn served() -> Router<App> {
+    let mut router = Router::new();
+    macro_rules! serve {
+        ($method:ident, $path:literal, $role:ident, $query:ident, $group:ident::$handler:ident) => {
+            router = router.route($path, $query(Role::$role, routing::$method($group::$handler)));
+        };
+    }
+    each_route!(serve);
+    Router::new().nest(PREFIX, router)
+}
+
+/// A route that takes no query: an option in the wrong place is refused, whatever the handler reads.
+fn bare(role: Role, methods: MethodRouter<App>) -> MethodRouter<App> {
+    query(role, methods.route_layer(middleware::from_fn(access::no_query)))
+}
+
+/// A route that takes a query.
+fn query(role: Role, methods: MethodRouter<App>) -> MethodRouter<App> {
+    methods.route_layer(middleware::from_fn(access::check(role)))
 }
 
 /// 405; the router adds the header `Allow`.
@@ -82,13 +99,47 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Refusal {
 /// The service behind the door. Outermost first: the request's id, the record of it, the rate limit, the strict checks,
 /// the role, the query, the handler. The rate limit stands before every other check: each refusal costs a record, too.
 pub fn service(app: App) -> Router {
-    let (routes, _) = table().split_for_parts();
-    routes
+    served()
         .fallback(strict::not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app.clone())
-        .layer(middleware::from_fn(strict::strict))
-        .layer(middleware::from_fn_with_state(app.clone(), access::admit))
-        .layer(middleware::from_fn_with_state(app, observe::request))
-        .layer(middleware::from_fn(envelope::request_id))
+        // One layer made of all: each of its own would be boxed for every route, and copied with every request by those
+        // around it.
+        .layer(
+            ServiceBuilder::new()
+                .layer(middleware::from_fn(envelope::request_id))
+                .layer(middleware::from_fn_with_state(app.clone(), observe::request))
+                .layer(middleware::from_fn_with_state(app, access::admit))
+                .layer(middleware::from_fn(strict::strict)),
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_served_is_what_is_described() {
+        let mut served = Vec::new();
+        macro_rules! note {
+            ($method:ident, $path:literal, $role:ident, $query:ident, $group:ident::$handler:ident) => {
+                let path = format!("{PREFIX}{}", $path);
+                served.push((path, stringify!($method).to_owned(), stringify!($query) == "query"));
+            };
+        }
+        each_route!(note);
+        served.sort();
+        let document = openapi::document().unwrap();
+        let mut described = Vec::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                let takes_query = operation["parameters"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(|parameter| parameter["in"] == "query"));
+                described.push((path.clone(), method.clone(), takes_query));
+            }
+        }
+        described.sort();
+        assert_eq!(served, described);
+    }
 }

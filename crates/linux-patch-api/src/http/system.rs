@@ -4,14 +4,15 @@ use axum::{extract::State, http::StatusCode, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
     ErrorCode, ErrorDetail, Query,
-    api::{Job, RebootRequest, RebootState, Service, ServiceList, SystemInfo},
+    api::{CrlInForce, CrlRequest, Job, RebootRequest, RebootState, Service, ServiceList, SystemInfo},
     event::QueryResult,
     settings::is_unit_name,
 };
 use serde::Deserialize;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
-use super::{app::App, changes, path::StrictPath, reply};
+use super::{app::App, caller::Caller, changes, path::StrictPath, reply};
+use crate::certificates::UploadError;
 use crate::inventory::{host, unreadable};
 
 /// A unit's name in a path.
@@ -88,7 +89,8 @@ pub(super) async fn services(
     path = "/system/services/{name}",
     operation_id = "getService",
     tag = "system",
-    params(("name" = String, Path, description = "The unit, such as ssh.service", max_length = 255)),
+    params(("name" = String, Path, description = "The unit, such as ssh.service", max_length = 255,
+        pattern = r"^[A-Za-z0-9:_][A-Za-z0-9:_-]*(\.[A-Za-z0-9:_-]+)*(@[A-Za-z0-9:_-]*)?\.(service|socket|target|timer|mount|automount|path|slice|scope|swap|device)$")),
     responses(
         (status = 200, description = "The unit", body = Service),
         (status = 404, description = "There is no such unit"),
@@ -151,29 +153,43 @@ pub(super) async fn reboot(body: Option<StrictJson<RebootRequest>>) -> Result<Re
     ))
 }
 
-/// A revocation list to be put in force.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "checked now, acted upon once the root side takes it")]
-pub(super) struct CrlRequest {
-    /// The list in PEM.
-    crl: String,
-}
-
-/// Replaces the revocation list by a newer one. Not available in this version.
+/// Replaces the revocation list by a newer one of the same CA. It takes effect at once, on open connections too. It is the
+/// one thing that is still answered when the list in force has expired.
 #[utoipa::path(
     put,
     path = "/system/crl",
     operation_id = "putCrl",
     tag = "system",
     request_body = CrlRequest,
-    responses((status = 200, description = "In force"))
+    responses(
+        (status = 200, description = "In force; `changed` is false if it was before", body = CrlInForce),
+        (status = 409, description = "It is not newer than the one that is or was in force (INVALID_REQUEST)"),
+        (status = 422, description = "It is not a list that could be in force: another CA's, from the future, expired, without a number (INVALID_REQUEST)"),
+    )
 )]
-pub(super) async fn crl(_: StrictJson<CrlRequest>) -> Result<Response, Refusal> {
-    Err(reply::later(
-        "replacing the revocation list",
-        "put the file in its place on the host and send SIGHUP",
-    ))
+pub(super) async fn crl(
+    State(app): State<App>,
+    caller: Caller,
+    StrictJson(request): StrictJson<CrlRequest>,
+) -> Result<Response, Refusal> {
+    match app.put_crl(&request.crl, &caller.for_audit()).await {
+        Ok(in_force) => reply::ok(in_force),
+        Err(error) => Err(not_in_force(&error)),
+    }
+}
+
+fn not_in_force(error: &UploadError) -> Refusal {
+    if !error.is_of_list() {
+        return Refusal::new(ErrorCode::ServiceUnhealthy, error.to_string());
+    }
+    let refusal = Refusal::new(ErrorCode::InvalidRequest, error.to_string()).with("field", "crl");
+    match error {
+        UploadError::NotNewer { number, highest, .. } => refusal
+            .status(StatusCode::CONFLICT)
+            .with("number", number.as_str())
+            .with("highest", highest.as_str()),
+        _ => refusal,
+    }
 }
 
 /// How well this host keeps the promises about patching. Not available in this version.

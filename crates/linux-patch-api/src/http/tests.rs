@@ -94,33 +94,7 @@ impl Api {
 
     pub(super) async fn with_config(config: &str) -> Self {
         let root = Root::new();
-        let path = root.path();
-        for dir in ["var/lib/dpkg", "var/lib/apt/lists", "var/log/linux_patch_api", crate::config::STATE_DIR]
-        {
-            std::fs::create_dir_all(path.join(dir)).unwrap();
-        }
-        std::fs::write(path.join("var/lib/dpkg/status"), STATUS).unwrap();
-        let settings = crate::config::parse(config, path, &path.join("config.yaml")).unwrap();
-        let options = patch_audit::Options::new("test").without_journal();
-        let audit = Arc::new(AuditLog::open(&path.join(patch_audit::LOG_PATH), options).unwrap());
-        let executor = root.executor();
-        let jobs = Jobs::open(
-            path,
-            executor.clone(),
-            Audit::new(Arc::clone(&audit)),
-            crate::jobs::testing::settings(),
-        )
-        .await
-        .unwrap();
-        let app = App::new(Parts {
-            root: path.to_owned(),
-            settings,
-            jobs: jobs.clone(),
-            executor: executor.clone(),
-            inventory: Inventory::new(path, executor),
-            audit,
-            door: Arc::new(DoorCounters::default()),
-        });
+        let (app, jobs) = application(&root, config).await;
         let api = Self { router: service(app), jobs, root };
         api.answers(QueryResult::Patches(patch_set()));
         api
@@ -145,6 +119,33 @@ impl Api {
     pub(super) async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(request("ops", Method::POST, path, Some(body.to_string()))).await
     }
+}
+
+/// The application below a root directory, with what it needs there.
+pub(crate) async fn application(root: &Root, config: &str) -> (App, Jobs) {
+    let path = root.path();
+    for dir in ["var/lib/dpkg", "var/lib/apt/lists", "var/log/linux_patch_api", crate::config::STATE_DIR] {
+        std::fs::create_dir_all(path.join(dir)).unwrap();
+    }
+    std::fs::write(path.join("var/lib/dpkg/status"), STATUS).unwrap();
+    let settings = crate::config::parse(config, path, &path.join("config.yaml")).unwrap();
+    let options = patch_audit::Options::new("test").without_journal();
+    let audit = Arc::new(AuditLog::open(&path.join(patch_audit::LOG_PATH), options).unwrap());
+    let executor = root.executor();
+    let jobs =
+        Jobs::open(path, executor.clone(), Audit::new(Arc::clone(&audit)), crate::jobs::testing::settings())
+            .await
+            .unwrap();
+    let app = App::new(Parts {
+        root: path.to_owned(),
+        settings,
+        jobs: jobs.clone(),
+        executor: executor.clone(),
+        inventory: Inventory::new(path, executor),
+        audit,
+        door: Arc::new(DoorCounters::default()),
+    });
+    (app, jobs)
 }
 
 /// A request as the door hands it on. The path is below the prefix unless it is absolute.

@@ -53,10 +53,13 @@ pub enum SortOrder {
 #[into_params(parameter_in = Query)]
 pub struct PackageFilter {
     /// An exact name, or a pattern in which `*` stands for any characters; at most 256 characters.
-    #[param(max_length = 256, example = "libssl*")]
+    #[param(max_length = 256, pattern = r"^[a-z0-9+:*]([a-z0-9+:*-]|\.[a-z0-9+:*-])*$", example = "libssl*")]
     pub name: Option<String>,
     /// An exact version.
-    #[param(max_length = 256)]
+    #[param(
+        max_length = 256,
+        pattern = r"^([0-9]{1,9}:)?[A-Za-z0-9]((\.?[A-Za-z0-9+~-])*(\.|\.?[A-Za-z0-9+~]))?$"
+    )]
     pub version: Option<String>,
     /// A state.
     #[param(inline)]

@@ -112,7 +112,7 @@ impl Jobs {
     async fn ask_to_confirm(&self, id: JobId) -> Result<(), ErrorDetail> {
         let request = crate::executor::request(RequestBody::Confirm { job: id });
         match self.inner.executor.submit(&request).await? {
-            Reply::Accepted | Reply::Known => {}
+            Reply::Accepted | Reply::Known | Reply::Signed { .. } => {}
             Reply::Refused { code, message } => {
                 return Err(ErrorDetail::new(
                     if code == ErrorCode::ServiceUnhealthy { code } else { ErrorCode::JobConflict },

@@ -258,7 +258,7 @@ impl Jobs {
     pub(super) async fn ask_to_cancel(&self, id: JobId) -> Result<(), ErrorDetail> {
         let request = crate::executor::request(RequestBody::Cancel { job: id });
         match self.inner.executor.submit(&request).await? {
-            Reply::Accepted | Reply::Known => Ok(()),
+            Reply::Accepted | Reply::Known | Reply::Signed { .. } => Ok(()),
             Reply::Refused { code, message } => Err(ErrorDetail::new(
                 if code == ErrorCode::ServiceUnhealthy { code } else { ErrorCode::JobConflict },
                 format!("the root side does not cancel the job: {message}"),

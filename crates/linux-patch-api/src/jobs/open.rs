@@ -68,7 +68,10 @@ impl Jobs {
                         begin.push((id, Start::Follow));
                     } else if status == JobStatus::Running {
                         live.stage = Stage::Ending;
-                        begin.push((id, Start::End(Box::new(unchanged(lost())))));
+                        let mut ended = unchanged(lost());
+                        // What it did is not known, and nothing is claimed.
+                        ended.outcome = None;
+                        begin.push((id, Start::End(Box::new(ended))));
                     } else {
                         live.audit_first = true;
                         table.queue.push_back(id);

@@ -163,7 +163,7 @@ pub(super) mod brief {
 
     /// The grade alone.
     pub(in crate::jobs) fn way_back(whole: &WayBack) -> WayBack {
-        WayBack { grade: whole.grade, packages: Vec::new() }
+        WayBack { grade: whole.grade, packages: Vec::new(), recorded_in_ms: whole.recorded_in_ms }
     }
 
     /// What came of going back. Each list that is too long becomes a sentence, not nothing: that nothing is left means

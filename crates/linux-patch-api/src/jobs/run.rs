@@ -7,7 +7,7 @@ use patch_audit::{AuditEvent, Caller};
 use patch_types::{
     ErrorCode, ErrorDetail, Event, JobId, JobStatus, Outcome,
     event::Ended,
-    executor::{PROTOCOL, Reply, Request, RequestBody},
+    executor::{OnBehalf, PROTOCOL, Reply, Request, RequestBody},
 };
 use tokio::time::{Instant, sleep};
 
@@ -114,7 +114,8 @@ impl Jobs {
                 options: head.options.clone(),
             };
             let audit_first = live.audit_first.then(|| accepted(&Caller::from(&head.job.requested_by), head));
-            let request = Request { protocol: PROTOCOL, id, body };
+            let on_behalf = OnBehalf { client: Some(head.job.requested_by.clone()), sudo_user: None };
+            let request = Request { protocol: PROTOCOL, id, body, on_behalf: Some(on_behalf) };
             let events = self.inner.executor.events_of(id);
             (request, events, Arc::clone(&live.wake), audit_first, patience, pause)
         };
@@ -135,11 +136,11 @@ impl Jobs {
                 }
             } else {
                 match self.inner.executor.submit(&request).await {
-                    Ok(Reply::Accepted | Reply::Known) => return Ok(()),
+                    Ok(Reply::Accepted | Reply::Known | Reply::Signed { .. }) => return Ok(()),
                     Ok(Reply::Refused { code, message }) => {
                         may_have_begun = false;
                         let refusal = ErrorDetail::new(code, message);
-                        if code != ErrorCode::ServiceUnhealthy {
+                        if code != ErrorCode::ServiceUnhealthy && !has_begun(&events) {
                             return Err(Box::new(unchanged(refusal)));
                         }
                         refusal
@@ -298,7 +299,7 @@ impl Jobs {
         }
         let request = crate::executor::request(RequestBody::Settle { job: id });
         match self.inner.executor.submit(&request).await {
-            Ok(Reply::Accepted | Reply::Known) => settling.failures += 1,
+            Ok(Reply::Accepted | Reply::Known | Reply::Signed { .. }) => settling.failures += 1,
             // Somebody else is at it: recovery at boot, or the executor itself, still alive.
             Ok(Reply::Refused { code: ErrorCode::JobConflict | ErrorCode::LockTimeout, .. }) => {}
             Ok(Reply::Refused { code, message }) => {

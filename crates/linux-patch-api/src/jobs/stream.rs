@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -76,20 +76,29 @@ pub(super) fn status(live: &Live, with_details: bool) -> Utf8Bytes {
 
 /// Sends messages to whoever looks on.
 pub(super) struct Hub {
-    feed: broadcast::Sender<Published>,
+    /// Made for the first who looks on: it takes its memory at once.
+    feed: OnceLock<broadcast::Sender<Published>>,
     /// The last message's number. Changed under the lock of the table only.
     number: AtomicU64,
 }
 
 impl Hub {
     pub(super) fn new() -> Self {
-        Self { feed: broadcast::channel(FEED).0, number: AtomicU64::new(0) }
+        Self { feed: OnceLock::new(), number: AtomicU64::new(0) }
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<Published> {
+        self.feed.get_or_init(|| broadcast::channel(FEED).0).subscribe()
+    }
+
+    fn is_watched(&self) -> bool {
+        self.feed.get().is_some_and(|feed| feed.receiver_count() > 0)
     }
 
     /// A message about a job that has not ended. It is only made if somebody looks on.
     pub(super) fn publish(&self, live: &mut Live, frame: impl FnOnce(&Live) -> Utf8Bytes) {
         live.version += 1;
-        if self.feed.receiver_count() > 0 {
+        if self.is_watched() {
             self.send(live, frame(live), false);
         }
     }
@@ -97,7 +106,7 @@ impl Hub {
     /// A job's last message.
     pub(super) fn publish_end(&self, live: &mut Live, complete: &ServerMessage) {
         live.version += 1;
-        if self.feed.receiver_count() > 0 {
+        if self.is_watched() {
             self.send(live, frame(complete), true);
         }
     }
@@ -105,8 +114,10 @@ impl Hub {
     fn send(&self, live: &Live, frame: Utf8Bytes, last: bool) {
         let job = live.mirror.head.job.job_id;
         let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
-        // An error only says that the last subscriber has just left.
-        let _ = self.feed.send(Published { job, version: live.version, number, last, frame });
+        if let Some(feed) = self.feed.get() {
+            // An error only says that the last subscriber has just left.
+            let _ = feed.send(Published { job, version: live.version, number, last, frame });
+        }
     }
 }
 
@@ -145,7 +156,7 @@ impl Jobs {
     pub fn subscriber(&self) -> Subscriber {
         Subscriber {
             jobs: self.clone(),
-            feed: self.inner.hub.feed.subscribe(),
+            feed: self.inner.hub.subscribe(),
             following: HashMap::new(),
             all: None,
             muted: HashSet::new(),

@@ -134,6 +134,8 @@ pub(crate) struct Manners {
     pub(crate) settle: Option<EventKind>,
     /// What queries are answered; if absent they are left open.
     pub(crate) answer: Option<QueryResult>,
+    /// The server's key that is handed over; it is refused if absent.
+    pub(crate) server_key: Option<Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -329,6 +331,9 @@ impl Inside {
     fn answer(&mut self, events: &Path, request: &Request) -> Option<Reply> {
         let refused = |code, message: &str| Reply::Refused { code, message: message.into() };
         match &request.body {
+            RequestBody::Repaired { .. } => {
+                Some(refused(ErrorCode::AuthzForbidden, "only root may ask this"))
+            }
             RequestBody::Change { .. } => {
                 if let Some((code, message)) = self.manners.refuse {
                     return Some(refused(code, message));
@@ -342,6 +347,9 @@ impl Inside {
                 }
                 self.begin(events, request.id);
                 Some(Reply::Accepted)
+            }
+            RequestBody::Checkpoint { .. } => {
+                Some(refused(ErrorCode::ServiceUnhealthy, "there is no key here"))
             }
             RequestBody::Cancel { .. } if self.manners.refuse_cancel => {
                 Some(refused(ErrorCode::JobConflict, "too late"))
@@ -363,6 +371,10 @@ impl Inside {
                 }
                 Some(Reply::Accepted)
             }
+            RequestBody::ServerKey => match &self.manners.server_key {
+                Some(_) => Some(Reply::Accepted),
+                None => Some(refused(ErrorCode::ConfigInvalid, "there is no key")),
+            },
             RequestBody::Clear { .. } => Some(refused(ErrorCode::AuthzForbidden, "only root may ask this")),
             RequestBody::Settle { job } => {
                 if let Some(kind) = self.manners.settle.clone() {
@@ -404,14 +416,18 @@ async fn serve(mut stream: UnixStream, events: &Path, inside: &Mutex<Inside>) ->
     let mut body = vec![0; body_length(prefix).unwrap()];
     stream.read_exact(&mut body).await?;
     let request: Request = decode(&body).unwrap();
-    let reply = {
+    let (reply, key) = {
         let mut inside = inside.lock().unwrap();
         let reply = inside.answer(events, &request);
+        let is_key = request.body == RequestBody::ServerKey;
         inside.requests.push(request);
-        reply
+        (reply, inside.manners.server_key.clone().filter(|_| is_key))
     };
-    match reply {
-        Some(reply) => stream.write_all(&encode(&reply).unwrap()).await,
-        None => Ok(()),
+    let Some(reply) = reply else { return Ok(()) };
+    let mut bytes = encode(&reply).unwrap();
+    if let Some(key) = key {
+        bytes.extend(u32::try_from(key.len()).unwrap().to_be_bytes());
+        bytes.extend(key);
     }
+    stream.write_all(&bytes).await
 }

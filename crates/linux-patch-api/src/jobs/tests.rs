@@ -201,7 +201,7 @@ async fn a_job_that_cannot_be_settled_ends_with_the_truth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_of_which_the_root_side_has_no_trace_failed_unchanged() {
+async fn of_a_job_of_which_the_root_side_has_no_trace_nothing_is_claimed() {
     let root = Root::new();
     let first = root.open().await;
     let id = submitted(&first).await;
@@ -212,7 +212,7 @@ async fn a_job_of_which_the_root_side_has_no_trace_failed_unchanged() {
 
     let second = root.open().await;
     let job = end_of(&second, id).await;
-    assert_eq!((job.status, job.outcome), (JobStatus::Failed, Some(Outcome::Unchanged)));
+    assert_eq!((job.status, job.outcome), (JobStatus::Failed, None));
     assert!(job.error.unwrap().contains("no record"));
 }
 

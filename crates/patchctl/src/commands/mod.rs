@@ -11,7 +11,7 @@ use patch_client::Client;
 use patch_types::api::{InstallOptions, InstallRequest, RemoveRequest, UpdateRequest};
 
 use crate::{
-    args::{Cli, Command},
+    args::{Cli, Command, CrlCommand},
     connection,
     exit::Exit,
     output::Output,
@@ -29,7 +29,9 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<Exit> {
     let out = Output::new(&cli.display);
     match &cli.command {
         Command::Completions { shell } => return shell::completions(&out, *shell),
-        Command::Man { command } => return shell::man(&out, command.as_deref()),
+        Command::Man { command, directory } => {
+            return shell::man(&out, command.as_deref(), directory.as_deref());
+        }
         _ => {}
     }
     let context = Context { client: connection::client(cli.connection)?, out };
@@ -88,6 +90,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
         Command::Info => host::info(context).await,
         Command::Services { name } => host::services(context, name.as_deref()).await,
         Command::Health => host::health(context).await,
+        Command::Crl(CrlCommand::Put { file }) => host::put_crl(context, &file).await,
         Command::Metrics => host::metrics(context).await,
         Command::Openapi => host::openapi(context).await,
         // Answered before there was a client.

@@ -1,6 +1,6 @@
 //! The host and its agent: system, units, health.
 
-use patch_types::api::{Health, HealthStatus, Service, ServiceList, SystemInfo};
+use patch_types::api::{CrlInForce, Health, HealthStatus, Service, ServiceList, SystemInfo};
 
 use super::{Rows, Style, Tone, clean, fields, plain, values};
 
@@ -88,6 +88,19 @@ pub(crate) fn health(style: &Style, health: &Health) -> String {
         text.push_str("\nThe agent cannot do its work; journalctl -u linux-patch-api there says more.\n");
     }
     text
+}
+
+/// A revocation list that was sent.
+pub(crate) fn crl(list: &CrlInForce) -> String {
+    let state = if list.changed { "in force now" } else { "was in force already" };
+    fields(&[
+        ("List", format!("number {} ({state})", list.number)),
+        ("Issuer", list.issuer.clone()),
+        ("Made", values::time(list.this_update)),
+        ("Next list due", list.next_update.map_or(String::new(), values::time)),
+        ("Revokes", format!("{} certificates", list.revoked)),
+        ("Connections closed", list.closed_connections.to_string()),
+    ])
 }
 
 #[cfg(test)]

@@ -183,7 +183,6 @@ async fn what_cannot_be_done_yet_is_refused() {
         (Method::POST, "/patches/apply", json!({"rehearse": true})),
         (Method::POST, "/patches/apply", json!({"allow_reboot": true})),
         (Method::POST, "/system/reboot", json!({"delay_seconds": 5})),
-        (Method::PUT, "/system/crl", json!({"crl": "x"})),
     ] {
         let answer = api.send(request("ops", method, path, Some(body.to_string()))).await;
         assert_eq!(

@@ -51,7 +51,7 @@ fn way_back(packages: usize) -> WayBack {
         grade: Grade::Rebuilt,
         reason: "its archive is nowhere to be had".into(),
     };
-    WayBack { grade: Grade::Rebuilt, packages: (0..packages).map(package).collect() }
+    WayBack { grade: Grade::Rebuilt, packages: (0..packages).map(package).collect(), recorded_in_ms: 12 }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,7 +227,10 @@ async fn lists_and_streams_show_how_good_the_way_back_is_and_not_all_of_it() {
         assert_eq!(whole.went_back.as_ref(), Some(&report));
         assert_eq!(whole.completed_at, done.completed_at);
         let listed = jobs.list(&JobFilter::default()).jobs.remove(0);
-        assert_eq!(listed.way_back, Some(WayBack { grade: Grade::Rebuilt, packages: vec![] }));
+        assert_eq!(
+            listed.way_back,
+            Some(WayBack { grade: Grade::Rebuilt, packages: vec![], recorded_in_ms: 12 })
+        );
         let told = listed.went_back.unwrap();
         assert_eq!((&told.reason, &told.left), (&report.reason, &report.left));
         assert_eq!(told.restored, [format!("1000 entries; GET /jobs/{id} shows them")]);

@@ -1,0 +1,109 @@
+//! What time brings: certificates and lists expire, and warnings of that fall due.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller};
+use patch_service::{Door, LoadedTls};
+
+use super::{
+    crl::write_durably,
+    expiry::{self, Warned},
+};
+use crate::{config::STATE_DIR, http::App};
+
+/// How often to look whether something has expired. A look costs next to nothing.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often the whole chain of every open connection is judged again, warnings are looked for, and a pair that could not
+/// be used is tried again.
+const JUDGE: Duration = Duration::from_secs(60);
+
+/// What was warned of, in the agent's state.
+const MEMORY: &str = "expiry.json";
+
+/// Goes on until it is aborted.
+pub async fn watch(door: Door, app: App, log: Arc<AuditLog>) {
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut warnings = Warnings::open(app.root());
+    let mut was_shut = false;
+    let mut judged: Option<Instant> = None;
+    let mut retries = tokio::task::JoinSet::new();
+    loop {
+        looks.tick().await;
+        let now = Timestamp::now();
+        was_shut = look(&door, &app, was_shut, now);
+        if judged.is_some_and(|at| at.elapsed() < JUDGE) {
+            continue;
+        }
+        // The root side may have been away when it was asked for the key.
+        if judged.is_some() && app.certificates().problems.server.is_some() {
+            // It may be away still, and nothing else here waits for it.
+            while retries.try_join_next().is_some() {}
+            if retries.is_empty() {
+                let (door, app, log) = (door.clone(), app.clone(), Arc::clone(&log));
+                retries.spawn(async move {
+                    // What is wrong was recorded where it was found.
+                    let result = super::refresh_pair(&door, &app, &log).await;
+                    app.metrics().certificates_read(result.is_ok());
+                });
+            }
+        }
+        judged = Some(Instant::now());
+        door.close_unpermitted("the certificate is no longer accepted");
+        for event in warnings.due(&door.tls(), now) {
+            tracing::warn!("{}", event.message);
+            log.record_later(event);
+        }
+    }
+}
+
+/// Ends what must not be open at this moment. Returns whether nobody can be trusted now.
+pub(super) fn look(door: &Door, app: &App, was_shut: bool, now: Timestamp) -> bool {
+    let is_shut = app.certificates().is_shut(now);
+    // Once is enough: from then on no request is answered, and no WebSocket opened.
+    if is_shut && !was_shut {
+        door.close_where("the revocation list has expired", |_| true);
+    }
+    door.close_where("the client certificate has expired", |peer| peer.certificate().not_after <= now);
+    is_shut
+}
+
+/// What was warned of.
+pub(super) struct Warnings {
+    path: PathBuf,
+    warned: Warned,
+}
+
+impl Warnings {
+    /// Reads the memory below the root prefix. Without one everything is warned of anew.
+    pub(super) fn open(root: &Path) -> Self {
+        let path = root.join(STATE_DIR).join(MEMORY);
+        let read = std::fs::read(&path).ok();
+        let warned = read.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Self { path, warned }
+    }
+
+    /// The records that are due now.
+    pub(super) fn due(&mut self, tls: &LoadedTls, now: Timestamp) -> Vec<AuditEvent> {
+        let (due, warned) = expiry::due(expiry::of(tls), &self.warned, now);
+        if warned != self.warned {
+            self.warned = warned;
+            let text = serde_json::to_vec(&self.warned).unwrap_or_default();
+            if let Err(error) = write_durably(&self.path, &text) {
+                tracing::warn!(%error, path = %self.path.display(), "which expiries were warned of cannot be kept; after a restart they are warned of again");
+            }
+        }
+        due.into_iter()
+            .map(|one| {
+                let kind = AuditKind::CertificateExpiring { role: one.role, expires: one.until };
+                AuditEvent::new(kind, &Caller::local())
+            })
+            .collect()
+    }
+}
