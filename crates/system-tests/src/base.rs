@@ -31,7 +31,7 @@ const HOOKS: [&str; 3] = [
 ];
 
 /// The tools that the harness is made of, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 9] = [
+const TOOLS: [(&str, &str); 10] = [
     ("systemd-nspawn", "systemd-container"),
     ("mmdebstrap", "mmdebstrap"),
     ("apt-ftparchive", "apt-utils"),
@@ -41,6 +41,7 @@ const TOOLS: [(&str, &str); 9] = [
     ("gpg", "gnupg"),
     ("gpgconf", "gnupg"),
     ("dpkg-deb", "dpkg"),
+    ("faketime", "faketime"),
 ];
 
 /// Where bases and repositories are kept; `LINUX_PATCH_CACHE` moves it.

@@ -38,6 +38,9 @@ s.connect('/run/linux-patch-executor.sock')\n\
 s.sendall(sys.stdin.buffer.read())\n\
 while True:\n    b = s.recv(65536)\n    if not b: break\n    sys.stdout.buffer.write(b)\n";
 
+/// The library that gives a process another clock.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
 /// The mark by which [`LISTEN`] is known.
 const LISTENS: &str = "lp-listens";
 
@@ -145,6 +148,8 @@ pub struct ExecutorIn {
     /// The process that holds the root.
     holder: u32,
     listener: Option<Child>,
+    /// What the program is run by, if not by itself.
+    by_way_of: Vec<String>,
     /// Those of the changes that are asked for.
     limits: Limits,
 }
@@ -161,6 +166,7 @@ impl ExecutorIn {
             root: root.path(),
             holder: root.holder(),
             listener: None,
+            by_way_of: Vec::new(),
             limits: Limits { timeout_seconds: 120, lock_wait_seconds: 60 },
         };
         executor.listen(&[])?;
@@ -193,6 +199,40 @@ impl ExecutorIn {
             Ok(self.socket().exists().then_some(()))
         })
         .with_context(|| self.remarks())
+    }
+
+    /// From now on the root side has a clock of its own, which can be set: see [`ExecutorIn::set_clock`]. The kernel's is
+    /// the machine's, and nobody's to set.
+    ///
+    /// # Errors
+    /// When the library that fakes it is not there (Debian's `libfaketime`), or the listener does not start anew.
+    pub fn give_clock(&mut self) -> Result<()> {
+        let library = Path::new(FAKETIME);
+        ensure!(library.exists(), "{FAKETIME} is missing: install Debian's package libfaketime");
+        let place = self.root.join("usr/lib/libfaketime.so.1");
+        fs::copy(library, place).context("cannot copy the library that fakes the clock")?;
+        self.set_clock(0)?;
+        let words = [
+            "/usr/bin/env",
+            "LD_PRELOAD=/usr/lib/libfaketime.so.1",
+            "FAKETIME_TIMESTAMP_FILE=/run/lp-clock",
+            "FAKETIME_NO_CACHE=1",
+            "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        ];
+        self.by_way_of = words.map(str::to_owned).to_vec();
+        self.kill_listener()?;
+        self.listen(&words)
+    }
+
+    /// Sets the clock of the root side, in seconds after the true time.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn set_clock(&self, offset: i64) -> Result<()> {
+        // In one step: it is read at every look at the clock.
+        let new = self.root.join("run/lp-clock.new");
+        fs::write(&new, format!("{offset:+}\n"))?;
+        fs::rename(new, self.root.join("run/lp-clock")).context("cannot set the clock")
     }
 
     /// The limits of the changes that are asked for from now on.
@@ -268,7 +308,7 @@ impl ExecutorIn {
     /// # Errors
     /// When it was refused, or there is no reply.
     pub fn ask(&self, id: JobId, body: RequestBody) -> Result<Reply> {
-        match self.send(&Request { protocol: PROTOCOL, id, body })? {
+        match self.send(&Request { protocol: PROTOCOL, id, body, on_behalf: None })? {
             Reply::Refused { code, message } => Err(Refusal { code, message }.into()),
             reply => Ok(reply),
         }
@@ -441,7 +481,9 @@ impl ExecutorIn {
     /// # Errors
     /// When it cannot be run, or takes too long.
     pub fn recover(&self) -> Result<Output> {
-        self.guest.exec_with(&[PROGRAM, "recover"], "", LIMIT)
+        let words: Vec<&str> =
+            self.by_way_of.iter().map(String::as_str).chain([PROGRAM, "recover"]).collect();
+        self.guest.exec_with(&words, "", LIMIT)
     }
 
     /// Starts the same and does not wait.
@@ -449,7 +491,8 @@ impl ExecutorIn {
     /// # Errors
     /// When it cannot be started.
     pub fn start_recover(&self) -> Result<Child> {
-        let script = format!("exec setsid {PROGRAM} recover </dev/null >>{REMARKS} 2>&1");
+        let by_way_of = self.by_way_of.join(" ");
+        let script = format!("exec setsid {by_way_of} {PROGRAM} recover </dev/null >>{REMARKS} 2>&1");
         let mut command = self.guest.command(&["/bin/sh", "-c", &script])?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().context("cannot start the recovery")

@@ -22,6 +22,7 @@ pub mod executor;
 mod guest;
 mod holder;
 pub mod host;
+pub mod hostile;
 mod network;
 pub mod packages;
 pub mod place;

@@ -15,12 +15,20 @@ pub struct Packages {
     dir: PathBuf,
 }
 
+/// The daemon and the root side to be used in place of the packages'.
+static PROGRAMS: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+
 static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 
 impl Packages {
     /// Makes this process use the packages below `dir`, if it has used none yet.
     pub fn use_those_in(dir: &Path) {
         let _ = BUILT.set(Ok(dir.to_owned()));
+    }
+
+    /// Makes this process use these programs, the daemon and the root side, in throw-away roots, if it has used none yet.
+    pub fn use_these_programs(daemon: &Path, executor: &Path) {
+        let _ = PROGRAMS.set((daemon.to_owned(), executor.to_owned()));
     }
 
     /// The packages that the runner built; builds them if there is no runner.
@@ -56,6 +64,25 @@ impl Packages {
         self.find("new", "linux-patch-api")
     }
 
+    /// The operator's command line.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn patchctl(&self) -> Result<PathBuf> {
+        self.find("new", "patchctl")
+    }
+
+    /// The tarball with the installer, of the new version or of the old one.
+    ///
+    /// # Errors
+    /// When it was not built.
+    pub fn tarball(&self, is_new: bool) -> Result<PathBuf> {
+        let which = if is_new { "new" } else { "old" };
+        let entries = fs::read_dir(self.dir.join(which))?.flatten().map(|entry| entry.path());
+        let mut found = entries.filter(|path| path.to_string_lossy().ends_with(".tar.gz"));
+        found.next().with_context(|| format!("there is no tarball in {}/{which}", self.dir.display()))
+    }
+
     /// The agent's package of an older version.
     ///
     /// # Errors
@@ -73,7 +100,24 @@ impl Packages {
         if let Some(path) = std::env::var_os("LINUX_PATCH_EXECUTOR") {
             return Ok(path.into());
         }
+        if let Some((_, executor)) = PROGRAMS.get() {
+            return Ok(executor.clone());
+        }
         Ok(Self::get()?.programs()?.join("usr/libexec/linux-patch-api/patch-executor"))
+    }
+
+    /// The network side's program: the one of the packages, or the file that `LINUX_PATCH_DAEMON` names.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn daemon() -> Result<PathBuf> {
+        if let Some(path) = std::env::var_os("LINUX_PATCH_DAEMON") {
+            return Ok(path.into());
+        }
+        if let Some((daemon, _)) = PROGRAMS.get() {
+            return Ok(daemon.clone());
+        }
+        Ok(Self::get()?.programs()?.join("usr/bin/linux-patch-api"))
     }
 
     /// The programs of the packages, unpacked once a process.

@@ -1,5 +1,6 @@
 //! A throw-away root in which the root side works on packages of the test repository, and the changes to ask it for.
 
+use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
@@ -29,8 +30,16 @@ impl Place {
     /// # Errors
     /// When one of the parts cannot be made.
     pub fn new(packages: &[&str]) -> Result<Self> {
+        Self::with(RootOptions::default(), packages, &Packages::executor()?)
+    }
+
+    /// The same in a root that is to be special, or with another program of the root side.
+    ///
+    /// # Errors
+    /// As [`Place::new`].
+    pub fn with(options: RootOptions, packages: &[&str], program: &Path) -> Result<Self> {
         let repository = Repository::new()?;
-        let root = Root::new(RootOptions::default().repository(&repository))?;
+        let root = Root::new(options.repository(&repository))?;
         // What is written is thrown away: to wait for the disk proves nothing here.
         root.push("force-unsafe-io\n", "/etc/dpkg/dpkg.cfg.d/lp-test", "644")?;
         root.push(
@@ -42,7 +51,7 @@ impl Place {
         if !packages.is_empty() {
             root.exec_ok(&[&["/usr/bin/apt-get", "-qq", "-y", "install"], packages].concat())?;
         }
-        let executor = ExecutorIn::start(&root, &Packages::executor()?)?;
+        let executor = ExecutorIn::start(&root, program)?;
         Ok(Self { executor, root, repository })
     }
 

@@ -26,6 +26,7 @@ pub struct RootOptions {
     lower: Option<PathBuf>,
     repository: Option<PathBuf>,
     shares_network: bool,
+    disk: Option<PathBuf>,
 }
 
 impl RootOptions {
@@ -47,6 +48,13 @@ impl RootOptions {
     #[must_use]
     pub fn machine_network(mut self) -> Self {
         self.shares_network = true;
+        self
+    }
+
+    /// The same with what is written in `directory`, which has to be empty and stays afterwards; otherwise in memory.
+    #[must_use]
+    pub fn on_disk(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.disk = Some(directory.into());
         self
     }
 }
@@ -74,7 +82,9 @@ impl Root {
         }
         let repository = options.repository.unwrap_or_default();
         let sources = Repository::sources_list(Repository::FILES)?;
-        let arguments = [&*lower.to_string_lossy(), &*repository.to_string_lossy(), &sources];
+        let disk = options.disk.unwrap_or_default();
+        let arguments =
+            [&*lower.to_string_lossy(), &*repository.to_string_lossy(), &sources, &*disk.to_string_lossy()];
         let script = format!("{}{}", include_str!("throwroot.sh"), STAY_INSIDE);
         let holder = Holder::start(&flags, &script, &arguments).context("cannot make a throw-away root")?;
         ensure_inside(holder.pid())?;

@@ -1,11 +1,25 @@
 # Run in the namespaces of a new throw-away root: mounts it and makes it usable.
-# $1 the root below it, $2 the repository or nothing, $3 the lines of sources.list
-lower=$1 repository=$2 sources=$3 root=/mnt/root
-mount -t tmpfs -o mode=755 lp-root /mnt
+# $1 the root below it, $2 the repository or nothing, $3 the lines of sources.list, $4 a directory for what is written, or
+# nothing: then that is kept in memory
+lower=$1 repository=$2 sources=$3 disk=$4 root=/mnt/root
+if [ -n "$disk" ]; then mount --bind "$disk" /mnt; else mount -t tmpfs -o mode=755 lp-root /mnt; fi
 mkdir /mnt/upper /mnt/work "$root"
 mount -t overlay -o "lowerdir=$lower,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$root"
 mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
+# Of the machine's devices only these, each as a mount: what is removed or replaced in here is not the machine's.
+mount -t tmpfs -o mode=755,nosuid tmpfs "$root/dev"
+mkdir "$root/dev/pts" "$root/dev/shm"
+for device in null zero full random urandom tty; do
+  : >"$root/dev/$device"
+  mount --bind "/dev/$device" "$root/dev/$device"
+done
+mount --rbind /dev/pts "$root/dev/pts"
+mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+ln -s pts/ptmx "$root/dev/ptmx"
+ln -s /proc/self/fd "$root/dev/fd"
+ln -s /proc/self/fd/0 "$root/dev/stdin"
+ln -s /proc/self/fd/1 "$root/dev/stdout"
+ln -s /proc/self/fd/2 "$root/dev/stderr"
 mount -t sysfs -o ro sysfs "$root/sys" 2>/dev/null || mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mkdir -p "$root/run/lock" "$root/usr/sbin"

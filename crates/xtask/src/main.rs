@@ -6,8 +6,12 @@ mod chaos;
 mod check_deps;
 mod demo;
 mod dist;
+mod fuzz;
 mod host;
+mod hostile;
 mod openapi;
+mod sbom;
+mod table;
 mod test;
 mod workspace;
 
@@ -32,9 +36,13 @@ enum Command {
     Test(test::Test),
     /// Interrupt random changes in random ways, in roots and on a host, and check how each one ends.
     Chaos(chaos::Chaos),
+    /// Feed every parser of foreign bytes what a fuzzer makes up, and add the figures up.
+    Fuzz(fuzz::Fuzz),
+    /// Scans, slow clients, schemathesis, sslyze, the order of versions: the full figures.
+    Hostile(hostile::Hostile),
     /// Measure the agent against its peers and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
-    /// Build the Debian packages.
+    /// Build what is shipped: Debian packages, tarball, bill of materials, sums.
     Dist(dist::Dist),
     /// Write the OpenAPI document anew from the code.
     Openapi,
@@ -60,6 +68,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Hostile(args) => hostile::run(&args),
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Openapi => openapi::run().map(|()| ExitCode::SUCCESS),

@@ -23,8 +23,16 @@ pub(crate) struct Test {
 }
 
 /// Debian packages that the tests call beyond what the test hosts need.
-const TOOLS: &[(&str, &str)] =
-    &[("openssl", "openssl"), ("curl", "curl"), ("python3", "python3"), ("strace", "strace")];
+const TOOLS: &[(&str, &str)] = &[
+    ("openssl", "openssl"),
+    ("curl", "curl"),
+    ("python3", "python3"),
+    ("strace", "strace"),
+    ("apparmor_parser", "apparmor"),
+    ("shellcheck", "shellcheck"),
+    ("lintian", "lintian"),
+    ("promtool", "prometheus"),
+];
 
 /// What the runner counted.
 #[derive(Debug, Default)]
@@ -43,6 +51,7 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
         system_tests::base::deps()?;
         system_tests::sweep()?;
         step("the test hosts' base system", || system_tests::base::root().map(drop))?;
+        step("schemathesis and sslyze", || system_tests::hostile::tools::environment().map(drop))?;
     } else {
         println!("Not root: what boots hosts or changes packages is skipped, by name, below.");
     }
@@ -104,14 +113,19 @@ fn cargo(args: &[&str]) -> Result<()> {
 }
 
 fn install_tools() -> Result<()> {
-    let missing: Vec<&str> = TOOLS
+    let is_absent = |script: &str, program: &str| {
+        let found = Command::new("sh").args(["-c", script, program]).stderr(Stdio::null()).status();
+        !found.is_ok_and(|status| status.success())
+    };
+    let mut missing: Vec<&str> = TOOLS
         .iter()
-        .filter(|(program, _)| {
-            let found = Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", program]).status();
-            !found.is_ok_and(|status| status.success())
-        })
+        .filter(|(program, _)| is_absent("command -v \"$0\" >/dev/null", program))
         .map(|(_, package)| *package)
         .collect();
+    // Not a program: what `python3 -m venv` needs.
+    if is_absent("python3 -c 'import ensurepip'", "python3") {
+        missing.push("python3-venv");
+    }
     if missing.is_empty() {
         return Ok(());
     }

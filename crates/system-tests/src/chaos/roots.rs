@@ -75,6 +75,8 @@ enum Fault {
     LockHeld(Duration),
     FailingScript,
     CorruptState,
+    /// The root side's clock is set, by so many seconds, and everything is killed.
+    ClockJump(i64),
 }
 
 impl Fault {
@@ -92,11 +94,12 @@ impl Fault {
             Self::LockHeld(_) => "lock held",
             Self::FailingScript => "failing script",
             Self::CorruptState => "corrupt state of an old job",
+            Self::ClockJump(_) => "clock jump",
         }
     }
 
     fn draw(random: &mut Random) -> Self {
-        match random.below(24) {
+        match random.below(26) {
             0 => Self::Nothing,
             1..=3 => Self::KillExecutor,
             4..=6 => Self::KillApt,
@@ -108,7 +111,12 @@ impl Fault {
             19 => Self::RepositoryCorrupt,
             20 => Self::LockHeld(random.time(Duration::from_secs(2))),
             21..=22 => Self::FailingScript,
-            _ => Self::CorruptState,
+            23 => Self::CorruptState,
+            _ => {
+                const YEAR: i64 = 365 * 24 * 3600;
+                let jumps = [-20 * YEAR, -YEAR, -3600, -1, 1, 3600, YEAR, 10 * YEAR];
+                Self::ClockJump(random.pick(&jumps).copied().unwrap_or(YEAR))
+            }
         }
     }
 }
@@ -187,7 +195,10 @@ fn run(random: &mut Random, fault: Fault) -> Result<()> {
     installed.push("lp-bulk-10");
     installed.sort_unstable();
     installed.dedup();
-    let place = Place::new(&installed)?;
+    let mut place = Place::new(&installed)?;
+    if matches!(fault, Fault::ClockJump(_)) {
+        place.executor.give_clock()?;
+    }
     prepare(&place, random, &installed)?;
     let (operation, is_rollback) = draw_operation(&place, random, &installed, fault)?;
     let story = format!("{operation:?}, {on_failure:?}, {fault:?} at {when:?}, installed {installed:?}");
@@ -302,6 +313,13 @@ fn interrupt(
         Fault::KillApt => drop(executor.kill_all(&["apt-get"])?),
         Fault::KillDpkg => drop(executor.kill_all(&["dpkg"])?),
         Fault::KillEverything | Fault::KillRecovery(_) => executor.kill_everything()?,
+        // Half of them go on, the others have to be taken up at the other time.
+        Fault::ClockJump(offset) => {
+            executor.set_clock(offset)?;
+            if random.happens(50) {
+                executor.kill_everything()?;
+            }
+        }
         Fault::FullDisk(left) => place.root.fill_disk(left)?,
         Fault::RepositoryGone => {
             kept = Some(std::fs::read_link(place.repository.path().join("current"))?);

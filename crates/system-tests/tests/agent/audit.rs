@@ -8,7 +8,10 @@ use system_tests::trials::trial;
 use crate::fixture::Agent;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("everything_is_recorded_and_edits_are_found", everything_is_recorded_and_edits_are_found)]
+    vec![
+        trial("everything_is_recorded_and_edits_are_found", everything_is_recorded_and_edits_are_found),
+        trial("the_root_side_vouches_for_the_trail", the_root_side_vouches_for_the_trail),
+    ]
 }
 
 const LOG: &str = "/var/log/linux_patch_api/audit.log";
@@ -204,11 +207,69 @@ fn edits_are_found(agent: &Agent) -> Result<()> {
         agent.host.exec_ok(&["cp", "-p", "/root/audit.log", LOG])?;
     }
     // Begun upon a trail that does not verify, the agent keeps it and goes on with a new one.
-    agent.host.shell(&format!("sed -i '$s/service/sorvice/' {LOG}"))?;
+    agent.host.shell(&format!("sed -i '$s/vouches/vowches/' {LOG}"))?;
     agent.host.exec_ok(&["systemctl", "start", "linux-patch-api"])?;
     agent.wait_until_up()?;
     agent.wait_record("set aside", |record| record["event"] == "trail_set_aside")?;
     agent.host.shell(&format!("ls {LOG}.set-aside-*"))?;
-    agent.host.exec_ok(&["linux-patch-api", "audit", "verify"])?;
+    let verified = verify()?;
+    ensure!(verified.code() == Some(3) && verified.stdout.contains("set aside"), "{verified:?}");
+    Ok(())
+}
+
+fn the_root_side_vouches_for_the_trail() -> Result<()> {
+    let agent = Agent::boot("vouching", &["lp-plain=1.0-1"])?;
+    agent.repository.publish_day(1)?;
+    agent.change("POST", "/patches/refresh", &json!({}))?;
+    let job = agent.change("PUT", "/packages/lp-plain", &json!({}))?;
+    let job_id = job["job_id"].as_str().context("no id")?;
+    let is_end = |r: &Value| r["event"] == "job_ended" && r["job_id"] == job_id;
+    let end = agent.wait_record("the end", is_end)?["seq"].as_u64().context("no number")?;
+    let is_signed =
+        |r: &Value| r["event"] == "checkpoint" && r["head_seq"].as_u64().is_some_and(|seq| seq >= end);
+    agent.wait_record("a checkpoint after the job", is_signed)?;
+
+    // The root side's own record: who asked, what came of it, and that nobody else can read or write it.
+    let record = agent.host.exec_ok(&["linux-patch-host", "record", "--job", job_id])?;
+    for words in
+        ["update accepted, asked by uid", ", by alice, from ", "lp-plain:all upgrade 1.0-1 -> 1.1-1: done"]
+    {
+        ensure!(record.contains(words), "{words} is not in {record}");
+    }
+    agent.host.exec_ok(&["linux-patch-host", "record", "verify"])?;
+    for attempt in [
+        "cat /var/lib/linux_patch_executor/record.jsonl",
+        "cat /var/lib/linux_patch_executor/checkpoint.key",
+        "touch /var/lib/linux_patch_executor/checkpoint.json",
+    ] {
+        let tried = agent.host.exec(&["runuser", "-u", "linux-patch-api", "--", "sh", "-c", attempt])?;
+        ensure!(!tried.success(), "the network side could {attempt}");
+    }
+
+    agent.host.exec_ok(&["systemctl", "stop", "linux-patch-api"])?;
+    let verify = || agent.host.exec(&["linux-patch-api", "audit", "verify", "--json"]);
+    let verified = verify()?;
+    ensure!(verified.code() == Some(0), "{verified:?}");
+    let report: Value = serde_json::from_str(&verified.stdout)?;
+    ensure!(report["vouched_seq"].as_u64().is_some_and(|seq| seq > end), "{report:#}");
+    agent.host.exec_ok(&["runuser", "-u", "linux-patch-api", "--", "linux-patch-api", "audit", "verify"])?;
+
+    // Cut off where no line shows it: the root side's head does.
+    agent.host.shell(&format!("sed -i '{},$d' {LOG}", end - 1))?;
+    let verified = verify()?;
+    ensure!(
+        verified.code() == Some(3) && verified.stdout.contains("the root side has signed record"),
+        "{verified:?}"
+    );
+    // The agent goes on after what was signed, and the gap stays.
+    agent.host.exec_ok(&["systemctl", "start", "linux-patch-api"])?;
+    agent.wait_until_up()?;
+    let cut = agent.wait_record("the cut", |record| record["event"] == "trail_cut")?;
+    ensure!(cut["last"].as_u64() == Some(end - 2) && cut["priority"] == "high", "{cut:#}");
+    let seq = cut["seq"].as_u64().context("no number")?;
+    let is_signed = |r: &Value| r["event"] == "checkpoint" && r["head_seq"].as_u64() >= Some(seq);
+    agent.wait_record("a checkpoint after the cut", is_signed)?;
+    let verified = verify()?;
+    ensure!(verified.code() == Some(3) && verified.stdout.contains("are missing"), "{verified:?}");
     Ok(())
 }

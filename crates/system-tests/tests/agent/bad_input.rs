@@ -327,7 +327,6 @@ fn queries_and_ids(agent: &Agent) -> Result<()> {
 fn unavailable(agent: &Agent) -> Result<()> {
     for (method, path, body) in [
         ("POST", "/system/reboot", json!({"reason": "test"})),
-        ("PUT", "/system/crl", json!({"crl": "x"})),
         ("POST", "/patches/apply", json!({"rehearse": true})),
         ("POST", "/patches/apply", json!({"allow_reboot": true})),
     ] {

@@ -108,15 +108,5 @@ fn the_network_side_has_no_root() -> Result<()> {
     let stranger =
         agent.host.exec(&["setpriv", "--reuid=nobody", "--clear-groups", "python3", "-c", script])?;
     ensure!(!stranger.success() && stranger.stderr.contains("PermissionError"), "{stranger:?}");
-    let score =
-        agent.host.exec_ok(&["systemd-analyze", "security", "--no-pager", "linux-patch-api.service"])?;
-    let level: f64 = score
-        .lines()
-        .last()
-        .unwrap_or_default()
-        .split_whitespace()
-        .find_map(|w| w.parse().ok())
-        .unwrap_or(10.0);
-    ensure!(level <= 2.0, "the unit's exposure is {level}");
     Ok(())
 }

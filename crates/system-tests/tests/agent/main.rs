@@ -7,10 +7,14 @@ mod bad_input;
 mod certificates;
 mod changing;
 mod cli;
+mod configuration;
 mod documentation;
 mod door;
+mod hardening;
 mod lifecycle;
+mod monitoring;
 mod openssl;
+mod package;
 mod prometheus;
 mod reading;
 mod recovery;
@@ -29,10 +33,14 @@ fn main() -> ExitCode {
     all.extend(streaming::trials());
     all.extend(audit::trials());
     all.extend(cli::trials());
+    all.extend(configuration::trials());
     all.extend(changing::trials());
     all.extend(back::trials());
     all.extend(recovery::trials());
     all.extend(documentation::trials());
     all.extend(lifecycle::trials());
+    all.extend(hardening::trials());
+    all.extend(package::trials());
+    all.extend(monitoring::trials());
     trials::main(all)
 }

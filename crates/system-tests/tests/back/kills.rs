@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use patch_types::{ChangeOptions, EventKind, JobId, OnFailure, Operation, Outcome, Phase};
 use system_tests::chaos::{Case, judge, settle};
-use system_tests::executor::Seen;
+use system_tests::executor::{LIMIT, Seen};
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
 
@@ -42,7 +42,46 @@ pub(crate) fn trials() -> Vec<Trial> {
         "a_recovery_with_nothing_to_do_does_nothing",
         a_recovery_with_nothing_to_do_does_nothing,
     ));
+    trials.push(trial("a_dpkg_that_outlives_apt_is_waited_for", a_dpkg_that_outlives_apt_is_waited_for));
+    trials.push(trial("a_stranger_with_the_event_file_holds_nothing_up", a_stranger_holds_nothing_up));
     trials
+}
+
+/// Only apt is killed, as for want of memory; dpkg and the script that it runs go on.
+fn a_dpkg_that_outlives_apt_is_waited_for() -> Result<()> {
+    let place = Place::on_day1(&["lp-slow"])?;
+    place.root.push("60", "/run/lp-slow-seconds", "644")?;
+    let job = place.executor.change(place::update("lp-slow")?, ChangeOptions::default(), None)?;
+    let started = place.root.path().join("run/lp-slow-started");
+    system_tests::wait::until("the script", LIMIT, || Ok(started.exists().then_some(())))?;
+    place.executor.kill_all(&["apt-get"])?;
+    // It says whom it waits for, and judges nothing before that has ended.
+    place.executor.follow_until(job, |seen| {
+        seen.events.iter().any(|event| {
+            matches!(&event.kind, EventKind::Waiting { holder: Some(holder) } if holder.lock.ends_with("dpkg/lock"))
+        })
+    })?;
+    place.root.push("", "/run/lp-slow-go", "644")?;
+    place.ends(job, Outcome::Applied)?;
+    place.state()?.assert_in_order()
+}
+
+/// The network side can read event files, so it can lock them.
+fn a_stranger_holds_nothing_up() -> Result<()> {
+    let place = begin()?;
+    let before = place.state()?;
+    let job = place.executor.change(place::apply(&[])?, ChangeOptions::default(), None)?;
+    place.executor.follow_until(job, |seen| steps(seen) >= 3)?;
+    let stranger = std::fs::File::open(place.executor.event_file(job))?;
+    place.executor.kill_everything()?;
+    stranger.lock()?;
+    let recovery = place.executor.recover()?;
+    ensure!(recovery.success(), "the recovery ended with {}: {}", recovery.status, recovery.stderr);
+    let seen = place.executor.seen(job)?;
+    ensure!(seen.ended().is_some(), "it was not settled while somebody held its event file");
+    settled(&place, job, &before, false)?;
+    drop(stranger);
+    Ok(())
 }
 
 fn begin() -> Result<Place> {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use patch_types::{ChangeOptions, ErrorCode, Outcome};
+use patch_types::{ChangeOptions, ErrorCode, EventKind, Outcome};
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
 
@@ -12,6 +12,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_change_by_hand_since_refuses_going_back", a_change_by_hand_since_refuses_going_back),
         trial("a_change_of_another_package_since_does_not_matter", another_package_does_not_matter),
         trial("edits_since_are_kept", edits_since_are_kept),
+        trial("edits_while_it_waits_to_be_confirmed_are_kept", edits_while_it_waits_are_kept),
+        trial("without_a_record_of_what_was_left_it_has_to_be_forced", without_a_record_it_has_to_be_forced),
         trial("an_unknown_job_cannot_be_taken_back", an_unknown_job_cannot_be_taken_back),
         trial("jobs_are_taken_back_one_after_the_other", jobs_are_taken_back_one_after_the_other),
     ]
@@ -64,6 +66,34 @@ fn edits_since_are_kept() -> Result<()> {
     let after = place.state()?;
     ensure!(after.version("lp-conf") == Some("1.0"));
     after.assert_in_order()
+}
+
+fn edits_while_it_waits_are_kept() -> Result<()> {
+    let place = Place::on_day1(&["lp-conf"])?;
+    let options = ChangeOptions { confirm_within: Some(5), ..ChangeOptions::default() };
+    let job = place.executor.change(place::update("lp-conf")?, options, None)?;
+    place.executor.follow_until(job, |seen| {
+        seen.events.iter().any(|event| matches!(event.kind, EventKind::Confirm { .. }))
+    })?;
+    place.root.push("tried out\n", "/etc/lp-conf.conf", "600")?;
+    let seen = place.ends(job, Outcome::RolledBack)?;
+    let report = seen.went_back().context("no report")?;
+    ensure!(report.kept_edits == ["/etc/lp-conf.conf"], "{report:#?}");
+    ensure!(place.root.read_text("/etc/lp-conf.conf")? == "tried out\n", "the edit was lost");
+    ensure!(place.state()?.version("lp-conf") == Some("1.0"));
+    Ok(())
+}
+
+fn without_a_record_it_has_to_be_forced() -> Result<()> {
+    let place = Place::on_day1(&["lp-conf"])?;
+    let (job, _) = place.must(place::update("lp-conf")?, Outcome::Applied)?;
+    let way_back = place.executor.state_directory().join(format!("journal/{job}/way-back"));
+    std::fs::remove_file(way_back.join("after.json"))?;
+    let code = place.refused(place::rollback(job), ChangeOptions::default())?;
+    ensure!(code == ErrorCode::JobConflict, "{code}");
+    place.go_back(place::force_back(job))?;
+    ensure!(place.state()?.version("lp-conf") == Some("1.0"));
+    Ok(())
 }
 
 fn an_unknown_job_cannot_be_taken_back() -> Result<()> {

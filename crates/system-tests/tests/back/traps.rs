@@ -5,12 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use patch_types::event::QueryResult;
-use patch_types::executor::Limits;
-use patch_types::{ChangeOptions, ErrorCode, EventKind, Grade, JobStatus, OnFailure, Outcome, Query};
+use patch_types::executor::{Limits, RequestBody};
+use patch_types::{ChangeOptions, ErrorCode, EventKind, Grade, JobId, JobStatus, OnFailure, Outcome, Query};
 use system_tests::chaos::settle;
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
 use system_tests::wait;
+use uuid::Uuid;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -170,6 +171,15 @@ fn trap_06_a_refusing_preinst_is_told_truthfully() -> Result<()> {
     let after = place.state()?;
     place.executor.recover()?;
     after.assert_same(&place.state()?)?;
+    // What is in order can be changed on, and the mark stays, until a person says that it is well as it is.
+    place.must(place::install(&["lp-bulk-40"])?, Outcome::Applied)?;
+    let mark = place.executor.state_directory().join("rollback_failed.json");
+    ensure!(mark.exists(), "the mark of the failure went with the next change");
+    let other =
+        place.executor.ask(JobId(Uuid::now_v7()), RequestBody::Repaired { job: JobId(Uuid::now_v7()) });
+    ensure!(other.is_err() && mark.exists(), "another job's failure was called mended");
+    place.executor.ask(JobId(Uuid::now_v7()), RequestBody::Repaired { job })?;
+    ensure!(!mark.exists(), "the mark stays although a person has lifted it");
     place.executor.assert_no_panic()
 }
 

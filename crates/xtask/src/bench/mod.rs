@@ -9,13 +9,14 @@ mod numbers;
 mod patches;
 mod stage;
 mod table;
+mod way_back;
 mod wire;
 
 use std::{fs, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use system_tests::{HostOptions, base};
+use system_tests::{HostOptions, base, executor::PROGRAM};
 
 use self::{stage::Bench, table::Report};
 use crate::{
@@ -55,6 +56,8 @@ enum Subject {
     Memory,
     /// Throughput and handshakes.
     Wire,
+    /// What the way back costs, and the verdict after a crash.
+    WayBack,
 }
 
 /// Directories that hold what must be durable, which one host keeps on the machine's own disk.
@@ -124,6 +127,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         if wants(Subject::Events) {
             events::measure(&bench, &mut report, rounds)?;
         }
+    }
+
+    if wants(Subject::WayBack) {
+        println!("\nChanging throw-away roots");
+        let programs = work.path().join("programs");
+        let unpacked =
+            std::process::Command::new("dpkg-deb").arg("-x").arg(&agent).arg(&programs).status()?;
+        ensure!(unpacked.success(), "cannot unpack {}", agent.display());
+        let program = programs.join(PROGRAM.trim_start_matches('/'));
+        way_back::measure(&program, work.path(), &mut report, rounds)?;
     }
 
     let (all, met) = report.score();

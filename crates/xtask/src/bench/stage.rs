@@ -201,9 +201,9 @@ fn synthetic(number: usize) -> String {
     )
 }
 
-/// Fetches the peers and Debian's indexes, with the machine's own sources, into the directory `into`.
-pub(super) fn fetch_peers(into: &Path) -> Result<()> {
-    let root = Root::new(RootOptions::default().machine_network())?;
+/// A throw-away root with the machine's own sources of Debian packages, and the text of those.
+pub(super) fn debian_root(options: RootOptions) -> Result<(Root, String)> {
+    let root = Root::new(options.machine_network())?;
     let candidates = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
     let read = |path: &&str| fs::read_to_string(path).ok().filter(|text| text.contains("deb"));
     let text = candidates.iter().find_map(read).context("the machine has no source of Debian packages")?;
@@ -217,6 +217,12 @@ pub(super) fn fetch_peers(into: &Path) -> Result<()> {
     let options = dump.lines().filter(reaches).map(|line| format!("{line}\n"));
     root.push(options.collect::<String>(), "/etc/apt/apt.conf.d/99bench", "644")?;
     root.exec_ok(&["apt-get", "-qq", "update"])?;
+    Ok((root, text))
+}
+
+/// Fetches the peers and Debian's indexes into the directory `into`.
+pub(super) fn fetch_peers(into: &Path) -> Result<()> {
+    let (root, text) = debian_root(RootOptions::default())?;
     let fetch = ["apt-get", "-qq", "-y", "--no-install-recommends", "--download-only", "install"];
     root.exec_ok(&[&fetch[..], &PEERS].concat())?;
     fs::create_dir_all(into)?;
@@ -226,7 +232,7 @@ pub(super) fn fetch_peers(into: &Path) -> Result<()> {
         ensure!(copy.status()?.success(), "cannot copy {from}");
     }
     // The host has the other format's file for the test repository.
-    let sources = if is_new_format { text } else { one_line_sources(&text) };
+    let sources = if text.contains("URIs:") { text } else { one_line_sources(&text) };
     fs::write(into.join("sources"), sources).context("cannot write the sources")
 }
 

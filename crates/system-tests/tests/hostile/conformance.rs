@@ -1,0 +1,31 @@
+//! S12: the agent is what its document says; and its TLS is what ours has to be.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use libtest_mimic::Trial;
+use system_tests::{
+    hostile::{Stage, tools},
+    trials::trial,
+};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("s12_schemathesis_finds_no_drift", schemathesis_finds_no_drift),
+        trial("s3_sslyze_finds_tls_1_3_alone", sslyze_finds_tls_1_3_alone),
+    ]
+}
+
+/// A few examples of every operation, from another seed each time; `cargo xtask hostile schemathesis` has all phases.
+fn schemathesis_finds_no_drift() -> Result<()> {
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let stage = Stage::new(&["lp-plain=1.0-1", "lp-conf"])?;
+    println!("{}", tools::schemathesis(&stage, 2, seed, "examples,fuzzing")?);
+    stage.assert_alive()
+}
+
+fn sslyze_finds_tls_1_3_alone() -> Result<()> {
+    let stage = Stage::new(&[])?;
+    println!("{}", tools::sslyze(&stage)?);
+    stage.assert_alive()
+}
