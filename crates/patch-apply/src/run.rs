@@ -30,6 +30,9 @@ pub const MAX_LINE: usize = 16 * 1024;
 const AT_ONCE: usize = 1 << 20;
 const MAX_FILE: u64 = 64 << 20;
 
+/// How much of the end is kept of what the disk does not have to hold, in bytes.
+const LAST_WORDS: u64 = 64 << 10;
+
 /// How often the files are looked at when the kernel has no notification left to give.
 const BLIND: Duration = Duration::from_millis(20);
 
@@ -176,7 +179,7 @@ pub fn is_alive(status: &Path) -> bool {
     flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
-fn command(argv: &Argv) -> Command {
+pub(crate) fn command(argv: &Argv) -> Command {
     let mut command = Command::new(argv.program);
     command
         .args(&argv.args)
@@ -188,7 +191,7 @@ fn command(argv: &Argv) -> Command {
     command
 }
 
-fn pidfd_of(child: &Child) -> Result<OwnedFd, rustix::io::Errno> {
+pub(crate) fn pidfd_of(child: &Child) -> Result<OwnedFd, rustix::io::Errno> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
     pidfd_open(pid, PidfdFlags::empty())
 }
@@ -289,12 +292,25 @@ impl Tail {
     /// Reads on, within bounds, and says whether that was all there is. A last line without an end counts when the tool
     /// has `finished`.
     fn read(&mut self, finished: bool, mut line: impl FnMut(String)) -> io::Result<bool> {
-        // The tool appends, so it goes on at the new end.
-        if self.file.metadata()?.len() > MAX_FILE {
+        let length = self.file.metadata()?.len();
+        if length > MAX_FILE {
+            // What it said last says what became of it.
+            let mut last = Vec::new();
+            let read = io::Seek::stream_position(&mut self.file)?;
+            // What has been read is not said again.
+            let from = read.max(length.saturating_sub(LAST_WORDS));
+            io::Seek::seek(&mut self.file, io::SeekFrom::Start(from))?;
+            (&self.file).take(LAST_WORDS).read_to_end(&mut last)?;
+            // The tool appends, so it goes on at the new end.
             self.file.set_len(0)?;
             io::Seek::rewind(&mut self.file)?;
-            self.flush(&mut line);
-            line("[there was so much output that a part of it was not kept]".to_owned());
+            let mut whole = 0;
+            if from > read {
+                self.flush(&mut line);
+                line("[there was so much output that a part of it was not kept]".to_owned());
+                whole = last.iter().position(|byte| *byte == b'\n').map_or(last.len(), |end| end + 1);
+            }
+            self.feed(last.get(whole..).unwrap_or_default(), &mut line);
         }
         let mut buffer = [0; 8192];
         let mut taken = 0;
@@ -305,20 +321,24 @@ impl Tail {
                 break;
             }
             taken += n;
-            for &byte in buffer.get(..n).unwrap_or_default() {
-                match byte {
-                    // Progress bars use a carriage return as a line's end.
-                    b'\n' | b'\r' => self.flush(&mut line),
-                    _ if self.partial.len() >= MAX_LINE => self.overlong = true,
-                    _ => self.partial.push(byte),
-                }
-            }
+            self.feed(buffer.get(..n).unwrap_or_default(), &mut line);
         }
         let is_drained = taken < AT_ONCE;
         if finished && is_drained {
             self.flush(&mut line);
         }
         Ok(is_drained)
+    }
+
+    fn feed(&mut self, bytes: &[u8], line: &mut impl FnMut(String)) {
+        for &byte in bytes {
+            match byte {
+                // Progress bars use a carriage return as a line's end.
+                b'\n' | b'\r' => self.flush(line),
+                _ if self.partial.len() >= MAX_LINE => self.overlong = true,
+                _ => self.partial.push(byte),
+            }
+        }
     }
 
     fn flush(&mut self, line: &mut impl FnMut(String)) {
@@ -552,7 +572,13 @@ mod tests {
         while running.ended().is_none() {
             running.wait(Duration::from_secs(5)).unwrap();
         }
-        assert!(!is_alive(&status) && !is_alive(Path::new("/nonexistent")));
+        assert!(!is_alive(Path::new("/nonexistent")));
+        // What another test starts just then inherits the descriptor, which the root side's one thread rules out.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while is_alive(&status) {
+            assert!(Instant::now() < deadline, "it is still taken for alive");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

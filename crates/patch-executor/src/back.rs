@@ -144,7 +144,7 @@ fn load<T: serde::de::DeserializeOwned>(directory: &Path, name: &str) -> Option<
 }
 
 /// A directory of root's own to work in; apt's user may pass through it to the one that is its own.
-fn make_scratch(directory: &Path) -> io::Result<()> {
+pub(crate) fn make_scratch(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -406,6 +406,7 @@ impl Change<'_> {
                 return Ok(State::Planning);
             }
         }
+        self.hold_shutdown_up();
         let mut proof = None;
         for _ in 0..TRIES {
             if back.attempts >= MOST_TRIES {
@@ -469,7 +470,7 @@ impl Change<'_> {
             if stays {
                 return Ok(State::Verifying { plan, tool });
             }
-            return Ok(State::Ended { ended: self.conclusion(&plan) });
+            return Ok(State::Ended { ended: self.conclusion(&plan)? });
         }
         // What was not begun yet is begun only with time left, and with room to go back from it as well.
         if self.must_give_up() {

@@ -7,10 +7,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, DirBuilder},
+    fs::{self, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, chown, lchown},
-    path::Path,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -43,6 +43,7 @@ use crate::{
     prune, record,
     settings::Settings,
     settle,
+    shutdown::Shutdown,
     solver::{self, Planned, run_failed},
     stop,
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
@@ -186,6 +187,8 @@ pub(crate) struct Change<'a> {
     pub(crate) resumed: bool,
     /// How much was left to apply the last time that a part went back.
     pub(crate) last_rest: usize,
+    /// Whether a shutdown of the host is held up.
+    pub(crate) shutdown: Shutdown,
 }
 
 impl<'a> Change<'a> {
@@ -206,6 +209,7 @@ impl<'a> Change<'a> {
             repaired: false,
             resumed,
             last_rest: usize::MAX,
+            shutdown: Shutdown::default(),
         }
     }
 
@@ -232,6 +236,10 @@ impl<'a> Change<'a> {
         let turn = turn.map_err(|error| later("the turn cannot be waited for", &error))?;
         let Some(mut turn) = turn else { return Err(Stop::Suspended) };
         turn.claim(self.journal.record.id).map_err(|error| later("the turn cannot be taken", &error))?;
+        // Something may have outlived the one that died, and what it left is half-changed.
+        if !matches!(self.journal.record.state, State::Confirming { .. }) {
+            self.hold_shutdown_up();
+        }
         self.journal.record.resumed += 1;
         if let Err(error) = self.journal.save() {
             eprintln!("patch-executor: cannot journal: {error}; going on");
@@ -315,6 +323,7 @@ impl<'a> Change<'a> {
     }
 
     fn end(mut self, ended: Result<Box<Ended>, Stop>) -> anyhow::Result<()> {
+        self.let_shutdown();
         match ended {
             Ok(ended) | Err(Stop::End(ended)) => {
                 finish(self.paths, &mut self.journal, &mut self.events, ended);
@@ -326,6 +335,7 @@ impl<'a> Change<'a> {
 
     fn run_to_end(&mut self, mut state: State) -> Result<Box<Ended>, Stop> {
         loop {
+            self.let_shutdown_in(&state);
             if let State::Ended { ended } = state {
                 return Ok(ended);
             }
@@ -642,6 +652,7 @@ impl<'a> Change<'a> {
     }
 
     fn configure_pending(&mut self) -> Result<ToolEnd, Stop> {
+        self.hold_shutdown_up();
         let root = self.paths.root();
         let run = Run {
             root,
@@ -678,15 +689,14 @@ impl<'a> Change<'a> {
     fn has_room_for(&self, plan: &Plan) -> Result<(), ErrorDetail> {
         let archives = self.paths.archives();
         // An archive that is there already is not fetched.
-        let needed: u64 = plan
-            .changes
-            .iter()
-            .filter_map(|change| {
-                let version = change.new_version.as_ref()?;
-                let file = archives::file_name(&verdict::key_of(change), version.as_str());
-                (!archives.join(file).exists()).then_some(change.archive_bytes)
-            })
-            .fold(MARGIN, u64::saturating_add);
+        let fetched = plan.changes.iter().filter_map(|change| {
+            let version = change.new_version.as_ref()?;
+            let file = archives::file_name(&verdict::key_of(change), version.as_str());
+            (!archives.join(file).exists()).then_some(change.archive_bytes)
+        });
+        // One after the other is copied when they are there.
+        let twice = fetched.clone().max().unwrap_or_default();
+        let needed = fetched.fold(MARGIN.saturating_add(twice), u64::saturating_add);
         let Ok(space) = rustix::fs::statvfs(&archives) else { return Ok(()) };
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if space.f_blocks == 0 || free >= needed {
@@ -712,8 +722,8 @@ impl<'a> Change<'a> {
         }
         let root = self.paths.root().to_owned();
         self.has_room_for(plan)?;
-        let directory = self.paths.fetched(self.journal.record.id);
-        make_fetched(&directory).map_err(|error| cannot_fetch(&directory, &error))?;
+        let scratch = self.paths.fetched(self.journal.record.id);
+        let directory = make_fetched(&scratch).map_err(|error| cannot_fetch(&scratch, &error))?;
         let run = Run {
             root: &root,
             directory: &directory,
@@ -727,8 +737,12 @@ impl<'a> Change<'a> {
             holds_lock: false,
         };
         match run.execute(|fd| argv::download(&root, &archives, fd))? {
-            RunEnd::Exited(end) if end.code == Some(0) => keep_archives(&directory, &self.paths.archives())
-                .map_err(|error| cannot_fetch(&directory, &error).into()),
+            RunEnd::Exited(end) if end.code == Some(0) => {
+                let most =
+                    plan.changes.iter().map(|change| change.archive_bytes).fold(0, u64::saturating_add);
+                keep_archives(&scratch, &self.paths.archives(), most)
+                    .map_err(|error| cannot_fetch(&scratch, &error).into())
+            }
             RunEnd::Exited(end) => Err(exited(
                 classify(end.code, &end.output, (&self.journal.record.operation).into()),
                 end.code,
@@ -804,6 +818,7 @@ impl<'a> Change<'a> {
                     return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message).into());
                 }
             };
+        self.hold_shutdown_up();
         let run = Run {
             root: &root,
             directory: &root,
@@ -970,14 +985,16 @@ fn cannot_fetch(directory: &Path, error: &io::Error) -> ErrorDetail {
     )
 }
 
+/// Where apt's user fetches to, below a directory of root's own.
+const BY_APT: &str = "by-apt";
+
 /// Makes the directory that archives are fetched to. It belongs to apt's own user, as whom apt downloads.
-pub(crate) fn make_fetched(directory: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    DirBuilder::new().mode(0o700).create(directory)?;
-    give_to_apt(directory)
+fn make_fetched(scratch: &Path) -> io::Result<PathBuf> {
+    back::make_scratch(scratch)?;
+    let directory = scratch.join(BY_APT);
+    archives::make(&directory)?;
+    give_to_apt(&directory)?;
+    Ok(directory)
 }
 
 /// apt downloads as a user of its own, if there is one.
@@ -994,24 +1011,75 @@ pub(crate) fn findings(root: &Path) -> Result<Vec<String>, ErrorDetail> {
     Ok(inventory.database.audit().into_iter().map(|finding| finding.package.to_string()).collect())
 }
 
-/// Moves what was fetched to where apt looks for it. Only whole, verified archives are there: apt ended with 0, and the
-/// directory is this change's alone.
-fn keep_archives(directory: &Path, archives: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
+/// Brings what was fetched to where apt looks for it. apt ended with 0, so only whole, verified archives are there; but
+/// apt's user could still write to them, so what is kept and looked at from here on are copies.
+fn keep_archives(scratch: &Path, kept: &Path, most: u64) -> io::Result<()> {
+    let ours = scratch.join("ours");
+    archives::make(&ours)?;
+    archives::take_over(&scratch.join(BY_APT), &ours, most)?;
+    for entry in fs::read_dir(&ours)? {
         let entry = entry?;
-        let is_archive = entry.path().extension().is_some_and(|extension| extension == "deb");
-        if is_archive && entry.file_type()?.is_file() {
-            // Of a link that apt's user may have put there since, not of what it leads to.
-            lchown(entry.path(), Some(0), Some(0))?;
-            let kept = archives.join(entry.file_name());
-            fs::rename(entry.path(), &kept)?;
-            // Looked at where nobody else can put anything: the directory before was apt's user's.
-            let meta = fs::symlink_metadata(&kept)?;
-            if !meta.is_file() || meta.nlink() != 1 || meta.uid() != 0 {
-                fs::remove_file(&kept)?;
-                return Err(io::Error::other(format!("{} is not a file of root's alone", kept.display())));
-            }
+        // As apt leaves them.
+        fs::set_permissions(entry.path(), Permissions::from_mode(0o644))?;
+        fs::rename(entry.path(), kept.join(entry.file_name()))?;
+    }
+    fs::remove_dir_all(scratch)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{File, hard_link},
+        io::Write as _,
+        os::unix::fs::{MetadataExt as _, symlink},
+    };
+
+    use super::*;
+
+    /// A directory to fetch to with one archive, and one to keep archives in.
+    fn fetched() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (scratch, kept) = (dir.path().join("scratch"), dir.path().join("kept"));
+        fs::create_dir(&kept).unwrap();
+        let archive = make_fetched(&scratch).unwrap().join("aa_1_all.deb");
+        fs::write(&archive, "verified").unwrap();
+        (dir, archive, kept)
+    }
+
+    #[test]
+    fn whoever_fetched_an_archive_cannot_change_the_one_that_is_kept() {
+        let (dir, archive, kept) = fetched();
+        let mut open = File::options().append(true).open(&archive).unwrap();
+        fs::write(archive.with_file_name("aa_1_all.deb.part"), "unfinished").unwrap();
+        keep_archives(&dir.path().join("scratch"), &kept, 8).unwrap();
+        open.write_all(b" and changed").unwrap();
+        let archive = kept.join("aa_1_all.deb");
+        assert_eq!(fs::read_to_string(&archive).unwrap(), "verified");
+        let meta = fs::metadata(&archive).unwrap();
+        assert_eq!((meta.uid(), meta.mode() & 0o7777), (nix::unistd::geteuid().as_raw(), 0o644));
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 1);
+        assert!(!dir.path().join("scratch").exists(), "litter");
+    }
+
+    #[test]
+    fn a_file_that_is_larger_than_all_archives_is_not_read() {
+        let (dir, archive, kept) = fetched();
+        // Ten terabytes of nothing.
+        let sparse = File::create(archive.with_file_name("bb_1_all.deb")).unwrap();
+        sparse.set_len(10 << 40).or_else(|_| sparse.set_len(1 << 30)).unwrap();
+        keep_archives(&dir.path().join("scratch"), &kept, 1 << 20).unwrap_err();
+        assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_has_another_name_or_leads_elsewhere_is_not_kept() {
+        for link in [hard_link::<PathBuf, PathBuf>, symlink::<PathBuf, PathBuf>] {
+            let (dir, archive, kept) = fetched();
+            let secret = dir.path().join("secret");
+            fs::write(&secret, "not to be read").unwrap();
+            link(secret, archive.with_file_name("bb_1_all.deb")).unwrap();
+            keep_archives(&dir.path().join("scratch"), &kept, u64::MAX).unwrap_err();
+            assert_eq!(fs::read_dir(&kept).unwrap().count(), 0);
         }
     }
-    fs::remove_dir_all(directory)
 }

@@ -406,7 +406,11 @@ fn state_name(state: &State) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use patch_types::executor::TakenBack;
+    use patch_types::{
+        ChangeOptions,
+        executor::{Limits, TakenBack},
+        operation::Remove,
+    };
 
     use super::*;
 
@@ -424,5 +428,28 @@ mod tests {
         let Err(error) = accept(&paths, asker, request) else { panic!("it was accepted") };
         assert!(matches!(refused(&error), Reply::Refused { code: ErrorCode::AuthzForbidden, .. }));
         assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+    #[test]
+    fn the_daemon_cannot_set_a_limit_that_breaks_changes_off() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("var/lib")).unwrap();
+        let paths = Paths::below(dir.path().to_owned());
+        let daemon = Uid::from_raw(4711);
+        let is_too_short = |uid: Uid, timeout_seconds: u64| {
+            let operation =
+                Operation::Remove(Remove { name: "aa".parse().unwrap(), purge: false, autoremove: false });
+            let limits = Limits { timeout_seconds, lock_wait_seconds: 0 };
+            let body =
+                RequestBody::Change { operation, limits, if_plan: None, options: ChangeOptions::default() };
+            let request = Request { protocol: PROTOCOL, id: JobId(Uuid::now_v7()), body, on_behalf: None };
+            let Err(error) = accept(&paths, Asker { uid, pid: None }, request) else { return false };
+            let is_invalid =
+                matches!(refused(&error), Reply::Refused { code: ErrorCode::InvalidRequest, .. });
+            assert_eq!(is_invalid, error.is::<LimitTooLarge>(), "{error:#}");
+            is_invalid
+        };
+        assert!(is_too_short(daemon, 0) && is_too_short(daemon, 1) && is_too_short(daemon, 59));
+        assert!(!is_too_short(daemon, 60) && !is_too_short(Uid::from_raw(0), 1));
+        assert!(is_too_short(Uid::from_raw(0), 0) && is_too_short(daemon, MAX_LIMIT_SECONDS + 1));
     }
 }

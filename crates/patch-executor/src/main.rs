@@ -24,6 +24,7 @@ mod server_key;
 mod services;
 mod settings;
 mod settle;
+mod shutdown;
 mod solver;
 mod stop;
 mod tool;
@@ -180,4 +181,26 @@ fn listen(paths: &Paths) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by hand, since there is no grammar that it could be made from.
+    #[test]
+    fn the_manual_has_every_word_of_the_help() {
+        let page = include_str!("../../../packaging/man/patch-executor.8").replace('\\', "");
+        let (_, words) = HELP.split_once("\n\n").unwrap().1.split_once("\n\n").unwrap();
+        let words: Vec<&str> = words.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+        let words: Vec<&str> = words.into_iter().filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(words, ["serve", "listen", "recover", "hook", "--root", "--version"]);
+        for word in words {
+            let heading = |macro_: &str| page.contains(&format!("\n.TP\n{macro_} {word}"));
+            assert!(heading(".B") || heading(".BI"), "the manual does not explain {word}");
+        }
+        for code in ["0", "1", "2"] {
+            assert!(page.contains(&format!("\n.TP\n.B {code}\n")), "{code}");
+        }
+    }
 }

@@ -21,21 +21,25 @@ use crate::{
 
 impl Change<'_> {
     pub(crate) fn verify(&mut self, plan: Plan, tool: ToolEnd) -> Result<State, Stop> {
-        let root = self.paths.root().to_owned();
-        let judged = match verdict::look(&root, &self.journal.record, &plan, &tool) {
-            Ok(judged) => judged,
-            Err(error) if self.resumed && self.journal.record.resumed < MOST_RESUMES => {
-                eprintln!("patch-executor: {}; the change is taken up again later", error.message);
-                return Err(Stop::Suspended);
-            }
-            Err(error) => return Ok(State::Ended { ended: verdict::unreadable(error, &tool) }),
-        };
+        let judged = self.look(&plan, &tool)?;
         let was_taken_back = !self.journal.record.taken_back.is_empty();
         let settled = judged.complete || (was_taken_back && is_settled(&judged));
         if !settled {
             return Ok(self.failed(plan, &tool, judged));
         }
         Ok(self.checked(plan, tool, judged))
+    }
+
+    /// What the database says of a change. One that cannot be read now is read by whoever takes the change up again, within
+    /// bounds: a verdict that is not known is not given.
+    fn look(&self, plan: &Plan, tool: &ToolEnd) -> Result<Judged, Stop> {
+        verdict::look(self.paths.root(), &self.journal.record, plan, tool).map_err(|error| {
+            if self.journal.record.resumed >= MOST_RESUMES {
+                return Stop::End(verdict::unreadable(error, tool));
+            }
+            eprintln!("patch-executor: {}; the change is taken up again later", error.message);
+            Stop::Suspended
+        })
     }
 
     /// A change of which something stays, if the host is well with it.
@@ -87,15 +91,11 @@ impl Change<'_> {
     }
 
     /// The end of a change after something went back.
-    pub(crate) fn conclusion(&mut self, plan: &Plan) -> Box<Ended> {
+    pub(crate) fn conclusion(&mut self, plan: &Plan) -> Result<Box<Ended>, Stop> {
         let tool = ToolEnd::default();
-        match verdict::look(self.paths.root(), &self.journal.record, plan, &tool) {
-            Ok(judged) => {
-                self.record_after();
-                verdict::conclude(&self.journal.record, plan, judged, &tool)
-            }
-            Err(error) => verdict::unreadable(error, &tool),
-        }
+        let judged = self.look(plan, &tool)?;
+        self.record_after();
+        Ok(verdict::conclude(&self.journal.record, plan, judged, &tool))
     }
 
     /// What is not well with the host although the packages are as planned.
@@ -229,10 +229,8 @@ impl Change<'_> {
         // One place decides, so that nobody is told that it is kept when it goes back.
         let kept = self.journal.decide(false).unwrap_or_else(|_| self.journal.is_kept());
         if kept {
-            return Ok(match verdict::look(self.paths.root(), &self.journal.record, &plan, tool) {
-                Ok(judged) => self.well(&plan, tool, judged),
-                Err(error) => State::Ended { ended: verdict::unreadable(error, tool) },
-            });
+            let judged = self.look(&plan, tool)?;
+            return Ok(self.well(&plan, tool, judged));
         }
         let message = format!("nobody confirmed the change within {most} s");
         let error = ErrorDetail::new(ErrorCode::JobTimeout, message.clone());

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io::{self, Read as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -296,7 +296,14 @@ fn fetch(
     }
     // apt's own user could still write there: what is looked at has to be where only root can.
     let ours = scratch.join("ours");
-    match make(&ours).and_then(|()| take_over(&directory, &ours)) {
+    let most = missing
+        .iter()
+        .filter_map(|wanted| {
+            let offers = indexes.offers(&wanted.key.name, &wanted.key.architecture, wanted.version);
+            offers.map(|offer| offer.size).max()
+        })
+        .fold(0, u64::saturating_add);
+    match make(&ours).and_then(|()| take_over(&directory, &ours, most)) {
         Ok(()) => from_directory(store, &ours, indexes, missing, found, stage),
         Err(error) => stage.say(format!("what was fetched cannot be taken over: {error}")),
     }
@@ -305,26 +312,45 @@ fn fetch(
     let _ = fs::remove_dir_all(&directory);
 }
 
-/// Copies the archives of a directory that somebody else can write to into one of our own, and makes them ours. By
-/// copying, since a file that is only moved may still be open to whoever wrote it.
-fn take_over(from: &Path, to: &Path) -> io::Result<()> {
+/// Takes the archives over out of a directory that somebody else can write to, into one of our own. By copying, since a
+/// file that is only moved may still be open to whoever wrote it; each is removed once it is copied. `most` is the number
+/// of bytes that all of them have by their indexes: somebody else's file with more is not read to its end, which may be
+/// nowhere.
+///
+/// # Errors
+/// When one cannot be read or written, is larger than it should be, or is no file of its own: a link may lead to what is not
+/// its maker's to read.
+pub fn take_over(from: &Path, to: &Path, most: u64) -> io::Result<()> {
+    let mut left = most;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        if entry.path().extension().is_none_or(|extension| extension != "deb") {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "deb") {
             continue;
         }
-        let source = open_regular(&entry.path())?;
-        // One that grows meanwhile is not what its index says anyway.
-        let length = source.metadata()?.len();
+        let source = open_regular(&path)?;
+        let metadata = source.metadata()?;
+        if metadata.nlink() != 1 {
+            return Err(io::Error::other(format!("{} has a second name elsewhere", path.display())));
+        }
+        left = left.checked_sub(metadata.len()).ok_or_else(|| {
+            io::Error::other(format!("{} is larger than its repository says", path.display()))
+        })?;
         let mut copy =
             File::options().write(true).create_new(true).mode(0o600).open(to.join(entry.file_name()))?;
-        io::copy(&mut source.take(length), &mut copy)?;
+        // One that grows meanwhile is not what its index says anyway.
+        io::copy(&mut source.take(metadata.len()), &mut copy)?;
+        // There is room for one of them twice.
+        fs::remove_file(&path)?;
     }
     Ok(())
 }
 
 /// Makes a directory of our own, empty.
-pub(crate) fn make(directory: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// When what is there cannot be removed, or the directory not be made.
+pub fn make(directory: &Path) -> io::Result<()> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -423,7 +449,13 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
-    use crate::apt::testing::{Host, Package, Quiet, key, plan};
+    use crate::{
+        apt::{
+            argv::Argv,
+            testing::{Host, Package, Quiet, key, plan},
+        },
+        run::RunError,
+    };
 
     const FILES: &[(&str, &str)] = &[("usr/share/aa/x", "x"), ("etc/aa.conf", "shipped")];
 
@@ -507,12 +539,13 @@ mod tests {
         host.install(&aa);
         host.install(&bb);
         fs::remove_file(bb).unwrap();
-        let sha256 = hex::encode(Sha256::digest(fs::read(&aa).unwrap()));
+        let bytes = fs::read(&aa).unwrap();
+        let (sha256, size) = (hex::encode(Sha256::digest(&bytes)), bytes.len());
         fs::write(
             host.root.join("var/lib/apt/lists/repo.test_dists_stable_main_binary-amd64_Packages"),
             format!(
-                "Package: aa\nVersion: 1:1.0\nArchitecture: all\nFilename: x.deb\nSize: 1\nSHA256: {sha256}\n\n\
-                 Package: bb\nVersion: 2\nArchitecture: all\nFilename: x.deb\nSize: 1\nSHA256: {sha256}\n\n"
+                "Package: aa\nVersion: 1:1.0\nArchitecture: all\nFilename: x.deb\nSize: {size}\nSHA256: {sha256}\n\n\
+                 Package: bb\nVersion: 2\nArchitecture: all\nFilename: x.deb\nSize: {size}\nSHA256: {sha256}\n\n"
             ),
         )
         .unwrap();
@@ -537,5 +570,56 @@ mod tests {
         plan.changes[0].archive_sha256 = Some(PlanHash::of(&[]).to_string());
         assert!(matches!(keep_new(&store, &plan, &host.at("debs")), Err(KeepError::Other { .. })));
         assert!(keep_new(&store, &plan, &host.at("scratch")).unwrap().is_empty());
+    }
+    /// Fetches as somebody would who is up to no good: what was fetched stays open, or has a second name.
+    struct Sly {
+        offer: PathBuf,
+        links: bool,
+        open: Option<File>,
+    }
+
+    impl Stage for Sly {
+        fn run(&mut self, _argv: Argv) -> Result<Option<i32>, RunError> {
+            unreachable!("recording changes nothing")
+        }
+
+        fn fetch(&mut self, _archives: &[String], directory: &Path) -> bool {
+            let to = directory.join(self.offer.file_name().unwrap());
+            if self.links {
+                fs::hard_link(&self.offer, &to).unwrap();
+            } else {
+                fs::copy(&self.offer, &to).unwrap();
+            }
+            self.open = Some(File::options().write(true).open(&to).unwrap());
+            true
+        }
+
+        fn say(&mut self, _line: String) {}
+    }
+
+    #[test]
+    fn whoever_fetched_an_archive_cannot_change_the_one_that_is_kept() {
+        for links in [false, true] {
+            let host = Host::new();
+            let offer = host.deb("aa", "1:1.0", &Package { files: FILES, ..Package::default() });
+            host.install(&offer);
+            let bytes = fs::read(&offer).unwrap();
+            let (sha256, size) = (hex::encode(Sha256::digest(&bytes)), bytes.len());
+            fs::write(
+                host.root.join("var/lib/apt/lists/repo.test_dists_stable_main_binary-amd64_Packages"),
+                format!(
+                    "Package: aa\nVersion: 1:1.0\nArchitecture: all\nFilename: x.deb\nSize: {size}\nSHA256: {sha256}\n\n"
+                ),
+            )
+            .unwrap();
+            let store = Store::open(&host.at("archives")).unwrap();
+            let mut sly = Sly { offer, links, open: None };
+            let wanted = [(key("aa"), "1:1.0".to_owned())];
+            let found = gather(&host.root, &store, &wanted, &host.at("scratch"), &mut sly);
+            sly.open.unwrap().set_len(3).unwrap();
+            let kept = &found[&key("aa")];
+            assert_eq!(kept.grade, if links { Grade::Rebuilt } else { Grade::Exact });
+            assert!(store.verify(kept).unwrap(), "it was changed after it had been looked at");
+        }
     }
 }

@@ -517,6 +517,81 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_a_plan_is_named_exactly() {
+        let plan = crate::apt::testing::plan(&[
+            (Action::Downgrade, "aa", Some("2"), Some("1")),
+            (Action::Reinstall, "bb", Some("2"), Some("2")),
+            (Action::Purge, "cc", Some("1"), None),
+            (Action::Configure, "dd", Some("1"), None),
+        ]);
+        let job = patch_types::JobId(uuid::Uuid::nil());
+        let hook = HookCommand::new(Path::new("/usr/libexec/x"), Path::new("/"), job).unwrap();
+        let argv = finish(Path::new("/"), &plan.changes, 9, &hook);
+        assert_eq!(
+            tail(&argv),
+            "install --no-install-recommends --allow-downgrades --reinstall --purge -- aa:all=1 bb:all=2 cc:all-"
+        );
+        assert_eq!(archives(&plan), ["aa:all=1", "bb:all=2"]);
+        let fetched = download(Path::new("/"), &archives(&plan), 9);
+        assert!(fetched.to_string().ends_with(" download -- aa:all=1 bb:all=2"), "{fetched}");
+    }
+
+    /// The words after the options that all of them have.
+    #[test]
+    fn each_tool_has_its_command_line() {
+        let root = Path::new("/");
+        let names = [name("aa"), name("bb:i386")];
+        let texts = names.clone().map(|name| name.to_string());
+        let rows = [
+            (refresh(root, 9), "update"),
+            (policy(root, &names[0]), "policy -- aa"),
+            (hold(root, &names[0], true), "hold -- aa"),
+            (hold(root, &names[0], false), "unhold -- aa"),
+            (mark_auto(root, &names), "auto -- aa bb:i386"),
+            (mark_manual(root, &names), "manual -- aa bb:i386"),
+            (mark(root, &texts, true), "auto -- aa bb:i386"),
+            (mark(root, &texts, false), "manual -- aa bb:i386"),
+            (configure_pending(root), "--force-confdef --force-confold --configure --pending"),
+            (discard(root, &texts, true), "--abort-after=1000000 --purge -- aa bb:i386"),
+            (discard(root, &texts, false), "--abort-after=1000000 --remove -- aa bb:i386"),
+            (reinstate(root, &texts, false), "--abort-after=1000000 --install -- aa bb:i386"),
+            (
+                reinstate(root, &texts, true),
+                "--force-overwrite --force-breaks --force-conflicts --install -- aa bb:i386",
+            ),
+            (start_unit("a.service"), "/usr/bin/systemctl start -- a.service"),
+            (unit_is_active("a.service"), "/usr/bin/systemctl is-active --quiet -- a.service"),
+        ];
+        for (argv, expected) in rows {
+            assert!(argv.to_string().ends_with(expected), "{argv}");
+        }
+        for (want, verb) in
+            [("install", "install"), ("hold", "hold"), ("deinstall", "remove"), ("purge", "purge")]
+        {
+            let argv = select(root, &texts, want).unwrap();
+            assert!(argv.to_string().ends_with(&format!(" {verb} -- aa bb:i386")), "{argv}");
+        }
+        assert!(select(root, &texts, "--help").is_none());
+        // Whoever goes back holds the front end's lock.
+        let locked = ("DPKG_FRONTEND_LOCKED", "1".to_owned());
+        assert!(discard(root, &texts, false).environment.contains(&locked));
+        assert!(!configure_pending(root).environment.contains(&locked));
+        assert!(configure_pending(Path::new("/x")).to_string().contains(" --root=/x "));
+        assert!(reinstate(Path::new("/x"), &texts, false).to_string().contains(" --root=/x "));
+    }
+
+    #[test]
+    fn an_apply_request_names_its_packages_or_means_all() {
+        let all = Task::named(&ApplyPatches { allow_removals: true, ..ApplyPatches::default() });
+        assert_eq!(tail(&simulate(Path::new("/"), &all)), "dist-upgrade");
+        let some = ApplyPatches { packages: vec![name("aa"), name("bb")], ..ApplyPatches::default() };
+        assert_eq!(
+            tail(&simulate(Path::new("/"), &Task::named(&some))),
+            "install --only-upgrade --no-remove -- aa bb"
+        );
+    }
+
+    #[test]
     fn another_root_reaches_apt_and_dpkg() {
         let text = simulate(Path::new("/srv/x"), &Task::UpgradeAll { allow_removals: false }).to_string();
         assert!(text.contains("-o Dir=/srv/x ") && text.contains("Dpkg::Options::=--root=/srv/x "));

@@ -93,6 +93,12 @@ fn signal_process(pid: u32, seen: &Process, signal: Signal) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader, Read as _, Write as _},
+        os::unix::process::ExitStatusExt as _,
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -117,5 +123,46 @@ mod tests {
         ] {
             assert!(!is_maintainer_script(&process(no)), "{no:?}");
         }
+    }
+    #[test]
+    fn a_script_is_ended_with_what_it_started_and_the_tool_is_not() {
+        // The tool waits for its script, which asks for no end and has started something.
+        let script = "trap : TERM; sleep 600 & echo $$ $!; while :; do wait; done";
+        let tool = "(exec -a /var/lib/dpkg/info/lp.postinst bash -c \"$0\") & wait; echo went on";
+        let mut tool =
+            Command::new("/bin/bash").args(["-c", tool, script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(tool.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let pids: Vec<u32> = line.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+        let ended = end_maintainer_scripts(tool.id(), true);
+        assert!(
+            matches!(&ended[..], [one] if one.starts_with("/var/lib/dpkg/info/lp.postinst -c")),
+            "{ended:?}"
+        );
+        line.clear();
+        out.read_to_string(&mut line).unwrap();
+        assert_eq!(line, "went on\n");
+        assert!(tool.wait().unwrap().success());
+        assert_eq!(pids.len(), 2);
+        // Whoever reaps them, they are dead.
+        for pid in pids {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            assert!(stat.is_empty() || stat.contains(") Z ") || stat.contains(") X "), "{stat}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_has_become_anothers_is_not_signalled() {
+        let mut cat = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let now = process(cat.id()).unwrap();
+        let before = Process { began: now.began - 1, ..now.clone() };
+        signal_process(cat.id(), &before, Signal::KILL);
+        cat.stdin.as_mut().unwrap().write_all(b"still\n").unwrap();
+        let mut said = String::new();
+        BufReader::new(cat.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "still\n", "it was signalled");
+        signal_process(cat.id(), &now, Signal::KILL);
+        assert_eq!(cat.wait().unwrap().signal(), Some(9));
     }
 }

@@ -296,8 +296,9 @@ fn what_is_shipped_is_whole() -> Result<()> {
             }
         }
     }
-    // The sample configuration is the defaults, and valid; that of the allow list denies everyone.
     let tree = unpacked(&packages.agent()?)?;
+    ran(Command::new("gzip").arg("-t").arg(tree.path().join("usr/share/man/man8/patch-executor.8.gz")))?;
+    // The sample configuration is the defaults, and valid; that of the allow list denies everyone.
     let program = tree.path().join("usr/bin/linux-patch-api");
     let pki = tree.path().join("etc/linux_patch_api/certs");
     ran(Command::new(&program).args(["pki", "init"]).arg(&pki).args([

@@ -28,6 +28,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("recovery_at_boot_needs_no_daemon", recovery_at_boot_needs_no_daemon),
         trial("a_killed_root_side_is_recovered_without_the_daemon", a_killed_root_side_is_recovered),
+        trial("a_shutdown_is_held_up_while_packages_change", a_shutdown_is_held_up_while_packages_change),
+        trial("a_recovery_that_is_killed_starts_again", a_recovery_that_is_killed_starts_again),
+        trial("checks_after_a_power_cut_wait_for_the_boot", checks_after_a_power_cut_wait_for_the_boot),
         trial("the_agent_updates_itself", the_agent_updates_itself),
         trial("an_agent_that_crashes_is_taken_back", an_agent_that_crashes_is_taken_back),
         trial("an_agent_whose_script_fails_is_taken_back", an_agent_whose_script_fails_is_taken_back),
@@ -93,6 +96,98 @@ fn a_killed_root_side_is_recovered() -> Result<()> {
     agent.host.exec_ok(&["systemctl", "kill", "--signal=KILL", "linux-patch-executor@*"])?;
     let settled = wait_settled(&agent, &id)?;
     agent.host.exec_ok(&["systemctl", "start", "linux-patch-api"])?;
+    agent.wait_until_up()?;
+    ensure_told(&agent, &id, &settled)
+}
+
+/// The processes that hold a shutdown up for a change, as logind knows them.
+fn holders(agent: &Agent, id: &str) -> Result<Vec<u64>> {
+    const LOGIND: [&str; 3] =
+        ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"];
+    let asked = [&["busctl", "call", "--json=short"], &LOGIND[..], &["ListInhibitors"]].concat();
+    let listed: Value = serde_json::from_str(&agent.host.exec_ok(&asked)?)?;
+    let all = listed["data"][0].as_array().context("logind lists nothing")?;
+    let ours = all.iter().filter(|one| one[1] == "linux-patch-api");
+    let pids = ours.map(|one| {
+        let why = one[2].as_str().unwrap_or_default();
+        ensure!(one[0] == "shutdown:sleep" && one[3] == "block" && why.contains(id), "{listed:#}");
+        one[5].as_u64().context("no process")
+    });
+    pids.collect()
+}
+
+/// Waits until one process, and not one of `former`, holds a shutdown up.
+fn wait_held(agent: &Agent, id: &str, former: &[u64]) -> Result<u64> {
+    wait::until("a shutdown is held up", Duration::from_secs(20), || match holders(agent, id)?.as_slice() {
+        [holder] if !former.contains(holder) => Ok(Some(*holder)),
+        _ => Ok(None),
+    })
+}
+
+fn a_shutdown_is_held_up_while_packages_change() -> Result<()> {
+    let agent = boot_with_slow("inhibits")?;
+    let id = start_slow(&agent)?;
+    wait_held(&agent, &id, &[])?;
+    let refused = agent.host.exec(&["systemctl", "reboot", "--check-inhibitors=yes"])?;
+    let said = format!("{}{}", refused.stdout, refused.stderr);
+    ensure!(!refused.success() && said.contains("linux-patch-api") && said.contains(&id), "{refused:?}");
+    let_go(&agent)?;
+    let job = agent.end_of(&id)?;
+    ensure!(job["outcome"] == "applied" && !job["output"].to_string().contains("held up"), "{job:#}");
+    ensure!(holders(&agent, &id)?.is_empty(), "it is still held up");
+    ensure!(!agent.host.exec(&["pgrep", "-x", "systemd-inhibit"])?.success(), "a process was left");
+
+    // While it waits to be confirmed a shutdown does no harm.
+    let id = agent.submit("DELETE", "/packages/lp-slow", &json!({"confirm_within": 600}))?;
+    agent.wait_job(&id, "waits to be confirmed", |job| job["phase"] == "confirming")?;
+    ensure!(holders(&agent, &id)?.is_empty(), "it is held up while nothing happens");
+    Ok(())
+}
+
+fn a_recovery_that_is_killed_starts_again() -> Result<()> {
+    let agent = boot_with_slow("again")?;
+    // As soon as the manager may: what is tried here is that it does.
+    let at_once = "[Service]\nRestartSec=100ms\n";
+    let unit = "linux-patch-executor-recover.service";
+    agent.host.push(at_once, &format!("/run/systemd/system/{unit}.d/at-once.conf"), "644")?;
+    agent.host.exec_ok(&["systemctl", "daemon-reload"])?;
+    let id = start_slow(&agent)?;
+    let mut former = vec![wait_held(&agent, &id, &[])?];
+    agent.host.exec_ok(&["systemctl", "stop", "linux-patch-api"])?;
+    agent.host.exec_ok(&["pkill", "-KILL", "-x", "patch-executor"])?;
+    // It waits for the apt that goes on, and is killed twice. What held the shutdown up goes with each.
+    for _ in 0..2 {
+        former.push(wait_held(&agent, &id, &former)?);
+        let pid = agent.host.exec_ok(&["systemctl", "show", "--value", "-p", "MainPID", unit])?;
+        agent.host.exec_ok(&["kill", "-KILL", pid.trim()])?;
+    }
+    wait_held(&agent, &id, &former)?;
+    let_go(&agent)?;
+    let settled = wait_settled(&agent, &id)?;
+    ensure!(settled["outcome"] == "applied", "{settled:#}");
+    ensure!(holders(&agent, &id)?.is_empty(), "it is still held up");
+    agent.host.exec_ok(&["systemctl", "start", "linux-patch-api"])?;
+    agent.wait_until_up()?;
+    ensure_told(&agent, &id, &settled)
+}
+
+/// A service that the boot is not over without.
+const LATE: &str = "[Unit]\nDescription=late\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/sleep 3\n\
+                    [Install]\nWantedBy=multi-user.target\n";
+
+fn checks_after_a_power_cut_wait_for_the_boot() -> Result<()> {
+    let agent = boot_with_slow("late")?;
+    agent.host.push(LATE, "/etc/systemd/system/lp-late.service", "644")?;
+    agent.host.exec_ok(&["systemctl", "enable", "lp-late.service"])?;
+    // After the power cut the script does not hang, so that all is judged long before the boot is over.
+    agent.host.push("f /run/lp-slow-go\n", "/etc/tmpfiles.d/lp-slow.conf", "644")?;
+    let check = json!({"type": "command", "command": ["/usr/bin/systemctl", "is-active", "lp-late.service"]});
+    let configuration = json!({"health_checks": [check]});
+    agent.host.push(format!("{configuration}\n"), "/etc/linux_patch_api/config.yaml", "644")?;
+    let id = start_slow(&agent)?;
+    agent.host.power_cut()?;
+    let settled = wait_settled(&agent, &id)?;
+    ensure!(settled["outcome"] == "applied", "{settled:#}");
     agent.wait_until_up()?;
     ensure_told(&agent, &id, &settled)
 }

@@ -42,6 +42,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         "a_recovery_with_nothing_to_do_does_nothing",
         a_recovery_with_nothing_to_do_does_nothing,
     ));
+    trials.push(trial("a_boot_loop_does_not_keep_what_nobody_confirmed", a_boot_loop_keeps_nothing));
     trials.push(trial("a_dpkg_that_outlives_apt_is_waited_for", a_dpkg_that_outlives_apt_is_waited_for));
     trials.push(trial("a_stranger_with_the_event_file_holds_nothing_up", a_stranger_holds_nothing_up));
     trials
@@ -125,8 +126,15 @@ fn settled(
     let seen = settle(&place.executor, job)?;
     let after = place.state()?;
     let ended = seen.ended().context("no end")?;
-    let case =
-        Case { before, after: &after, plan: seen.plan(), ended, on_failure: OnFailure::Group, is_rollback };
+    let case = Case {
+        before,
+        after: &after,
+        plan: seen.plan(),
+        ended,
+        on_failure: OnFailure::Group,
+        is_rollback,
+        rebuilt: Vec::new(),
+    };
     judge(&place.root, &case)
         .with_context(|| format!("--- log\n{}\n--- remarks\n{}", seen.log(), place.executor.remarks()))?;
     place.executor.assert_no_panic()?;
@@ -204,4 +212,31 @@ fn a_recovery_with_nothing_to_do_does_nothing() -> Result<()> {
     after.assert_same(&place.state()?)?;
     ensure!(!before.diff(&after).is_empty());
     Ok(())
+}
+
+/// A host that dies again and again while a change waits to be confirmed, within the time that it may wait.
+fn a_boot_loop_keeps_nothing() -> Result<()> {
+    let place = Place::on_day1(&["lp-conf"])?;
+    let before = place.state()?;
+    let options = ChangeOptions { confirm_within: Some(3600), ..ChangeOptions::default() };
+    let job = place.executor.change(place::update("lp-conf")?, options, None)?;
+    let mut deaths = 0;
+    loop {
+        let seen = system_tests::wait::until("the change to wait, or to have ended", LIMIT, || {
+            let seen = place.executor.seen(job)?;
+            let waits = seen.events.iter().filter(|event| matches!(event.kind, EventKind::Confirm { .. }));
+            Ok((waits.count() > deaths || seen.ended().is_some()).then_some(seen))
+        })?;
+        if seen.ended().is_some() {
+            break;
+        }
+        ensure!(deaths < 30, "it still waits after {deaths} deaths");
+        place.executor.kill_everything()?;
+        deaths += 1;
+        ensure!(place.executor.recover()?.success());
+        // It is neither kept nor given up for the first few.
+        ensure!(deaths > 5 || place.executor.seen(job)?.ended().is_none(), "it ended after {deaths}");
+    }
+    place.ends(job, Outcome::RolledBack)?;
+    before.assert_same(&place.state()?)
 }

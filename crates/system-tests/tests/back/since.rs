@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use patch_types::{ChangeOptions, ErrorCode, EventKind, Outcome};
+use system_tests::executor::LIMIT;
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
 
@@ -16,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("without_a_record_of_what_was_left_it_has_to_be_forced", without_a_record_it_has_to_be_forced),
         trial("an_unknown_job_cannot_be_taken_back", an_unknown_job_cannot_be_taken_back),
         trial("jobs_are_taken_back_one_after_the_other", jobs_are_taken_back_one_after_the_other),
+        trial("going_back_looks_again_once_it_has_the_lock", going_back_looks_again_once_it_has_the_lock),
     ]
 }
 
@@ -119,4 +121,37 @@ fn jobs_are_taken_back_one_after_the_other() -> Result<()> {
     let (second, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
     place.take_back(second, &second_state)?;
     place.take_back(first, &first_state).map(drop)
+}
+
+/// Fetching waits until `/run/lp-go` appears.
+const SLOW_METHOD: &str = "#!/bin/sh\n: >/run/lp-fetching\nwhile [ ! -e /run/lp-go ]; do sleep 0.02; done\nexec /usr/lib/apt/methods/file.lp\n";
+
+/// Somebody changes the package between the plan and the lock: that is not run over.
+fn going_back_looks_again_once_it_has_the_lock() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    let (job, _) = place.must(place::update("lp-plain")?, Outcome::Applied)?;
+    // The archive of what is installed has to be fetched, which takes as long as is wanted.
+    place.root.shell(
+        "apt-get clean; rm /var/lib/linux_patch_executor/archives/lp-plain_1.1-1_*
+         cd /usr/lib/apt/methods; mv file file.lp",
+    )?;
+    place.root.push(SLOW_METHOD, "/usr/lib/apt/methods/file", "755")?;
+    let back = place.executor.change(place::rollback(job), ChangeOptions::default(), None)?;
+    let fetching = place.root.path().join("run/lp-fetching");
+    system_tests::wait::until("the archive is fetched", LIMIT, || Ok(fetching.exists().then_some(())))?;
+    let mut lock = place.hold_lock()?;
+    place.root.push("", "/run/lp-go", "644")?;
+    place.executor.follow_until(back, |seen| {
+        let mut events = seen.events.iter();
+        events.any(|event| matches!(&event.kind, EventKind::Waiting { holder: Some(_) }))
+    })?;
+    place.root.shell("DPKG_FRONTEND_LOCKED=1 dpkg -i $(find /srv/repo/ -name 'lp-plain_1.0-2_*.deb')")?;
+    drop(lock.stdin.take());
+    lock.wait()?;
+    let seen = place.ends(back, Outcome::Unchanged)?;
+    let code = seen.ended().and_then(|ended| ended.error.as_ref()).map(|error| error.code);
+    ensure!(code == Some(ErrorCode::JobConflict), "{code:?}\n{}", seen.log());
+    let after = place.state()?;
+    ensure!(after.version("lp-plain") == Some("1.0-2"), "{:?}", after.version("lp-plain"));
+    after.assert_in_order()
 }

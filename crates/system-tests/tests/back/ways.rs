@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("an_archive_of_the_store_that_was_changed_is_not_used", a_changed_archive_is_not_used),
         trial("the_way_back_outlives_the_repository", the_way_back_outlives_the_repository),
         trial("without_a_way_back_nothing_can_be_taken_back", without_a_way_back),
+        trial("going_back_is_not_refused_for_want_of_a_way_forward", going_back_needs_no_way_forward),
     ]
 }
 
@@ -137,5 +138,22 @@ fn without_a_way_back() -> Result<()> {
     let (_, seen) = place.must(place::update("lp-gone")?, Outcome::Applied)?;
     // It is told what there is, whatever that is.
     ensure!(seen.way_back().is_none_or(|way| way.grade <= Grade::Rebuilt), "{:#?}", seen.way_back());
+    Ok(())
+}
+
+fn going_back_needs_no_way_forward() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    let before = place.state()?;
+    let (job, _) = place.must(place::update("lp-plain")?, Outcome::Applied)?;
+    // The new version is installed, and its archive is nowhere any more.
+    std::fs::remove_file(place.repository.path().join("current"))?;
+    place.root.shell(
+        "apt-get clean; rm -rf /var/lib/apt/lists/*; rm /var/lib/linux_patch_executor/archives/lp-plain_1.1-1_*",
+    )?;
+    place.configure("config.yaml", "rollback:\n  require: exact\n")?;
+    let code = place.refused(place::remove("lp-plain")?, ChangeOptions::default())?;
+    ensure!(code == ErrorCode::RollbackUnavailable, "{code}");
+    let seen = place.take_back(job, &before)?;
+    ensure!(seen.way_back().is_some_and(|way| way.grade != Grade::Exact), "{:#?}", seen.way_back());
     Ok(())
 }
