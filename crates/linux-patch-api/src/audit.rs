@@ -1,6 +1,6 @@
 //! The audit trail as this crate's asynchronous code sees it: a record is awaited until it is on disk.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use patch_audit::{AuditError, AuditEvent, AuditLog, Options, Reconfiguration};
 use tokio::sync::oneshot;
@@ -23,6 +23,38 @@ pub fn options(root: &Path, settings: &Settings) -> Options {
 pub fn reconfigure(log: &AuditLog, settings: &Settings) {
     if let Err(error) = log.reconfigure(syslog::configuration(settings)) {
         tracing::error!(%error, "config reload: the audit trail goes on as before");
+    }
+}
+
+/// The names of the trail's files that were found damaged and set aside, oldest first.
+#[must_use]
+pub fn set_aside(root: &Path) -> Vec<String> {
+    let name =
+        |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    patch_audit::set_aside(&root.join(patch_audit::LOG_PATH)).iter().map(name).collect()
+}
+
+/// Looks at a disk that may hang: one look at a time, and nobody waits for it for long.
+#[derive(Debug, Default)]
+pub(crate) struct Looks(Arc<tokio::sync::Mutex<()>>);
+
+impl Looks {
+    /// What is seen; none if there is no answer in time.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        within: Duration,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let looking = async {
+            let turn = Arc::clone(&self.0).lock_owned().await;
+            // The turn is over when the look is, also if nobody waits for it any more: a disk that hangs takes one thread.
+            let look = move || {
+                let _turn = turn;
+                look()
+            };
+            tokio::task::spawn_blocking(look).await.ok()
+        };
+        tokio::time::timeout(within, looking).await.ok().flatten()
     }
 }
 
@@ -170,14 +202,23 @@ impl Script {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::mpsc::channel,
-        time::{Duration, Instant},
-    };
+    use std::{sync::mpsc::channel, time::Instant};
 
     use patch_audit::{AuditKind, Caller, Options};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_takes_one_thread_and_nobodys_time() {
+        let looks = Looks::default();
+        let (answer, hangs) = channel::<()>();
+        let short = Duration::from_millis(20);
+        assert_eq!(looks.look(short, move || hangs.recv().is_ok()).await, None);
+        // While it hangs nobody else looks.
+        assert_eq!(looks.look(short, || panic!("a second look")).await, None::<()>);
+        answer.send(()).unwrap();
+        assert_eq!(looks.look(Duration::from_secs(10), || 7).await, Some(7));
+    }
 
     fn event(what: &str) -> AuditEvent {
         AuditEvent::new(AuditKind::SystemChanged { what: what.to_owned() }, &Caller::local())

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller, CertificateRole};
 use patch_service::{Door, ExpiredCrl, LoadedTls, PemInput, ServerPair, TlsError, TlsOptions, Trust, tls};
 
-use self::crl::{Choice, Origin, Problem, Store};
+use self::crl::{Choice, Origin, Problem, Signers, Store};
 pub use self::{upload::UploadError, watch::watch};
 use crate::{
     config::{Settings, TlsPaths},
@@ -174,8 +174,7 @@ struct Renewed {
     problems: Problems,
 }
 
-/// Whom to trust from now on. `before` is what was in force, and `was_stale` whether that was known to be too old; at the
-/// start there is none.
+/// Whom to trust from now on. `before` is what was in force, and `was` what was known of it; at the start there is none.
 ///
 /// # Errors
 /// At the start, when there is nothing to begin with.
@@ -183,19 +182,20 @@ fn renew_trust(
     paths: &TlsPaths,
     store: &Store,
     before: Option<&Trust>,
-    was_stale: bool,
+    was: &Certificates,
 ) -> Result<Renewed, TlsError> {
     let mut problems = Problems::default();
     let mut memory = store.memory();
     if let Some(before) = before
-        && !was_stale
+        && !was.crl_stale
     {
         // What is in force was good enough when it was put there, and this process has not forgotten it.
-        memory.is_damaged = false;
-        memory.note(&before.crls);
+        memory.trust(&before.crls);
     }
+    memory.doubt(&was.doubtful);
+    let now = Timestamp::now();
     // A CA that cannot be read is refused where it is put to use.
-    let signers = |ca: &PemInput| tls::signers(ca).unwrap_or_default();
+    let signers = |ca: &PemInput| Signers::of(tls::signers(ca).unwrap_or_default(), now);
     let renew = |ca: &PemInput, in_force: &[patch_service::VerifiedCrl]| {
         let read = || {
             let input = PemInput::read(&paths.crl)?;
@@ -286,7 +286,7 @@ async fn start_with(
     let paths = &settings.tls;
     let key = any_key(paths, credentials, executor, true).await?;
     let store = Store::new(root);
-    let Renewed { trust, choice, problems } = renew_trust(paths, &store, None, false)?;
+    let Renewed { trust, choice, problems } = renew_trust(paths, &store, None, &Certificates::default())?;
     let tls = LoadedTls::build(key.pair(paths)?, trust, options(settings))?;
     if tls.crls.is_empty() {
         tracing::warn!(path = %paths.crl.display(), "there is no revocation list: no client certificate can be revoked");
@@ -305,6 +305,7 @@ fn certificates(tls: &LoadedTls, choice: &Choice, problems: Problems) -> Certifi
     Certificates {
         crl_refused: matches!(choice.problem, Some(Problem::Invalid(_))),
         crl_stale: choice.is_stale,
+        doubtful: choice.doubtful.clone(),
         problems,
         ..Certificates::of(tls)
     }
@@ -313,7 +314,7 @@ fn certificates(tls: &LoadedTls, choice: &Choice, problems: Problems) -> Certifi
 /// Keeps a copy of the lists in force. Whoever came with the list has it still, so failing is said and no more.
 fn remember(store: &Store, tls: &LoadedTls, choice: &Choice) {
     // Nothing older than what was in force before takes its place in the memory.
-    if choice.is_stale {
+    if choice.is_behind {
         return;
     }
     let memory = store.memory();
@@ -322,7 +323,7 @@ fn remember(store: &Store, tls: &LoadedTls, choice: &Choice) {
     let kept_upload =
         memory.origin == Origin::Upload && lists.iter().all(|l| choice.is_kept(l)) && !lists.is_empty();
     let origin = if kept_upload { Origin::Upload } else { Origin::File };
-    if let Err(error) = store.keep(lists, &memory, origin) {
+    if let Err(error) = store.keep(lists, &memory, origin, &choice.doubtful) {
         tracing::error!(%error, "the copy of the revocation list could not be kept; the list is in force all the same");
     }
 }
@@ -385,14 +386,15 @@ pub async fn renew(settings: &Settings, door: &Door, app: &App) -> Renewal {
 
 /// Whom to trust, and what is wrong with that.
 fn trust_part(paths: &TlsPaths, before: &LoadedTls, app: &App) -> ((Trust, Choice), Problems) {
-    let was_stale = app.certificates().crl_stale;
-    match renew_trust(paths, &Store::new(app.root()), Some(before.trust()), was_stale) {
+    let was = app.certificates();
+    match renew_trust(paths, &Store::new(app.root()), Some(before.trust()), &was) {
         Ok(Renewed { trust, choice, problems }) => ((trust, choice), problems),
         Err(error) => {
             let problems = Problems { ca: Some(error.to_string()), ..Problems::default() };
             // No better than it was.
             let mut choice = Choice::default();
-            choice.is_stale = was_stale;
+            choice.is_stale = was.crl_stale;
+            choice.doubtful.clone_from(&was.doubtful);
             ((before.trust().clone(), choice), problems)
         }
     }
@@ -473,6 +475,12 @@ async fn refresh_with(
     result
 }
 
+/// As [`refresh`], of the CA and its lists alone.
+async fn refresh_trust(door: &Door, app: &App, log: &AuditLog) {
+    let renewal = renew_listed(door, app).await;
+    put_in_force(renewal, door, app, log);
+}
+
 /// As [`refresh`], of the pair alone.
 ///
 /// # Errors
@@ -515,6 +523,7 @@ pub fn put_in_force(renewal: Renewal, door: &Door, app: &App, log: &AuditLog) ->
         None => Certificates {
             crl_refused: was.crl_refused,
             crl_stale: was.crl_stale,
+            doubtful: was.doubtful.clone(),
             problems,
             ..Certificates::of(&tls)
         },

@@ -129,6 +129,9 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// How long what still runs at the end may take.
+const LEFT_OVER: std::time::Duration = std::time::Duration::from_secs(1);
+
 fn run(root: &Path) -> anyhow::Result<ExitCode> {
     let settings = match config::load(root) {
         Ok(settings) => settings,
@@ -146,7 +149,10 @@ fn run(root: &Path) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("the runtime cannot be started")?;
-    runtime.block_on(crate::run::run(root, settings, level))?;
+    let ran = runtime.block_on(crate::run::run(root, settings, level));
+    // Whatever hangs still, such as a disk or a name server, must not keep this from ending.
+    runtime.shutdown_timeout(LEFT_OVER);
+    ran?;
     Ok(exit::OK.into())
 }
 

@@ -10,9 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller};
-use patch_service::{DoorEvent, DoorObserver, PeerIdentity};
+use jiff::Timestamp;
+use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller, CertificateRole};
+use patch_service::{CertificateFacts, DoorEvent, DoorObserver, PeerIdentity};
 use patch_types::ErrorCode;
+
+use crate::certificates::expiry;
 
 /// How often at most the connections of one certificate from one address are recorded, after the first.
 const SUCCESSES_EVERY: Duration = Duration::from_secs(60);
@@ -74,6 +77,30 @@ impl Successes {
     }
 }
 
+/// Which clients' certificates were warned of, by fingerprint: each once a threshold, since it is shown with every connection.
+#[derive(Debug, Default)]
+struct Expiries(HashMap<String, (u32, Timestamp)>);
+
+impl Expiries {
+    /// Whether to warn of a certificate now.
+    fn note(&mut self, certificate: &CertificateFacts, now: Timestamp) -> bool {
+        let (from, until) = (certificate.not_before, certificate.not_after);
+        let Some(level) = expiry::level(from, until, now) else { return false };
+        if let Some((warned, _)) = self.0.get_mut(&certificate.fingerprint_sha256) {
+            return level < std::mem::replace(warned, level.min(*warned));
+        }
+        if self.0.len() >= MAX_TOLD_APART {
+            // Who has expired is not let in again.
+            self.0.retain(|_, (_, until)| *until > now);
+        }
+        if self.0.len() >= MAX_TOLD_APART {
+            return false;
+        }
+        self.0.insert(certificate.fingerprint_sha256.clone(), (level, until));
+        true
+    }
+}
+
 /// How often what happened since the start.
 #[derive(Debug, Default)]
 pub struct DoorCounters {
@@ -112,13 +139,14 @@ pub struct Recorder {
     audit: Arc<AuditLog>,
     counters: Arc<DoorCounters>,
     successes: Mutex<Successes>,
+    expiries: Mutex<Expiries>,
 }
 
 impl Recorder {
     /// A recorder for one audit trail.
     #[must_use]
     pub fn new(audit: Arc<AuditLog>, counters: Arc<DoorCounters>) -> Self {
-        Self { audit, counters, successes: Mutex::default() }
+        Self { audit, counters, successes: Mutex::default(), expiries: Mutex::default() }
     }
 
     /// What has been counted.
@@ -186,6 +214,14 @@ impl DoorObserver for Recorder {
                 if let Some(count) = count {
                     self.succeeded(count, &caller(&identity));
                 }
+                let certificate = identity.certificate();
+                let mut expiries = self.expiries.lock().unwrap_or_else(PoisonError::into_inner);
+                if expiries.note(certificate, Timestamp::now()) {
+                    drop(expiries);
+                    let role = CertificateRole::Client;
+                    let kind = AuditKind::CertificateExpiring { role, expires: certificate.not_after };
+                    self.record(kind, &caller(&identity));
+                }
             }
             DoorEvent::AuthFailed { address, reason, expired, certificate, count } => {
                 add(&self.counters.authentication, count);
@@ -252,8 +288,7 @@ fn caller(peer: &PeerIdentity) -> Caller {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-    use patch_service::CertificateFacts;
+    use jiff::SignedDuration;
 
     use super::*;
 
@@ -287,6 +322,30 @@ mod tests {
         assert_eq!(successes.note(&peer("aa"), after(121)), None);
         assert_eq!(successes.rest().len(), 1);
         assert!(successes.0.is_empty());
+    }
+
+    #[test]
+    fn a_client_is_warned_of_once_a_threshold() {
+        let until = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(365 * 24);
+        let certificate = |fingerprint: &str| CertificateFacts {
+            not_after: until,
+            ..peer(fingerprint).certificate().clone()
+        };
+        let mut expiries = Expiries::default();
+        let mut warned = |fingerprint: &str, hours: i64| {
+            expiries.note(&certificate(fingerprint), until - SignedDuration::from_hours(hours))
+        };
+        let seen: Vec<i64> = (1..=40 * 24).rev().filter(|hours| warned("aa", *hours)).collect();
+        assert_eq!(seen, [30 * 24, 7 * 24, 24]);
+        assert!(warned("bb", 6) && !warned("bb", 100), "a clock that is set back does not warn again");
+        for i in 0..5000 {
+            expiries.note(&certificate(&i.to_string()), until - SignedDuration::from_hours(1));
+        }
+        assert!(expiries.0.len() <= MAX_TOLD_APART);
+        // When they have expired there is room for their successors.
+        let day = SignedDuration::from_hours(24);
+        let next = CertificateFacts { not_after: until + day, ..certificate("next") };
+        assert!(expiries.note(&next, until + SignedDuration::from_hours(1)) && expiries.0.len() == 1);
     }
 
     #[test]

@@ -37,6 +37,9 @@ const RECORD: Duration = Duration::from_secs(60);
 /// How long the record of the stop may take.
 const LAST_RECORD: Duration = Duration::from_secs(2);
 
+/// How long writing what is left of the audit trail may take.
+const LAST_FLUSH: Duration = Duration::from_secs(5);
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
@@ -52,14 +55,20 @@ pub async fn run(root: &Path, settings: Settings, level: Level) -> anyhow::Resul
     let stopped = AuditEvent::new(AuditKind::ServiceStopped { reason }, &Caller::local());
     // What cannot be recorded now is no reason to stay.
     let _ = tokio::time::timeout(LAST_RECORD, Audit::new(Arc::clone(&audit)).record_durable(stopped)).await;
-    Checkpoints::new(Executor::new(root), Arc::clone(&audit)).sign().await;
-    let flushed = tokio::task::spawn_blocking(move || audit.close()).await;
-    if flushed.is_err() {
-        tracing::error!("the audit trail could not be closed");
-    }
+    Checkpoints::new(Executor::new(root), Arc::clone(&audit), Arc::default()).sign().await;
+    close(audit, LAST_FLUSH).await;
     // A start that failed was no crash: it says why, and systemd knows.
     ends::end(root);
     result.map(drop)
+}
+
+/// Writes what is left of the audit trail. A disk that hangs does not keep the daemon from ending: what is not on disk by then
+/// was promised to nobody.
+async fn close(audit: Arc<AuditLog>, limit: Duration) {
+    let closing = tokio::task::spawn_blocking(move || audit.close());
+    if !matches!(tokio::time::timeout(limit, closing).await, Ok(Ok(()))) {
+        tracing::error!("the audit trail could not be closed: its last records may be missing");
+    }
 }
 
 fn open_audit(root: &Path, settings: &Settings) -> anyhow::Result<AuditLog> {
@@ -89,7 +98,7 @@ async fn serve(
     let (door, jobs, stop) = (door.clone(), jobs.clone(), stop.clone());
     let fresh = tokio::spawn(app.inventory().clone().keep_fresh(jobs.ends()));
     let expiring = tokio::spawn(certificates::watch(door.clone(), app.clone(), Arc::clone(log)));
-    let checkpoints = Checkpoints::new(Executor::new(root), Arc::clone(log));
+    let checkpoints = Checkpoints::new(Executor::new(root), Arc::clone(log), app.signing());
     let checkpoints = tokio::spawn(checkpoints.keep(jobs.ends()));
     let control = Control::start(root);
     tracing::info!(address = %reloader.settings().listen, version = crate::VERSION, "serving");
@@ -214,5 +223,28 @@ mod tests {
         script.fail(false);
         record_start(&script.audit()).await;
         assert_eq!(script.events().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_does_not_keep_the_daemon_from_ending() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = patch_audit::Options::new("test").without_journal();
+        let log = Arc::new(AuditLog::open(&dir.path().join("audit.log"), options).unwrap());
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let started = || {
+            let started = AuditKind::ServiceStarted { version: "1".to_owned() };
+            AuditEvent::new(started, &Caller::local())
+        };
+        let hang = move |_| {
+            let _ = hangs.recv();
+        };
+        log.submit(started(), Box::new(hang)).unwrap();
+        let began = std::time::Instant::now();
+        close(Arc::clone(&log), Duration::from_millis(100)).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        assert!(log.submit(started(), Box::new(|_| {})).is_ok(), "it is not closed");
+        // Otherwise it is waited for.
+        drop(release);
+        tokio::task::spawn_blocking(move || drop(log)).await.unwrap();
     }
 }

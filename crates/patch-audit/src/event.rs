@@ -101,6 +101,8 @@ pub enum CertificateRole {
     Server,
     /// The revocation list.
     Crl,
+    /// A client's, whose identity the record has.
+    Client,
 }
 
 /// What happened. In a record the kind is the field `event`, and the kind's own fields stand beside it.

@@ -42,5 +42,5 @@ pub use reader::{Filter, Reader, Record};
 pub use record::{Bounds, append};
 pub use ship::{CURSOR, Patience, Remote, RemoteStatus, Stream, TlsConnect};
 pub use syslog::{Target, TargetError, Transport};
-pub use trail::{Trail, TrailFile};
-pub use verify::{Known, Report, examine, examine_opened};
+pub use trail::{Trail, TrailFile, set_aside};
+pub use verify::{Known, Report, Retention, SignedHead, examine, examine_opened};

@@ -251,10 +251,14 @@ impl AuditLog {
     #[must_use]
     pub fn status(&self) -> Status {
         let journal_dropped = self.shared.journal_dropped.load(Ordering::Relaxed);
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Closed, or ended by a fault: nothing is written any more, and nobody says so but this.
+        let has_ended = writer.as_ref().is_none_or(JoinHandle::is_finished);
+        drop(writer);
         let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
         Status {
             head: state.head,
-            error: state.error.clone(),
+            error: state.error.clone().or_else(|| has_ended.then(|| AuditError::Closed.to_string())),
             lost: state.lost,
             groups: state.groups,
             journal_dropped,
@@ -303,5 +307,36 @@ impl AuditLog {
 impl Drop for AuditLog {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{AuditKind, Caller};
+
+    #[test]
+    fn a_writer_that_ends_by_itself_is_a_failed_sink() {
+        let dir = tempfile::tempdir().unwrap();
+        let log =
+            AuditLog::open(&dir.path().join("audit.log"), Options::new("test").without_journal()).unwrap();
+        let event = || AuditEvent::new(AuditKind::AuthSuccess, &Caller::local());
+        log.record(event()).unwrap();
+        assert!(log.status().is_healthy());
+        log.queue.send(Message::Close).map_err(drop).unwrap();
+        // Nobody has asked the log to close.
+        let refused = loop {
+            if let Err(error) = log.record(event()) {
+                break error;
+            }
+        };
+        assert!(matches!(refused, AuditError::Closed), "{refused}");
+        while log.status().is_healthy() {
+            std::thread::yield_now();
+        }
+        log.record_later(event());
+        assert_eq!(log.shared.dropped.load(Ordering::Relaxed), 1);
+        assert!(log.flush().is_err());
+        log.close();
     }
 }

@@ -254,6 +254,7 @@ fn noun(role: CertificateRole) -> &'static str {
         CertificateRole::Ca => "certificate of the CA",
         CertificateRole::Server => "server certificate",
         CertificateRole::Crl => "certificate revocation list",
+        CertificateRole::Client => "client certificate",
     }
 }
 
@@ -331,6 +332,11 @@ mod tests {
             (K::CertificateChanged { role, sha256: text(), expires: Some(at) }, Medium, "certificate"),
             (K::CertificateRefused { role: CertificateRole::Crl, error: text() }, High, "certificate"),
             (K::CertificateExpiring { role: CertificateRole::Ca, expires: at }, Medium, "certificate 1970"),
+            (
+                K::CertificateExpiring { role: CertificateRole::Client, expires: at },
+                Medium,
+                "client certificate",
+            ),
             (K::ServiceStarted { version: text() }, Medium, "started"),
             (K::ServiceStopped { reason: text() }, Info, "stopped"),
             (K::SinkFailed { sink: text(), error: text() }, High, "failed"),

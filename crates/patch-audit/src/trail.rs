@@ -240,8 +240,9 @@ pub(crate) fn next_name(log: &Path, day: &str) -> Option<PathBuf> {
     }
 }
 
-/// What was set aside, oldest first.
-pub(crate) fn set_aside(log: &Path) -> Vec<PathBuf> {
+/// The files of a trail that were found damaged and set aside, oldest first. Empty if the directory cannot be read.
+#[must_use]
+pub fn set_aside(log: &Path) -> Vec<PathBuf> {
     let aside = siblings(log).filter(|(_, suffix)| suffix.starts_with(SET_ASIDE));
     let mut paths: Vec<_> = aside.map(|(path, _)| path).collect();
     paths.sort();

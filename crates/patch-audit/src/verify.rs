@@ -6,26 +6,61 @@ use std::{
     path::Path,
 };
 
+use jiff::{SignedDuration, Timestamp};
+use patch_types::executor::Checkpoint;
+
 use crate::{
-    chain::{Break, Expect, Hash, Head, Start, verify_each},
+    chain::{Break, Expect, Hash, Head, HeadError, Start, verify_each},
     checkpoint::PublicKeys,
     event::AuditKind,
     reader::Record,
-    trail::Trail,
+    trail::{Trail, day_of},
 };
 
 /// How many of the last records a checkpoint is looked for among. It is signed and recorded within seconds.
 const RECENT: usize = 1 << 16;
+
+/// The longest that the root side may take from being asked for a signature to signing.
+const SIGNED_WITHIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// What is known of a trail from elsewhere.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     /// A record that has to be there, as somebody kept it.
     pub head: Option<Head>,
-    /// Records that the root side has signed. Those from before the beginning of the trail are not asked for.
-    pub signed: Vec<Head>,
+    /// Records that the root side has signed, in any order.
+    pub signed: Vec<SignedHead>,
     /// The keys whose signatures count; without them checkpoints are not looked at.
     pub keys: Option<PublicKeys>,
+    /// How long records have to be kept; without it nobody asks whether those that are gone were old enough.
+    pub retention: Option<Retention>,
+}
+
+/// A record that the root side has signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignedHead {
+    /// The record.
+    pub head: Head,
+    /// When it was signed, by the root side's clock. What comes after the record was written later, but for the time that
+    /// signing took.
+    pub at: Timestamp,
+}
+
+impl TryFrom<&Checkpoint> for SignedHead {
+    type Error = HeadError;
+
+    fn try_from(checkpoint: &Checkpoint) -> Result<Self, HeadError> {
+        Ok(Self { head: Head::try_from(&checkpoint.head)?, at: checkpoint.at })
+    }
+}
+
+/// How long records have to be kept, as whoever writes the trail cannot choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// For so many days after theirs.
+    pub keep_days: u32,
+    /// Since when that is so. What was removed before was removed by another rule.
+    pub since: Option<Timestamp>,
 }
 
 /// What verifying a whole trail found.
@@ -67,6 +102,8 @@ struct Said {
     problems: Vec<String>,
     /// The first record that retention left.
     first_left: u64,
+    /// Records that tell of a removal, and the first record that it left.
+    removals: Vec<(u64, u64)>,
     /// Records that tell of a file that was set aside, and its name.
     set_aside: Vec<(u64, Option<String>)>,
     /// Signed records that are still to be met.
@@ -99,7 +136,10 @@ impl Said {
     fn listen(&mut self, at: Head, line: &[u8], keys: Option<&PublicKeys>, name: &str) {
         let Ok(record) = serde_json::from_slice::<Record>(line) else { return };
         match &record.event.kind {
-            AuditKind::TrailPruned { first_left, .. } => self.first_left = self.first_left.max(*first_left),
+            AuditKind::TrailPruned { first_left, .. } => {
+                self.first_left = self.first_left.max(*first_left);
+                self.removals.push((at.seq, *first_left));
+            }
             AuditKind::TrailSetAside { kept_as, .. } => self.set_aside.push((at.seq, kept_as.clone())),
             kind => {
                 let Some(checkpoint) = kind.checkpoint() else { return };
@@ -151,7 +191,7 @@ pub fn examine(log: &Path, known: &Known) -> io::Result<Report> {
 pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Report> {
     let mut report = Report::default();
     let mut said = Said::default();
-    for head in &known.signed {
+    for SignedHead { head, .. } in &known.signed {
         said.signed.entry(head.seq).or_default().push(head.hash);
     }
     let mut start = Start::Anything;
@@ -221,6 +261,7 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
 
 /// What the files together show.
 fn conclude(report: &mut Report, said: Said, known: &Known) {
+    retention(report, &said, known);
     report.problems.extend(said.problems);
     report.vouched = said.vouched;
     report.checkpoints = said.checkpoints;
@@ -272,5 +313,54 @@ fn conclude(report: &mut Report, said: Said, known: &Known) {
             ),
             None => "the root side has not vouched for any of it yet".to_owned(),
         });
+    }
+}
+
+/// Whether what is gone because of its age, as the trail says, was that old: whoever writes the trail can remove its
+/// beginning and say so, but not when the root side signed what is gone.
+fn retention(report: &mut Report, said: &Said, known: &Known) {
+    let (Some(Retention { keep_days, since }), Some(first)) = (known.retention, report.first) else { return };
+    let mut signed = known.signed.clone();
+    signed.sort_unstable_by_key(|signed| (signed.head.seq, signed.at));
+    let now = Timestamp::now();
+    let mut is_noted = false;
+    for &(told_by, first_left) in &said.removals {
+        let left = first_left.min(first.seq);
+        // The last one that is followed by a record that is gone: it was written after the signature.
+        let before = signed.partition_point(|signed| signed.head.seq.saturating_add(1) < left);
+        let Some((before, later)) = before.checked_sub(1).and_then(|i| signed.get(i..)?.split_first()) else {
+            continue;
+        };
+        let after = signed.partition_point(|signed| signed.head.seq < told_by);
+        let vouched = signed.get(after).map(|signed| signed.at);
+        // A clock that was ahead or behind for a while is no tampering: what was signed later was not signed earlier.
+        let written = later.iter().map(|signed| signed.at).fold(before.at, Timestamp::min);
+        let written = written.checked_sub(SIGNED_WITHIN).unwrap_or(written);
+        let removed = signed.iter().take(after.saturating_add(1)).map(|signed| signed.at);
+        let removed = removed.fold(vouched.unwrap_or(now), Timestamp::max);
+        let last_day = day_of(written).saturating_add(u64::from(keep_days));
+        if day_of(removed) > last_day {
+            continue;
+        }
+        let gone = format!(
+            "record {told_by} says that the records before {left} were kept long enough and removed, but the root side \
+             signed record {} at {:.0}",
+            before.head.seq, before.at
+        );
+        // As the root side vouches for: before that the configuration was another one.
+        if since.is_some_and(|since| vouched.is_some_and(|at| at <= since)) {
+            if !std::mem::replace(&mut is_noted, true) {
+                report.notes.push(format!(
+                    "{gone}, and records have to be kept for {keep_days} days; the configuration was changed since"
+                ));
+            }
+            continue;
+        }
+        report.problems.push(format!(
+            "{gone}, and records have to be kept for {keep_days} days: the beginning of the trail was removed before its \
+             time (or the clock was ahead then, or logging.retention_days lower)"
+        ));
+        // One says it all.
+        return;
     }
 }

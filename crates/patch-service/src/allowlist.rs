@@ -14,6 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 use tokio::{
@@ -202,10 +203,24 @@ fn parse_entry(text: &str) -> Result<Entry, String> {
     Ok(Entry::Name { name, addresses: BTreeSet::new() })
 }
 
+/// How it went when the list's file was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListStatus {
+    /// When a file that could be used was last read; none if there was none yet.
+    pub good_at: Option<Timestamp>,
+    /// Why what is on disk is not in effect, if it is not.
+    pub problem: Option<String>,
+    /// How often the file was read and put into effect, the first time included.
+    pub applied: u64,
+    /// How often it was read and could not be used.
+    pub refused: u64,
+}
+
 /// The list in effect, shared by those who ask it and the one who changes it.
 #[derive(Debug, Clone)]
 pub struct SharedAllowList {
     list: Arc<ArcSwap<AllowList>>,
+    status: Arc<ArcSwap<ListStatus>>,
     changes: watch::Sender<u64>,
 }
 
@@ -213,7 +228,8 @@ impl SharedAllowList {
     /// Shares a list.
     #[must_use]
     pub fn new(list: AllowList) -> Self {
-        Self { list: Arc::new(ArcSwap::from_pointee(list)), changes: watch::Sender::new(0) }
+        let list = Arc::new(ArcSwap::from_pointee(list));
+        Self { list, status: Arc::default(), changes: watch::Sender::new(0) }
     }
 
     /// The list of this moment.
@@ -226,6 +242,12 @@ impl SharedAllowList {
     pub fn store(&self, list: AllowList) {
         self.list.store(Arc::new(list));
         self.changes.send_modify(|version| *version += 1);
+    }
+
+    /// How it went when its file was read. Of a list without a file: nothing.
+    #[must_use]
+    pub fn status(&self) -> Arc<ListStatus> {
+        self.status.load_full()
     }
 
     /// To be woken when another list is in effect.
@@ -387,6 +409,10 @@ impl Keeper {
         match parsed {
             Ok(list) => {
                 self.reported = None;
+                let status = self.list.status();
+                let (good_at, applied) = (Some(Timestamp::now()), status.applied.saturating_add(1));
+                let status = ListStatus { good_at, problem: None, applied, refused: status.refused };
+                self.list.status.store(Arc::new(status));
                 let before = self.list.load();
                 self.apply(list.with_addresses(|name| before.addresses_of(name)));
             }
@@ -399,6 +425,9 @@ impl Keeper {
     }
 
     fn report(&mut self, error: String, denies_all: bool) {
+        let status = (*self.list.status()).clone();
+        let (problem, refused) = (Some(error.clone()), status.refused.saturating_add(1));
+        self.list.status.store(Arc::new(ListStatus { problem, refused, ..status }));
         if self.reported.as_ref() != Some(&error) {
             self.reported = Some(error.clone());
             // At the start there is no earlier list that could hold.

@@ -46,7 +46,7 @@ impl AuthFailure {
         match self {
             Self::NoCertificate => "the peer presented no client certificate",
             Self::UnknownIssuer => "the client certificate is not signed by the CA",
-            Self::Expired => "the client certificate has expired",
+            Self::Expired => "the client certificate has expired, or that of the CA",
             Self::NotYetValid => "the client certificate is not valid yet",
             Self::Revoked => "the client certificate has been revoked",
             Self::RevocationUnknown => "the revocation list does not cover the client certificate's issuer",

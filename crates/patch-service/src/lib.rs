@@ -59,7 +59,7 @@ pub mod tls;
 mod watch;
 
 pub use crate::{
-    allowlist::{AllowList, AllowListWatcher, SharedAllowList},
+    allowlist::{AllowList, AllowListWatcher, ListStatus, SharedAllowList},
     certificate::{CertificateFacts, CrlFacts, PemInput, TlsError},
     config::{ConfigError, FileSetWatcher, FileState, FileWatcher},
     envelope::{RawData, Refusal, Reply, RequestId},

@@ -362,6 +362,20 @@ impl Door {
             self.0.reports.refused(address, Refused::Denied, None);
             return;
         }
+        self.take_in(stream, address, service);
+    }
+
+    /// Has a connection served whose address was permitted a moment ago.
+    fn take_in<S>(&self, stream: TcpStream, address: SocketAddr, service: &S)
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
+        let ip = address.ip().to_canonical();
         let Some(place) = self.0.handshakes.enter(ip) else {
             self.0.reports.refused(address, Refused::Overload, None);
             return;
@@ -370,6 +384,12 @@ impl Door {
             self.0.reports.refused(address, Refused::Overload, None);
             return;
         };
+        // From here on a change finds this connection. One that came between the look above and this may have been seen
+        // by another listener alone, which did not find it.
+        if !self.0.allow.load().permits(ip) {
+            self.0.reports.refused(address, Refused::Denied, None);
+            return;
+        }
         // Before the handshake, which may take a while: whether a connection is new is told by when it was made.
         let accepted = Instant::now();
         let (door, service) = (self.clone(), service.clone());

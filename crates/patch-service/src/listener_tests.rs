@@ -375,6 +375,37 @@ async fn a_removed_address_loses_its_websocket_at_once() {
 }
 
 #[tokio::test]
+async fn a_change_that_no_listener_saw_is_seen_by_the_next_one() {
+    let house = usual().await;
+    let mut socket = websocket(&house, "alice").await;
+    // The listener goes, as when the port is changed, and the list is changed before there is another one.
+    house.stop.cancel();
+    while TcpStream::connect(house.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    house.door.allow_list().store(AllowList::deny_all());
+    let listener = house.door.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (door, stop) = (house.door.clone(), CancellationToken::new());
+    let until = stop.clone();
+    tokio::spawn(async move { door.serve(listener, router(), until).await });
+    assert!(rest(&mut socket).await.is_empty());
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_change_while_a_connection_is_let_in_is_not_missed() {
+    let house = usual().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, address) = listener.accept().await.unwrap();
+    // It was permitted a moment ago; whoever closes what is not permitted any more did not find it.
+    house.door.allow_list().store(AllowList::deny_all());
+    house.door.take_in(stream, address, &router());
+    assert_eq!(house.door.open_connections(), 0);
+    assert!(rest(&mut client).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_revoked_certificate_loses_its_connections_and_nobody_else_does() {
     let house = usual().await;
     let mut alice = websocket(&house, "alice").await;

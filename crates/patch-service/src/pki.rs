@@ -277,6 +277,12 @@ fn crl(
     Ok(params.signed_by(issuer)?.pem()?)
 }
 
+/// The list of any issuer.
+#[cfg(test)]
+pub(crate) fn list(issuer: &Issuer<'_, KeyPair>, serials: &[String]) -> String {
+    usual_crl(issuer, serials, 1).unwrap()
+}
+
 /// A client whose validity is given in seconds since 1970.
 #[cfg(test)]
 pub(crate) fn dated_client(

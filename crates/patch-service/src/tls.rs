@@ -165,11 +165,25 @@ impl Trust {
         let ca_file = ca.name();
         let mut roots = RootCertStore::empty();
         let mut facts = Vec::new();
+        let mut expired = None;
         for der in &ca.certificates()? {
             let parsed = parse(der, ca_file, "a CA certificate")?;
-            check_ca(&parsed, ca_file, now, with_crl)?;
+            match check_ca(&parsed, ca_file, now, with_crl) {
+                // Beside one that is good it does no harm: nobody gets in by it any more. It has to be a CA all the same:
+                // a clock that is set back makes it good again.
+                Err(error @ TlsError::Expired { .. }) => {
+                    check_ca_usage(&parsed, ca_file, false)?;
+                    expired = Some(error);
+                }
+                checked => checked?,
+            }
             facts.push(CertificateFacts::from_parsed(&parsed, der));
             roots.add(der.clone()).map_err(|e| refused(ca_file, &e))?;
+        }
+        if let Some(error) = expired
+            && facts.iter().all(|facts| facts.not_after < now)
+        {
+            return Err(error);
         }
         Ok(Self { roots: Arc::new(roots), source: ca.clone(), ca: facts, crls: Vec::new() })
     }
@@ -186,15 +200,55 @@ impl Trust {
     /// What it said.
     pub fn check(&self) -> Result<(), TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        self.builder(provider).build().map(drop).map_err(|e| refused("the revocation list", &e))
+        let roots = Arc::clone(&self.roots);
+        builder(roots, &self.crls, provider).build().map(drop).map_err(|e| refused("the revocation list", &e))
     }
 
-    fn builder(&self, provider: Arc<CryptoProvider>) -> ClientCertVerifierBuilder {
-        // Unknown status is denied by default; a list that does not cover an issuer is no reason to trust its bearer.
-        WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider)
-            .clear_root_hint_subjects()
-            .with_crls(self.crls.iter().map(|crl| crl.der.clone()))
+    /// Until when the last certificate of the CA that signed a list is good.
+    #[must_use]
+    pub fn until(&self, list: &CrlFacts) -> Option<Timestamp> {
+        let signers = signers(&self.source).unwrap_or_default();
+        signers.into_iter().filter(|(signer, _)| *signer == list.signer).map(|(_, until)| until).max()
     }
+
+    /// One verifier for each of the CA's certificates.
+    fn authorities(
+        &self,
+        expired_crl: ExpiredCrl,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Vec<Authority>, TlsError> {
+        let file = self.source.name();
+        let mut authorities = Vec::new();
+        let ders = self.source.certificates()?;
+        for ((root, der), (signer, until)) in self.roots.roots.iter().zip(&ders).zip(signers(&self.source)?) {
+            let name = parse(der, file, "a CA certificate")?.subject().to_string();
+            // Lists go by the issuer's name in the library, and a CA that was made anew may have kept its name. Those of
+            // other names are needed for the certificates between this one and the client's.
+            let fits = |crl: &&VerifiedCrl| crl.facts.signer == signer || crl.facts.issuer != name;
+            let own: Vec<_> = self.crls.iter().filter(fits).cloned().collect();
+            // Of a CA without a list nobody gets in if there is a list of another: unknown status is denied.
+            let lists = if own.is_empty() { &self.crls } else { &own };
+            let roots: RootCertStore = std::iter::once(root.clone()).collect();
+            let mut builder = builder(Arc::new(roots), lists, Arc::clone(provider));
+            if expired_crl == ExpiredCrl::Refuse {
+                builder = builder.enforce_revocation_expiration();
+            }
+            let verifier = builder.build().map_err(|e| refused(file, &e))?;
+            authorities.push(Authority { until, verifier });
+        }
+        Ok(authorities)
+    }
+}
+
+fn builder(
+    roots: Arc<RootCertStore>,
+    lists: &[VerifiedCrl],
+    provider: Arc<CryptoProvider>,
+) -> ClientCertVerifierBuilder {
+    // Unknown status is denied by default; a list that does not cover an issuer is no reason to trust its bearer.
+    WebPkiClientVerifier::builder_with_provider(roots, provider)
+        .clear_root_hint_subjects()
+        .with_crls(lists.iter().map(|crl| crl.der.clone()))
 }
 
 /// A configuration that is ready to serve, with the facts that a program shows and watches.
@@ -242,13 +296,11 @@ impl LoadedTls {
     pub fn build(pair: ServerPair, trust: Trust, options: TlsOptions) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let ca_file = trust.source.name();
-        let mut builder = trust.builder(Arc::clone(&provider));
-        if options.expired_crl == ExpiredCrl::Refuse {
-            builder = builder.enforce_revocation_expiration();
-        }
-        let inner = builder.build().map_err(|e| refused(ca_file, &e))?;
+        let authorities = trust.authorities(options.expired_crl, &provider)?;
+        let any = authorities.first().ok_or_else(|| refused(ca_file, &"no certificate"))?;
+        let any = Arc::clone(&any.verifier);
         let allowed = ArcSwap::from_pointee(options.allowed);
-        let verifier = Arc::new(Verifier { inner, allowed });
+        let verifier = Arc::new(Verifier { any, authorities, allowed });
 
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -299,9 +351,12 @@ impl LoadedTls {
     /// known to the program.
     #[must_use]
     pub fn permits(&self, peer: &PeerIdentity) -> bool {
-        peer.chain()
-            .split_first()
-            .is_some_and(|(leaf, rest)| self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).is_ok())
+        self.permits_at(peer, UnixTime::now())
+    }
+
+    fn permits_at(&self, peer: &PeerIdentity, now: UnixTime) -> bool {
+        let chain = peer.chain().split_first();
+        chain.is_some_and(|(leaf, rest)| self.verifier.verify_client_cert(leaf, rest, now).is_ok())
     }
 }
 
@@ -321,10 +376,61 @@ impl ResolvesServerCert for Presented {
     }
 }
 
-/// The library's verifier, and two demands of ours: the usage must be named, and the program must know the bearer.
+/// One of the CA's certificates, and whom it vouches for.
+struct Authority {
+    /// Until when it is good: of that the library knows nothing.
+    until: Timestamp,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+/// The library's verifiers, and three demands of ours: the CA's own certificate must not have expired, the usage must be
+/// named, and the program must know the bearer.
 struct Verifier {
-    inner: Arc<dyn ClientCertVerifier>,
+    /// Any of them, for what is the same with all.
+    any: Arc<dyn ClientCertVerifier>,
+    authorities: Vec<Authority>,
     allowed: ArcSwap<Option<Allowed>>,
+}
+
+impl Verifier {
+    /// The chain up to one of the CA's certificates.
+    fn verify_chain(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let mut worst = rustls::Error::from(CertificateError::UnknownIssuer);
+        for Authority { until, verifier } in &self.authorities {
+            let error = match verifier.verify_client_cert(end_entity, intermediates, now) {
+                Ok(verified) if seconds <= until.as_second() => return Ok(verified),
+                Ok(_) => CertificateError::Expired.into(),
+                Err(error) => error,
+            };
+            if says(&error) > says(&worst) {
+                worst = error;
+            }
+        }
+        Err(worst)
+    }
+}
+
+/// How much an error says of a certificate: to a CA that is not its own each is foreign, and what one CA has revoked
+/// another may not know.
+fn says(error: &rustls::Error) -> u8 {
+    match error {
+        rustls::Error::InvalidCertificate(error) => match error {
+            CertificateError::UnknownIssuer => 0,
+            CertificateError::BadSignature | CertificateError::UnknownRevocationStatus => 1,
+            CertificateError::Revoked
+            | CertificateError::Expired
+            | CertificateError::ExpiredContext { .. } => 3,
+            _ => 2,
+        },
+        rustls::Error::InvalidCertRevocationList(_) => 1,
+        _ => 2,
+    }
 }
 
 impl std::fmt::Debug for Verifier {
@@ -349,7 +455,7 @@ impl ClientCertVerifier for Verifier {
         let facts = CertificateFacts::from_der(end_entity);
         // Outside a handshake (an open connection is judged again) there is no scope, and nothing to note.
         let _ = PRESENTED.try_with(|slot| slot.borrow_mut().clone_from(&facts));
-        let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.verify_chain(end_entity, intermediates, now)?;
         let facts = facts.ok_or(CertificateError::BadEncoding)?;
         if !names_client_auth(end_entity) {
             return Err(CertificateError::InvalidPurpose.into());
@@ -375,11 +481,11 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        self.any.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.any.supported_verify_schemes()
     }
 }
 
@@ -444,12 +550,24 @@ pub fn own_crls(crl: &PemInput, ca: &PemInput) -> Result<Vec<VerifiedCrl>, TlsEr
     Ok(own)
 }
 
-/// Who can sign a CA's revocation lists, in the way of [`CrlFacts::signer`].
+/// Who can sign a CA's revocation lists, in the way of [`CrlFacts::signer`], and until when its certificate is good: one
+/// for each of the CA's certificates, in their order.
 ///
 /// # Errors
 /// When the CA's certificates cannot be read.
-pub fn signers(ca: &PemInput) -> Result<Vec<String>, TlsError> {
-    ca.certificates()?.iter().map(|der| Ok(signer(&parse(der, ca.name(), "a CA certificate")?))).collect()
+pub fn signers(ca: &PemInput) -> Result<Vec<(String, Timestamp)>, TlsError> {
+    let ders = ca.certificates()?;
+    let of = |der: &CertificateDer<'_>| {
+        let parsed = parse(der, ca.name(), "a CA certificate")?;
+        Ok((signer(&parsed), CertificateFacts::from_parsed(&parsed, der).not_after))
+    };
+    ders.iter().map(of).collect()
+}
+
+/// Whether a certificate is still good at a time, as the TLS library judges: for all of its last second.
+#[must_use]
+pub fn is_good_at(until: Timestamp, now: Timestamp) -> bool {
+    until.as_second() >= now.as_second()
 }
 
 fn signer(ca: &X509Certificate<'_>) -> String {
@@ -509,6 +627,10 @@ fn check_ca(
     with_crl: bool,
 ) -> Result<(), TlsError> {
     check_basics(parsed, file, now, CA_EXTENSIONS)?;
+    check_ca_usage(parsed, file, with_crl)
+}
+
+fn check_ca_usage(parsed: &X509Certificate<'_>, file: &str, with_crl: bool) -> Result<(), TlsError> {
     let wrong = |problem, remedy| TlsError::WrongUsage {
         file: file.to_owned(),
         subject: common_name(parsed),

@@ -154,3 +154,134 @@ fn an_open_connection_is_judged_by_the_rules_of_now() {
     let server = PeerIdentity::new(chain("server"), address).unwrap();
     assert!(!pki.tls(TlsOptions::default()).permits(&server));
 }
+
+#[test]
+fn a_ca_that_expires_ends_what_rests_on_it_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    openssl(dir.path(), P256, GOOD);
+    run(
+        dir.path(),
+        &format!(
+            "{P256} -out other.key; \
+             openssl req -x509 -new -key other.key -days 60 -subj /CN=Other-CA \
+                 -addext keyUsage=critical,keyCertSign,cRLSign -out other.pem; \
+             openssl req -new -key client.key -subj /CN=client -out client.csr; \
+             printf extendedKeyUsage=clientAuth > client.ext; \
+             for ca in ca other; do openssl x509 -req -in client.csr -CA $ca.pem -CAkey $ca.key -CAcreateserial -days 90 \
+                 -extfile client.ext -out of-$ca.pem; done; \
+             cat ca.pem other.pem > both.pem"
+        ),
+    );
+    let tls = |ca: &str| {
+        let ca = PemInput::read(&dir.path().join(ca)).unwrap();
+        LoadedTls::load(&TlsSource { ca, ..source(dir.path()) }, TlsOptions::default()).unwrap()
+    };
+    let chain = |of: &str| PemInput::read(&dir.path().join(of)).unwrap().certificates().unwrap();
+    let peer = |of: &str| PeerIdentity::new(chain(of), "10.0.0.7:5000".parse().unwrap()).unwrap();
+    let after = |days: u64| {
+        let now = UnixTime::now().as_secs();
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(now + days * 86400))
+    };
+    let (alone, both) = (tls("ca.pem"), tls("both.pem"));
+    for (days, of_ca, of_other) in [(0, true, true), (29, true, true), (31, false, true), (61, false, false)]
+    {
+        assert_eq!(alone.permits_at(&peer("of-ca.pem"), after(days)), of_ca, "{days}");
+        assert!(!alone.permits_at(&peer("of-other.pem"), after(days)), "{days}");
+        assert_eq!(both.permits_at(&peer("of-ca.pem"), after(days)), of_ca, "{days}");
+        assert_eq!(both.permits_at(&peer("of-other.pem"), after(days)), of_other, "{days}");
+    }
+    let why = |tls: &LoadedTls, of: &str| {
+        let chain = chain(of);
+        tls.verifier.verify_client_cert(&chain[0], &[], after(31)).unwrap_err()
+    };
+    let expired = rustls::Error::from(CertificateError::Expired);
+    assert_eq!((why(&alone, "of-ca.pem"), why(&both, "of-ca.pem")), (expired.clone(), expired));
+    assert_eq!(why(&alone, "of-other.pem"), CertificateError::UnknownIssuer.into());
+
+    // Started with one that has expired: beside a good one it does no harm.
+    let at = |days: i64| Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+    let ca = PemInput::read(&dir.path().join("both.pem")).unwrap();
+    assert_eq!(Trust::load_at(&ca, None, at(31)).unwrap().ca.len(), 2);
+    assert!(matches!(Trust::load_at(&ca, None, at(61)), Err(TlsError::Expired { .. })));
+
+    // What is no CA does not become one by having expired.
+    run(
+        dir.path(),
+        "openssl x509 -req -in server.csr -signkey server.key -days 9 -extfile server.ext -out self.pem; cat self.pem other.pem > odd.pem",
+    );
+    let odd = PemInput::read(&dir.path().join("odd.pem")).unwrap();
+    assert!(matches!(Trust::load_at(&odd, None, at(31)), Err(TlsError::WrongUsage { .. })));
+
+    // With a list of each, and one that has been revoked.
+    let lists = |ca: &str| {
+        let key =
+            rcgen::KeyPair::from_pem(&std::fs::read_to_string(dir.path().join(format!("{ca}.key"))).unwrap());
+        let pem = std::fs::read_to_string(dir.path().join(format!("{ca}.pem"))).unwrap();
+        let issuer = rcgen::Issuer::from_ca_cert_pem(&pem, key.unwrap()).unwrap();
+        let serial = CertificateFacts::from_der(&chain("of-ca.pem")[0]).unwrap().serial;
+        pki::list(&issuer, &if ca == "ca" { vec![serial] } else { vec![] })
+    };
+    let crl = PemInput::new("lists", lists("ca") + &lists("other"));
+    let listed =
+        LoadedTls::load(&TlsSource { ca, crl: Some(crl), ..source(dir.path()) }, TlsOptions::default());
+    let listed = listed.unwrap();
+    let until: Vec<_> = listed.crls.iter().map(|list| listed.trust().until(list).unwrap()).collect();
+    assert_eq!(until, [listed.ca[0].not_after, listed.ca[1].not_after]);
+    assert!(!listed.permits(&peer("of-ca.pem")));
+    for days in [0, 31] {
+        assert!(listed.permits_at(&peer("of-other.pem"), after(days)), "{days}");
+    }
+    let why = |days| {
+        let chain = chain("of-ca.pem");
+        listed.verifier.verify_client_cert(&chain[0], &[], after(days)).unwrap_err()
+    };
+    assert_eq!(why(0), CertificateError::Revoked.into());
+}
+
+#[test]
+fn a_renewed_intermediate_goes_by_its_own_list() {
+    let pem = |dir: &Path, file: &str| std::fs::read_to_string(dir.join(file)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    openssl(dir.path(), P256, GOOD);
+    // The intermediate's certificate that is trusted here has expired; clients send the one that came after it.
+    run(
+        dir.path(),
+        &format!(
+            "{P256} -out between.key; \
+             openssl req -new -key between.key -subj /CN=Between-CA -out between.csr; \
+             printf 'basicConstraints=critical,CA:TRUE\\nkeyUsage=critical,keyCertSign,cRLSign\\n' > between.ext; \
+             for days in 5 20; do openssl x509 -req -in between.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days $days \
+                 -extfile between.ext -out between$days.pem; done; \
+             openssl req -new -key client.key -subj /CN=client -out client.csr; \
+             printf extendedKeyUsage=clientAuth > client.ext; \
+             openssl x509 -req -in client.csr -CA between20.pem -CAkey between.key -CAcreateserial -days 20 \
+                 -extfile client.ext -out of.pem; \
+             cat ca.pem between5.pem > both.pem; cat of.pem between20.pem > chain.pem"
+        ),
+    );
+    let chain = PemInput::read(&dir.path().join("chain.pem")).unwrap().certificates().unwrap();
+    let serial = CertificateFacts::from_der(&chain[0]).unwrap().serial;
+    let peer = PeerIdentity::new(chain, "10.0.0.7:5000".parse().unwrap()).unwrap();
+    let list = |certificate: &str, key: &str, serials: &[String]| {
+        let key = rcgen::KeyPair::from_pem(&pem(dir.path(), key)).unwrap();
+        let issuer = rcgen::Issuer::from_ca_cert_pem(&pem(dir.path(), certificate), key).unwrap();
+        pki::list(&issuer, serials)
+    };
+    let days =
+        UnixTime::since_unix_epoch(std::time::Duration::from_secs(UnixTime::now().as_secs() + 8 * 86400));
+    for (revoked, is_permitted) in [(vec![], true), (vec![serial], false)] {
+        let of_between = list("between5.pem", "between.key", &revoked);
+        let tls = |lists: String| {
+            let ca = PemInput::read(&dir.path().join("both.pem")).unwrap();
+            let crl = Some(PemInput::new("lists", lists));
+            LoadedTls::load(&TlsSource { ca, crl, ..source(dir.path()) }, TlsOptions::default()).unwrap()
+        };
+        let both = tls(list("ca.pem", "ca.key", &[]) + &of_between);
+        assert_eq!(both.permits_at(&peer, days), is_permitted);
+        // Without a list of its own the CA above knows nothing; the reason is what the other one says.
+        let (leaf, rest) = peer.chain().split_first().unwrap();
+        let why = tls(of_between).verifier.verify_client_cert(leaf, rest, days).unwrap_err();
+        let wanted = if is_permitted { CertificateError::Expired } else { CertificateError::Revoked };
+        assert_eq!(why, wanted.into());
+    }
+}

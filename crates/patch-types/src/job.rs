@@ -19,11 +19,16 @@ impl fmt::Display for JobId {
     }
 }
 
-impl FromStr for JobId {
-    type Err = uuid::Error;
+/// A text is not a job's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a job id: one looks like 0191e0a0-5c1e-7d2a-8b6f-3c1d2e4f5a6b, and the list of jobs has them")]
+pub struct JobIdError;
 
-    fn from_str(text: &str) -> Result<Self, uuid::Error> {
-        Uuid::try_parse(text).map(Self)
+impl FromStr for JobId {
+    type Err = JobIdError;
+
+    fn from_str(text: &str) -> Result<Self, JobIdError> {
+        Uuid::try_parse(text).map(Self).map_err(|_| JobIdError)
     }
 }
 
@@ -156,5 +161,18 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_job_id_is_told_what_one_looks_like() {
+        let message = "the-last-one".parse::<JobId>().unwrap_err().to_string();
+        assert!(!message.contains("UUID"), "{message}");
+        let example = message.split([' ', ',']).find_map(|word| word.parse::<JobId>().ok());
+        assert!(example.is_some_and(|id| message.contains(&id.to_string())), "{message}");
     }
 }

@@ -17,7 +17,7 @@ pub mod terminal;
 
 pub use error::{ErrorCode, ErrorDetail};
 pub use event::{Event, EventKind, LockHolder};
-pub use job::{JobId, JobStatus, Outcome, Phase};
+pub use job::{JobId, JobIdError, JobStatus, Outcome, Phase};
 pub use name::{Architecture, PackageName, PackageVersion};
 pub use operation::{Operation, Query};
 pub use plan::{Action, Plan, PlanHash, PlannedChange};

@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -14,6 +14,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
 use patch_service::{CrlFacts, PemInput, TlsError, VerifiedCrl, tls};
 use serde::{Deserialize, Serialize};
 
@@ -44,15 +45,62 @@ pub(super) struct Memory {
     numbers: BTreeMap<String, String>,
     /// Where the lists in force came from.
     pub(super) origin: Origin,
+    /// Who signed lists of which nobody knows any more how high their numbers were. Only a newer list ends that, for its
+    /// signer.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    doubtful: BTreeSet<String>,
     /// Whether there is something to remember that cannot be read. That is not the same as nothing.
     #[serde(skip)]
     pub(super) is_damaged: bool,
+}
+
+/// Who may sign a CA's lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Signers {
+    all: BTreeSet<String>,
+    /// Those by whom somebody can still be let in. What is wrong with the lists of the others harms nobody.
+    living: BTreeSet<String>,
+}
+
+impl Signers {
+    /// Those of a CA's certificates. If all have expired, all count.
+    pub(super) fn of(ca: Vec<(String, Timestamp)>, now: Timestamp) -> Self {
+        let is_living = |one: &&(String, Timestamp)| tls::is_good_at(one.1, now);
+        let living: BTreeSet<_> = ca.iter().filter(is_living).map(|(signer, _)| signer.clone()).collect();
+        let all: BTreeSet<_> = ca.into_iter().map(|(signer, _)| signer).collect();
+        let living = if living.is_empty() { all.clone() } else { living };
+        Self { all, living }
+    }
 }
 
 impl Memory {
     /// The highest number of a signer.
     pub(super) fn highest(&self, signer: &str) -> Option<&str> {
         self.numbers.get(signer).map(String::as_str)
+    }
+
+    /// Those of whose lists it is not known how new they have to be; also those whom the CA does not have at this time,
+    /// since it may have them again.
+    pub(super) fn doubtful(&self, signers: &Signers) -> BTreeSet<String> {
+        let mut doubtful = self.doubtful.clone();
+        if self.is_damaged {
+            doubtful.extend(signers.all.iter().cloned());
+        }
+        doubtful
+    }
+
+    /// Forgets the doubts: what is in force was put there by a process that knew more.
+    pub(super) fn trust(&mut self, in_force: &[VerifiedCrl]) {
+        self.is_damaged = false;
+        self.note(in_force);
+        for list in in_force {
+            self.doubtful.remove(&list.facts.signer);
+        }
+    }
+
+    /// Takes over the doubts of the process that runs: they may not have got to the disk.
+    pub(super) fn doubt(&mut self, doubtful: &BTreeSet<String>) {
+        self.doubtful.extend(doubtful.iter().cloned());
     }
 
     /// Takes note of lists that are in force.
@@ -75,6 +123,10 @@ pub(super) struct Choice {
     pub(super) problem: Option<Problem>,
     /// Whether only older lists could be had than were in force before: nobody can be trusted then.
     pub(super) is_stale: bool,
+    /// Whether one of them is known to be older.
+    pub(super) is_behind: bool,
+    /// Those of whose lists it is not known how new they have to be, also if the CA does not have them at this time.
+    pub(super) doubtful: BTreeSet<String>,
     /// Those of the lists that are newer than the configured file's.
     kept: Vec<String>,
 }
@@ -111,7 +163,7 @@ pub(super) fn choose(
     configured: Result<Option<Vec<VerifiedCrl>>, TlsError>,
     good: Vec<VerifiedCrl>,
     memory: &Memory,
-    signers: &[String],
+    signers: &Signers,
 ) -> Choice {
     let path = path.display();
     let numbers = numbers(&good);
@@ -129,11 +181,27 @@ pub(super) fn choose(
     let mut lists: Vec<VerifiedCrl> = Vec::new();
     let configured = configured.ok().flatten().unwrap_or_default();
     let in_file: Vec<String> = configured.iter().map(|list| list.facts.sha256.clone()).collect();
-    let is_newer = !configured.is_empty()
-        && configured.iter().all(|list| {
-            let before = good.iter().find(|other| other.facts.signer == list.facts.signer);
-            before.is_some_and(|before| order(&list.facts, &before.facts) == Ordering::Greater)
-        });
+    // Only what is newer than all that was good before can make up for a memory that is lost: each signer's for its own.
+    let mut doubtful = memory.doubtful(signers);
+    for list in &configured {
+        let before = good.iter().find(|other| other.facts.signer == list.facts.signer);
+        if before.is_some_and(|before| order(&list.facts, &before.facts) == Ordering::Greater) {
+            doubtful.remove(&list.facts.signer);
+        }
+    }
+    // A list of one that is in doubt, and has none yet, might be an old one. The others go on without it, since by itself it
+    // shuts out nobody else.
+    let has_good = |signer: &String| good.iter().any(|other| other.facts.signer == *signer);
+    let (mut unsure, configured): (Vec<_>, Vec<_>) = configured
+        .into_iter()
+        .partition(|list| doubtful.contains(&list.facts.signer) && !has_good(&list.facts.signer));
+    let (configured, unsure) = match configured.is_empty() && good.is_empty() {
+        true => (unsure, None),
+        false => {
+            unsure.retain(|list| signers.living.contains(&list.facts.signer));
+            (configured, unsure.first().map(|list| list.facts.issuer.clone()))
+        }
+    };
     for list in configured.into_iter().chain(good) {
         match lists.iter_mut().find(|other| other.facts.signer == list.facts.signer) {
             Some(other) if order(&list.facts, &other.facts) == Ordering::Greater => *other = list,
@@ -142,23 +210,37 @@ pub(super) fn choose(
         }
     }
     let behind = behind(&lists, memory, signers);
-    // Only what is newer than all that was good before can make up for a memory that is lost.
-    let is_forgotten = memory.is_damaged && !is_newer;
-    let is_stale = behind.is_some() || is_forgotten;
+    let is_forgotten = is_forgotten(&lists, &doubtful, signers);
+    let (is_behind, is_stale) = (behind.is_some(), behind.is_some() || is_forgotten);
     let problem = match behind {
         Some(Behind { number, highest }) => Some(Problem::Invalid(format!(
             "the revocation list has the number {number}, but number {highest} was in force here before; only a newer \
              list opens this host again: put it at {path}, or send it with PUT /api/v1/system/crl",
         ))),
         None if is_forgotten => Some(Problem::Invalid(format!(
-            "which revocation lists were in force here before cannot be read ({STATE_DIR}/{MEMORY} and {KEPT}, see the \
-             log), so a revoked client could be taken for a good one; only a newer list opens this host again: put it at \
-             {path}, or send it with PUT /api/v1/system/crl; or stop linux-patch-api, remove both files, and start it",
+            "which revocation lists were in force here before could not be read ({STATE_DIR}/{MEMORY} and {KEPT}, see the \
+             log), so a revoked client could be taken for a good one; only a newer list, of each CA that has one, opens \
+             this host again: put it at {path}, or send it with PUT /api/v1/system/crl; or stop linux-patch-api, remove \
+             both files, and start it",
+        ))),
+        None if unsure.is_some() => Some(Problem::Invalid(format!(
+            "the list of {} in {path} is not put in force, and its clients are refused: which lists of that CA were in \
+             force here before could not be read, so this may be an old one; stop linux-patch-api, remove \
+             {STATE_DIR}/{MEMORY} and {KEPT}, and start it",
+            unsure.unwrap_or_default()
         ))),
         None => problem,
     };
     let kept = lists.iter().map(|list| list.facts.sha256.clone()).filter(|s| !in_file.contains(s)).collect();
-    Choice { lists, problem, is_stale, kept }
+    Choice { lists, problem, is_stale, is_behind, doubtful, kept }
+}
+
+/// Whether a list is in force that may be older than one before. Who has none is let in by nobody, unless there is none at
+/// all.
+pub(super) fn is_forgotten(lists: &[VerifiedCrl], doubtful: &BTreeSet<String>, signers: &Signers) -> bool {
+    let mut doubtful = doubtful.intersection(&signers.living).peekable();
+    doubtful.peek().is_some()
+        && (lists.is_empty() || doubtful.any(|signer| lists.iter().any(|list| list.facts.signer == *signer)))
 }
 
 /// How far lists are behind what was in force before.
@@ -169,8 +251,8 @@ pub(super) struct Behind {
 }
 
 /// The first of the CA's signers whose list is older than one that was in force before, or missing.
-pub(super) fn behind(lists: &[VerifiedCrl], memory: &Memory, signers: &[String]) -> Option<Behind> {
-    signers.iter().find_map(|signer| {
+pub(super) fn behind(lists: &[VerifiedCrl], memory: &Memory, signers: &Signers) -> Option<Behind> {
+    signers.living.iter().find_map(|signer| {
         let highest = memory.highest(signer)?;
         let list = lists.iter().find(|list| list.facts.signer == *signer);
         let number = list.and_then(|list| list.facts.number.as_deref());
@@ -240,12 +322,19 @@ impl Store {
         })
     }
 
-    /// Remembers the lists in force, so that it survives a loss of power. What is as it was is not written.
+    /// Remembers the lists in force, and of whose it is not known how new they have to be, so that it survives a loss of
+    /// power. What is as it was is not written.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn keep(&self, lists: &[VerifiedCrl], memory: &Memory, origin: Origin) -> io::Result<()> {
-        let mut next = Memory { origin, is_damaged: false, ..memory.clone() };
+    pub(super) fn keep(
+        &self,
+        lists: &[VerifiedCrl],
+        memory: &Memory,
+        origin: Origin,
+        doubtful: &BTreeSet<String>,
+    ) -> io::Result<()> {
+        let mut next = Memory { origin, is_damaged: false, doubtful: doubtful.clone(), ..memory.clone() };
         next.note(lists);
         // The lists first: one that is kept without its number is only newer than the numbers say, but a number without
         // its list would shut this host.
@@ -255,7 +344,7 @@ impl Store {
         if is_other {
             write_durably(&self.kept(), text.as_bytes())?;
         }
-        if next == *memory {
+        if next == self.memory() {
             return Ok(());
         }
         write_durably(&self.directory.join(MEMORY), &serde_json::to_vec(&next)?).inspect_err(|_| {
@@ -340,8 +429,12 @@ mod tests {
             PemInput::read(&self.dir.path().join("ca.pem")).unwrap()
         }
 
-        fn signers(&self) -> Vec<String> {
-            tls::signers(&self.pem()).unwrap()
+        fn signers(&self) -> Signers {
+            of(&[self])
+        }
+
+        fn signer(&self) -> String {
+            tls::signers(&self.pem()).unwrap().remove(0).0
         }
 
         fn text(&self, number: u64) -> String {
@@ -353,6 +446,11 @@ mod tests {
         fn list(&self, number: u64) -> Vec<VerifiedCrl> {
             tls::verify_crl(&PemInput::new("f", self.text(number)), &self.pem()).unwrap()
         }
+    }
+
+    fn of(cas: &[&Ca]) -> Signers {
+        let all: BTreeSet<_> = cas.iter().map(|ca| ca.signer()).collect();
+        Signers { living: all.clone(), all }
     }
 
     fn chosen(choice: &Choice) -> Vec<&str> {
@@ -420,8 +518,7 @@ mod tests {
         let (ca, other) = (Ca::new(), Ca::new());
         let mut memory = Memory::default();
         memory.note(&[ca.list(2), other.list(9)].concat());
-        let signers = [ca.signers(), other.signers()].concat();
-        let is_behind = |lists: &[VerifiedCrl]| behind(lists, &memory, &signers).is_some();
+        let is_behind = |lists: &[VerifiedCrl]| behind(lists, &memory, &of(&[&ca, &other])).is_some();
         assert!(is_behind(&[ca.list(3), other.list(8)].concat()));
         assert!(is_behind(&ca.list(3)));
         assert!(!is_behind(&[ca.list(3), other.list(9)].concat()));
@@ -442,6 +539,43 @@ mod tests {
     }
 
     #[test]
+    fn doubts_end_ca_by_ca() {
+        let (ca, other) = (Ca::new(), Ca::new());
+        let two = other.signer();
+        let signers = self::of(&[&ca, &other]);
+        let damaged = Memory { is_damaged: true, ..Memory::default() };
+        let of = |doubtful: &[&String]| Memory {
+            doubtful: doubtful.iter().map(|signer| (*signer).clone()).collect(),
+            ..Memory::default()
+        };
+        let pick = |file: Vec<VerifiedCrl>, good: Vec<VerifiedCrl>, memory: &Memory| {
+            choose(Path::new("/c"), Ok(Some(file)), good, memory, &signers)
+        };
+        let choice = pick(ca.list(4), [ca.list(3), other.list(5)].concat(), &damaged);
+        assert!(
+            choice.is_stale && !choice.is_behind && choice.doubtful == of(&[&two]).doubtful,
+            "{choice:?}"
+        );
+        let good = || [ca.list(4), other.list(5)].concat();
+        assert!(pick(ca.list(5), good(), &of(&[&two])).is_stale);
+        let choice = pick([ca.list(4), other.list(6)].concat(), good(), &of(&[&two]));
+        assert!(!choice.is_stale && choice.doubtful.is_empty() && choice.problem.is_none(), "{choice:?}");
+        // The first list of one that is in doubt is not put in force, and shuts out nobody else.
+        let choice = pick([ca.list(4), other.list(1)].concat(), ca.list(3), &damaged);
+        assert!(!choice.is_stale && choice.doubtful == of(&[&two]).doubtful, "{choice:?}");
+        assert_eq!(chosen(&choice), ["4"]);
+        assert!(
+            matches!(&choice.problem, Some(Problem::Invalid(m)) if m.contains("its clients are refused"))
+        );
+        // While a CA is not trusted, doubts about it harm nobody; when it is trusted again, they are there.
+        let choice = choose(Path::new("/c"), Ok(Some(ca.list(4))), vec![], &of(&[&two]), &self::of(&[&ca]));
+        assert!(!choice.is_stale && choice.doubtful == of(&[&two]).doubtful, "{choice:?}");
+        let put_back = Memory { doubtful: choice.doubtful, ..Memory::default() };
+        let choice = pick(other.list(1), ca.list(4), &put_back);
+        assert_eq!(chosen(&choice), ["4"]);
+    }
+
+    #[test]
     fn what_is_kept_survives_and_is_only_the_cas_own() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join(STATE_DIR)).unwrap();
@@ -449,12 +583,12 @@ mod tests {
         let (ca, other) = (Ca::new(), Ca::new());
         assert!(store.lists(&ca.pem()).is_empty());
         let lists = ca.list(5);
-        store.keep(&lists, &store.memory(), Origin::Upload).unwrap();
+        store.keep(&lists, &store.memory(), Origin::Upload, &BTreeSet::new()).unwrap();
         assert_eq!(store.lists(&ca.pem()), lists);
         assert_eq!(store.memory().origin, Origin::Upload);
         assert_eq!(store.memory().highest(&lists[0].facts.signer), Some("5"));
         assert!(store.lists(&other.pem()).is_empty(), "another CA of the same name");
-        store.keep(&ca.list(4), &store.memory(), Origin::File).unwrap();
+        store.keep(&ca.list(4), &store.memory(), Origin::File, &BTreeSet::new()).unwrap();
         assert_eq!(store.memory().highest(&lists[0].facts.signer), Some("5"), "numbers only grow");
         for file in [KEPT, MEMORY] {
             fs::write(root.path().join(STATE_DIR).join(file), "rubbish").unwrap();
@@ -474,13 +608,13 @@ mod tests {
         let store = Store::new(root.path());
         let ca = Ca::new();
         let five = ca.list(5);
-        store.keep(&five, &store.memory(), Origin::File).unwrap();
+        store.keep(&five, &store.memory(), Origin::File, &BTreeSet::new()).unwrap();
         let memory = store.memory();
         for blocked in [KEPT, MEMORY] {
             // A directory in the place of the new file: it cannot be written, whoever runs this.
             let new = state.join(format!(".{blocked}.new"));
             fs::create_dir(&new).unwrap();
-            store.keep(&ca.list(6), &memory, Origin::Upload).unwrap_err();
+            store.keep(&ca.list(6), &memory, Origin::Upload, &BTreeSet::new()).unwrap_err();
             fs::remove_dir(&new).unwrap();
             assert_eq!((store.lists(&ca.pem()), store.memory()), (five.clone(), memory.clone()), "{blocked}");
         }

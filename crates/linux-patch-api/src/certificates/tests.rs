@@ -18,7 +18,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::*;
+use super::{watch::Seen, *};
 use crate::{
     config::{self, STATE_DIR},
     door::{DoorCounters, Recorder},
@@ -307,6 +307,17 @@ async fn a_first_list_that_is_no_good_is_no_start() {
     let started = start_with(root.path(), &app.settings(), app.executor(), app.audit(), None).await;
     assert!(started.err().unwrap().to_string().contains("crl.pem"));
     assert!(load(&app.settings()).is_err(), "check-config says so too");
+
+    // Half-written, which the service manager's next attempt mends.
+    let whole = list(&certs(&root), &[], 1, 3600);
+    for half in ["", &whole[..whole.len() / 2], &whole[..whole.len() - 4]] {
+        fs::write(certs(&root).join("crl.pem"), half).unwrap();
+        let started = start_with(root.path(), &app.settings(), app.executor(), app.audit(), None).await;
+        assert!(started.err().unwrap().to_string().contains("crl.pem"), "{half}");
+    }
+    fs::write(certs(&root).join("crl.pem"), whole).unwrap();
+    let (tls, _) = start_with(root.path(), &app.settings(), app.executor(), app.audit(), None).await.unwrap();
+    assert_eq!(tls.crls.len(), 1);
 }
 
 #[tokio::test]
@@ -548,7 +559,7 @@ async fn when_the_list_expires_everything_ends_but_the_upload_of_a_newer_one() {
     let mut socket = house.websocket("alice").await;
     let mut idle = house.connect("bob").await;
     assert_eq!(ask_over(&mut idle, "GET", "/system/info", None).await.unwrap().0, 200);
-    let expires = house.app.certificates().crl_next_update.unwrap();
+    let expires = house.app.certificates().crl_next_update(Timestamp::now()).unwrap();
 
     closed(&mut socket, Duration::from_secs(10)).await;
     let late = Timestamp::now().duration_since(expires);
@@ -577,11 +588,129 @@ async fn when_the_list_expires_everything_ends_but_the_upload_of_a_newer_one() {
 async fn who_expires_is_cut_off() {
     let house = House::new().await;
     let mut alice = house.websocket("alice").await;
-    assert!(!watch::look(&house.door, &house.app, false, Timestamp::now()));
+    let seen = watch::look(&house.door, &house.app, Seen::default(), Timestamp::now());
+    assert_eq!(seen, Seen::default());
     assert!(ask_alive(&mut alice).await);
     let year = Timestamp::now() + SignedDuration::from_hours(366 * 24);
-    assert!(watch::look(&house.door, &house.app, true, year), "the list has expired as well");
+    let shut = Seen { is_shut: true, expired: 0 };
+    assert_eq!(watch::look(&house.door, &house.app, shut, year), shut, "the list has expired as well");
     closed(&mut alice, Duration::from_secs(1)).await;
+}
+
+/// Makes the CA's certificate anew, with the same key, for so many seconds.
+fn shorten_ca(certs: &Path, seconds: u64) {
+    fs::write(certs.join("ca.pem"), short_ca(certs, seconds)).unwrap();
+}
+
+fn short_ca(certs: &Path, seconds: u64) -> String {
+    let key = rcgen::KeyPair::from_pem(&fs::read_to_string(certs.join("ca.key.pem")).unwrap()).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Development CA");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    let end = u64::try_from(Timestamp::now().as_second()).unwrap() + seconds;
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(end);
+    params.self_signed(&key).unwrap().pem()
+}
+
+/// Has the host trust another CA beside its own, which is good for so many seconds and so is its list.
+fn trust_beside(certs: &Path, other: &Path, seconds: u64) {
+    let beside = |file: &str, more: &str| {
+        let own = fs::read_to_string(certs.join(file)).unwrap();
+        fs::write(certs.join(file), own + more).unwrap();
+    };
+    beside("ca.pem", &short_ca(other, seconds));
+    beside("crl.pem", &list(other, &[], 9, i64::try_from(seconds).unwrap()));
+}
+
+#[tokio::test]
+async fn the_list_of_a_ca_that_has_expired_shuts_out_nobody_else() {
+    let root = prepare();
+    let other = other();
+    trust_beside(&certs(&root), other.path(), 3);
+    let house = House::open(root, "").await;
+    let watching = tokio::spawn(watch(house.door.clone(), house.app.clone(), Arc::clone(&house.log)));
+    let (known, now) = (house.app.certificates(), Timestamp::now());
+    let (due, ends) = (known.crl_next_update(now).unwrap(), house.door.tls().ca[1].not_after);
+    assert!(due <= ends + SignedDuration::from_secs(1) && due < now + SignedDuration::from_secs(5));
+    let mut socket = house.websocket("alice").await;
+    // While the CA is good, so must be its list.
+    assert!(known.is_shut(due) || due > ends);
+    let (after, year) = (ends + SignedDuration::from_secs(2), SignedDuration::from_hours(366 * 24));
+    assert!(!known.is_shut(after) && known.is_shut(now + year), "{known:?}");
+    assert!(known.crl_next_update(after).unwrap() > after);
+    assert_eq!(known.crl_status(after), CrlStatus::Valid);
+
+    // Its list is lost, and what was in force of it is not known: until it expires that shuts the host.
+    let doubtful = Certificates {
+        crl_stale: true,
+        doubtful: [house.door.tls().crls[1].signer.clone()].into(),
+        ..(*known).clone()
+    };
+    house.app.note_certificates(doubtful);
+    assert!(house.app.certificates().is_shut(now));
+    let until = Instant::now() + Duration::from_secs(20);
+    while house.app.certificates().crl_stale {
+        assert!(Instant::now() < until, "{:?}", house.app.certificates());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(house.ask("alice", "GET", "/system/info", None).await.0, 200);
+    house.reload().await;
+    assert_eq!(house.status(), CrlStatus::Valid);
+    let house = house.restart().await;
+    assert_eq!(
+        (house.ask("alice", "GET", "/system/info", None).await.0, house.status()),
+        (200, CrlStatus::Valid)
+    );
+    closed(&mut socket, Duration::from_secs(1)).await;
+    watching.abort();
+}
+
+#[tokio::test]
+async fn when_the_ca_expires_what_rests_on_it_ends() {
+    let root = prepare();
+    shorten_ca(&certs(&root), 3);
+    let house = House::open(root, "").await;
+    let watching = tokio::spawn(watch(house.door.clone(), house.app.clone(), Arc::clone(&house.log)));
+    let mut socket = house.websocket("alice").await;
+    let mut idle = house.connect("bob").await;
+    assert_eq!(ask_over(&mut idle, "GET", "/system/info", None).await.unwrap().0, 200);
+    let expires = house.app.certificates().ca_expires.unwrap();
+
+    closed(&mut socket, Duration::from_secs(10)).await;
+    let late = Timestamp::now().duration_since(expires);
+    assert!((SignedDuration::ZERO..SignedDuration::from_secs(4)).contains(&late), "{late:?}");
+    closed(&mut idle, Duration::from_secs(2)).await;
+    assert!(ask_over(&mut house.connect("alice").await, "GET", "/health", None).await.is_none());
+    let why: Vec<_> = house.records("connection_revoked").iter().map(|r| r["reason"].clone()).collect();
+    assert_eq!(why, vec![json!("the certificate of the CA has expired"); 2]);
+    let failed = house.records("auth_failure");
+    assert!(failed.iter().all(|r| r["code"] == "AUTH_CERT_EXPIRED") && !failed.is_empty(), "{failed:#?}");
+    watching.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_expires_soon_is_named_once() {
+    let root = prepare();
+    let house = House::open(root, "").await;
+    let key = rcgen::KeyPair::from_pem(&fs::read_to_string(house.file("alice.key.pem")).unwrap()).unwrap();
+    let ca_key = rcgen::KeyPair::from_pem(&fs::read_to_string(house.file("ca.key.pem")).unwrap()).unwrap();
+    let ca = fs::read_to_string(house.file("ca.pem")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&ca, ca_key).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "alice");
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let end = u64::try_from(Timestamp::now().as_second()).unwrap() + 20 * 86400;
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(end);
+    fs::write(house.file("alice.pem"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+    for name in ["alice", "bob", "alice", "alice"] {
+        assert_eq!(house.ask(name, "GET", "/system/info", None).await.0, 200);
+    }
+    let warned = house.records("certificate_expiring");
+    assert_eq!(warned.len(), 1, "{warned:#?}");
+    assert_eq!((&warned[0]["role"], &warned[0]["identity"]), (&json!("client"), &json!("alice")));
 }
 
 #[tokio::test]
@@ -661,4 +790,74 @@ async fn what_was_remembered_and_cannot_be_read_shuts_the_host() {
     assert_eq!(house.put("alice", &house.list(&[], 3, 3600)).await.0, 200);
     let house = house.restart().await;
     assert_eq!((house.number().as_deref(), house.status()), (Some("3"), CrlStatus::Valid));
+}
+
+#[tokio::test]
+async fn a_newer_list_of_one_ca_does_not_end_the_doubts_about_another() {
+    let root = prepare();
+    let (certs, other) = (certs(&root), other());
+    for file in ["ca.pem", "crl.pem"] {
+        let both = [certs.join(file), other.path().join(file)].map(|path| fs::read_to_string(path).unwrap());
+        fs::write(certs.join(file), both.concat()).unwrap();
+    }
+    let house = House::open(root, "").await;
+    assert_eq!(house.status(), CrlStatus::Valid);
+    fs::write(house.root.path().join(STATE_DIR).join("crl.json"), "rubbish").unwrap();
+    let house = house.restart().await;
+    assert_eq!(house.ask("alice", "GET", "/health", None).await.0, 503);
+
+    // The directory's CA file holds two certificates, of which the first is the one that the key there belongs to.
+    assert_eq!(house.put("alice", &house.list(&[], 2, 3600)).await.0, 200);
+    assert_eq!(
+        house.ask("alice", "GET", "/health", None).await.0,
+        503,
+        "the other's may still be an old one"
+    );
+    house.reload().await;
+    assert_eq!(house.status(), CrlStatus::Invalid);
+    let house = house.restart().await;
+    assert_eq!(house.ask("alice", "GET", "/health", None).await.0, 503, "over a restart too");
+    assert_eq!(house.put("alice", &list(other.path(), &[], 1, 3600)).await.0, 409);
+    assert_eq!(house.put("alice", &list(other.path(), &[], 2, 3600)).await.0, 200);
+    assert_eq!(house.ask("alice", "GET", "/system/info", None).await.0, 200);
+    let house = house.restart().await;
+    assert_eq!(house.ask("alice", "GET", "/system/info", None).await.0, 200);
+}
+
+#[tokio::test]
+async fn doubts_that_cannot_be_kept_are_not_forgotten() {
+    let root = prepare();
+    let (certs, other) = (certs(&root), other());
+    let house = House::open(root, "").await;
+    let state = house.root.path().join(STATE_DIR);
+    // Another CA, which has no list here, joins; then what was in force is lost.
+    let ca = ["ca.pem", "crl.pem"].map(|file| fs::read_to_string(other.path().join(file)).unwrap());
+    let own = ["ca.pem", "crl.pem"].map(|file| fs::read_to_string(certs.join(file)).unwrap());
+    let both = [0, 1].map(|of| own[of].clone() + &ca[of]);
+    fs::write(certs.join("ca.pem"), &both[0]).unwrap();
+    fs::write(state.join("crl.json"), "rubbish").unwrap();
+    fs::write(certs.join("crl.pem"), list(&certs, &[], 5, 3600)).unwrap();
+    fs::create_dir(state.join(".crl.json.new")).unwrap();
+    let house = house.restart().await;
+    assert_eq!(house.status(), CrlStatus::Valid, "{:?}", house.problems());
+    let of_other = |house: &House| house.door.tls().crls.len() > 1;
+
+    // The first list of the other might be an old one.
+    fs::write(certs.join("crl.pem"), list(&certs, &[], 5, 3600) + &ca[1]).unwrap();
+    for _ in 0..2 {
+        house.reload().await;
+        assert!(!of_other(&house), "{:?}", house.problems());
+    }
+    assert_eq!(house.put("alice", &ca[1]).await.0, 503);
+    assert!(!of_other(&house));
+
+    // Neither is the doubt over when the CA has been away.
+    fs::remove_dir(state.join(".crl.json.new")).unwrap();
+    for trusted in [&own[0], &both[0]] {
+        fs::write(certs.join("ca.pem"), trusted).unwrap();
+        house.reload().await;
+        assert!(!of_other(&house), "{:?}", house.problems());
+    }
+    let house = house.restart().await;
+    assert!(!of_other(&house), "{:?}", house.problems());
 }

@@ -1,13 +1,13 @@
 //! A newer revocation list over the API: it proves itself by the CA's signature and by its number.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use patch_audit::{AuditError, AuditEvent, AuditKind, Caller, CertificateRole};
 use patch_service::{CrlFacts, LoadedTls, TlsError, Trust, VerifiedCrl, tls};
 use patch_types::api::CrlInForce;
 
-use super::crl::{self, Memory, Origin, Store};
+use super::crl::{self, Memory, Origin, Signers, Store};
 use crate::{
     audit::Audit,
     http::{App, Certificates},
@@ -54,7 +54,7 @@ pub enum UploadError {
     },
     /// Nobody knows any more what was in force here.
     #[error(
-        "which revocation lists were in force here before cannot be read, and none is in force, so an older list cannot be \
+        "which revocation lists of this CA were in force here before could not be read, and none is, so an older list cannot be \
          told from a newer one; put the list in its file on the host and restart linux-patch-api without its crl.json and \
          crl.pem"
     )]
@@ -87,14 +87,19 @@ fn check(facts: &CrlFacts, now: Timestamp) -> Result<(), UploadError> {
 }
 
 /// Whether the list replaces what is in force; false if it is what is in force.
-fn is_newer(list: &CrlFacts, in_force: &[VerifiedCrl], memory: &Memory) -> Result<bool, UploadError> {
+fn is_newer(
+    list: &CrlFacts,
+    in_force: &[VerifiedCrl],
+    memory: &Memory,
+    doubtful: &BTreeSet<String>,
+) -> Result<bool, UploadError> {
     if in_force.iter().any(|other| other.facts.sha256 == list.sha256) {
         return Ok(false);
     }
     let number = list.number.as_deref();
     let before = in_force.iter().find(|other| other.facts.signer == list.signer);
     let before = before.and_then(|other| other.facts.number.as_deref());
-    if memory.is_damaged && before.is_none() {
+    if doubtful.contains(&list.signer) && before.is_none() {
         return Err(UploadError::Forgotten);
     }
     let remembered = memory.highest(&list.signer);
@@ -167,12 +172,19 @@ impl App {
         let ca = before.trust().source();
         let sent = tls::verify_crl(&crl::uploaded(text), ca)?;
         let store = Store::new(self.root());
-        let memory = store.memory();
+        let (mut memory, signers) = (store.memory(), Signers::of(tls::signers(ca)?, now));
         let mut lists = before.trust().crls.clone();
+        let was = self.certificates();
+        if !was.crl_stale {
+            memory.trust(&lists);
+        }
+        memory.doubt(&was.doubtful);
+        let mut doubtful = memory.doubtful(&signers);
         let mut is_changed = false;
         for list in &sent {
             check(&list.facts, now)?;
-            if is_newer(&list.facts, &lists, &memory)? {
+            if is_newer(&list.facts, &lists, &memory, &doubtful)? {
+                doubtful.remove(&list.facts.signer);
                 lists.retain(|other| other.facts.signer != list.facts.signer);
                 lists.push(list.clone());
                 is_changed = true;
@@ -192,12 +204,13 @@ impl App {
         }
         let kept = next.trust().crls.clone();
         // The list of one CA does not make up for another's.
-        let is_stale = crl::behind(&kept, &memory, &tls::signers(ca)?).is_some();
-        tokio::task::spawn_blocking(move || store.keep(&kept, &memory, Origin::Upload))
+        let is_stale =
+            crl::behind(&kept, &memory, &signers).is_some() || crl::is_forgotten(&kept, &doubtful, &signers);
+        let still_doubtful = doubtful.clone();
+        tokio::task::spawn_blocking(move || store.keep(&kept, &memory, Origin::Upload, &doubtful))
             .await
             .map_err(|_| UploadError::NotServing)?
             .map_err(UploadError::NotKept)?;
-        let was = self.certificates();
         // A file that cannot be used is still no good; one that is gone is not missed any more.
         let is_invalid = is_stale || (was.crl_refused && !was.crl_stale);
         let mut problems = was.problems.clone();
@@ -205,6 +218,7 @@ impl App {
         self.note_certificates(Certificates {
             crl_refused: is_invalid,
             crl_stale: is_stale,
+            doubtful: still_doubtful,
             problems,
             ..Certificates::of(&next)
         });

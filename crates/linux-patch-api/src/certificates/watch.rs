@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller};
-use patch_service::{Door, LoadedTls};
+use patch_service::{CertificateFacts, Door, LoadedTls};
 
 use super::{
     crl::write_durably,
@@ -31,13 +31,20 @@ pub async fn watch(door: Door, app: App, log: Arc<AuditLog>) {
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut warnings = Warnings::open(app.root());
-    let mut was_shut = false;
+    let mut seen = Seen::default();
     let mut judged: Option<Instant> = None;
     let mut retries = tokio::task::JoinSet::new();
     loop {
         looks.tick().await;
         let now = Timestamp::now();
-        was_shut = look(&door, &app, was_shut, now);
+        let before = seen;
+        seen = look(&door, &app, before, now);
+        if seen.expired > before.expired && app.certificates().crl_stale {
+            // What is wrong with the lists of a CA that has expired is no reason to turn the others away. Whoever has the
+            // turn may wait for a disk, and nothing else here waits for that.
+            let (door, app, log) = (door.clone(), app.clone(), Arc::clone(&log));
+            retries.spawn(async move { super::refresh_trust(&door, &app, &log).await });
+        }
         if judged.is_some_and(|at| at.elapsed() < JUDGE) {
             continue;
         }
@@ -63,15 +70,30 @@ pub async fn watch(door: Door, app: App, log: Arc<AuditLog>) {
     }
 }
 
-/// Ends what must not be open at this moment. Returns whether nobody can be trusted now.
-pub(super) fn look(door: &Door, app: &App, was_shut: bool, now: Timestamp) -> bool {
+/// What a look has seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Nobody can be trusted.
+    pub(super) is_shut: bool,
+    /// How many of the CA's certificates have expired.
+    pub(super) expired: usize,
+}
+
+/// Ends what must not be open at this moment.
+pub(super) fn look(door: &Door, app: &App, before: Seen, now: Timestamp) -> Seen {
     let is_shut = app.certificates().is_shut(now);
     // Once is enough: from then on no request is answered, and no WebSocket opened.
-    if is_shut && !was_shut {
+    if is_shut && !before.is_shut {
         door.close_where("the revocation list has expired", |_| true);
     }
     door.close_where("the client certificate has expired", |peer| peer.certificate().not_after <= now);
-    is_shut
+    // As the verifier judges, to which a certificate is good for all of its last second.
+    let has_expired = |ca: &&CertificateFacts| ca.not_after.as_second() < now.as_second();
+    let expired = door.tls().ca.iter().filter(has_expired).count();
+    if expired > before.expired {
+        door.close_unpermitted("the certificate of the CA has expired");
+    }
+    Seen { is_shut, expired }
 }
 
 /// What was warned of.

@@ -5,8 +5,8 @@ use std::{io::ErrorKind, path::Path};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use patch_audit::{
-    Filter, Head, Known, LOG_PATH, PublicKeys, Reader, Report, Trail, TrailFile, examine_opened,
-    read_checkpoint, read_heads,
+    Filter, Head, Known, LOG_PATH, PublicKeys, Reader, Report, Retention, SignedHead, Trail, TrailFile,
+    examine_opened, read_checkpoint, read_heads,
 };
 use patch_types::{
     JobId,
@@ -15,6 +15,7 @@ use patch_types::{
 };
 
 use super::{Json, exit, print};
+use crate::config;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -88,7 +89,7 @@ fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
     }
     let last = root.join(CHECKPOINT_HEAD);
     match read_checkpoint(&last) {
-        Ok(checkpoint) => known.signed.extend(checkpoint.and_then(|c| Head::try_from(&c.head).ok())),
+        Ok(checkpoint) => known.signed.extend(checkpoint.and_then(|c| SignedHead::try_from(&c).ok())),
         Err(error) => notes.push(format!("{}: {error}", last.display())),
     }
     let record = root.join(RECORD);
@@ -100,7 +101,7 @@ fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
                     match read {
                         Ok(record) => {
                             let checkpoint = record.event.kind.checkpoint();
-                            known.signed.extend(checkpoint.and_then(|c| Head::try_from(&c.head).ok()));
+                            known.signed.extend(checkpoint.and_then(|c| SignedHead::try_from(&c).ok()));
                         }
                         // Nothing can be read behind it.
                         Err(error) => {
@@ -118,14 +119,32 @@ fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
         ),
     }
     match read_heads(&root.join(CHECKPOINT_HEADS)) {
-        Ok(heads) => known.signed.extend(heads.iter().filter_map(|c| Head::try_from(&c.head).ok())),
+        Ok(heads) => known.signed.extend(heads.iter().filter_map(|c| SignedHead::try_from(c).ok())),
         // Whoever is not root has been told above.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
         Err(error) => problems.push(format!("{}: {error}", root.join(CHECKPOINT_HEADS).display())),
     }
-    known.signed.sort_unstable_by_key(|head| (head.seq, head.hash.0));
+    known.signed.sort_unstable_by_key(|signed| (signed.head.seq, signed.head.hash.0, signed.at));
     known.signed.dedup();
+    match retention(root) {
+        Ok(retention) => known.retention = Some(retention),
+        Err(error) => notes.push(format!(
+            "whether what was removed was old enough was not looked at, since the configuration cannot be read: {error:#}"
+        )),
+    }
     (known, problems, notes)
+}
+
+/// How long the trail has to be kept. The configuration is root's, and when its content was changed the file system says:
+/// not when its owner or mode was, which would excuse what was removed before.
+fn retention(root: &Path) -> anyhow::Result<Retention> {
+    let keep_days = config::load(root)?.retention_days;
+    let since = match std::fs::metadata(root.join(config::CONFIG)) {
+        Ok(meta) => Some(jiff::Timestamp::try_from(meta.modified()?)?),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Retention { keep_days, since })
 }
 
 fn as_json(report: &Report) -> String {
@@ -313,6 +332,54 @@ mod tests {
             execute(root, &Command::Verify(Verify { json: Json { json: true }, head: None })).unwrap(),
             3
         );
+    }
+
+    #[test]
+    fn a_beginning_that_was_removed_before_its_time_is_no_retention() {
+        let (directory, trail) = trail();
+        let root = directory.path();
+        let log = root.join(LOG_PATH);
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::rename(trail, &log).unwrap();
+        std::fs::create_dir_all(root.join("etc/linux_patch_api")).unwrap();
+        std::fs::write(root.join(config::CONFIG), "logging: {retention_days: 3}\n").unwrap();
+        let state = root.join("var/lib/linux_patch_executor");
+        std::fs::create_dir_all(&state).unwrap();
+        let key = patch_audit::Key::open(&state.join("checkpoint.key"), &root.join(CHECKPOINT_KEYS)).unwrap();
+        let second = std::fs::read_to_string(&log).unwrap().lines().nth(1).unwrap().to_owned();
+        let hash = serde_json::from_str::<patch_audit::Record>(&second).unwrap().hash;
+        let second: Head = format!("2:{hash}").parse().unwrap();
+
+        // As whoever has the network side can do it: remove the beginning, and say that it was old.
+        let writer = AuditLog::open(&log, Options::new("test").without_journal()).unwrap();
+        let kind = AuditKind::TrailPruned { removed: vec!["audit.log.2020-01-01".to_owned()], first_left: 4 };
+        writer.record(AuditEvent::new(kind, &Caller::local())).unwrap();
+        writer.close();
+        let text = std::fs::read_to_string(&log).unwrap();
+        std::fs::write(&log, text.split_inclusive('\n').skip(3).collect::<String>()).unwrap();
+        let look = |days: i64| {
+            let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+            let _ = std::fs::remove_file(root.join(CHECKPOINT_HEADS));
+            patch_audit::keep_head(&root.join(CHECKPOINT_HEADS), &key.sign(second, at)).unwrap();
+            examine(&log, &known(root, None).0).unwrap()
+        };
+        let report = look(2);
+        assert!(as_text(&report).contains("removed before its time"), "{}", as_text(&report));
+        assert!(look(5).is_intact(), "{}", as_text(&look(5)));
+        // Signed after the removal: what the configuration said then counts, whatever became of its mode since.
+        let last = examined(&log, None).head.unwrap();
+        let days_ago = |days: i64| jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+        look(2);
+        patch_audit::keep_head(&root.join(CHECKPOINT_HEADS), &key.sign(last, days_ago(1))).unwrap();
+        let file = std::fs::File::options().write(true).open(root.join(config::CONFIG)).unwrap();
+        for (changed, is_intact) in [(10, false), (0, true)] {
+            file.set_modified(std::time::SystemTime::from(days_ago(changed))).unwrap();
+            let report = examine(&log, &known(root, None).0).unwrap();
+            assert_eq!(report.is_intact(), is_intact, "{}", as_text(&report));
+        }
+        // Without the configuration nobody knows how long it had to be kept.
+        std::fs::write(root.join(config::CONFIG), "nonsense").unwrap();
+        assert!(known(root, None).2.iter().any(|note| note.contains("configuration cannot be read")));
     }
 
     #[test]

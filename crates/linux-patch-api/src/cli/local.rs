@@ -9,11 +9,12 @@ use std::{
 use anyhow::Context as _;
 use clap::Subcommand;
 use patch_service::pki::{self, Existing};
-use patch_types::api::Job;
+use patch_types::{api::Job, terminal};
 use serde::Deserialize;
 
 use super::{exit, print};
 use crate::{
+    audit,
     config::{LOG_DIR, STATE_DIR},
     inventory::host,
 };
@@ -108,6 +109,8 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
     let jobs = kept_jobs(root).map(|(jobs, _)| jobs);
     let active = jobs.as_ref().ok().map(|jobs| jobs.iter().filter(|j| !j.status.is_terminal()).count());
     let config = crate::config::load(root).err().map(|e| e.to_string());
+    let log = root.join(LOG_DIR);
+    let set_aside = std::fs::read_dir(&log).map(|_| audit::set_aside(root));
     if json {
         let report = serde_json::json!({
             "system": info,
@@ -117,11 +120,21 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
             "active_jobs": active,
             "config_error": config,
             "state": root.join(STATE_DIR),
-            "log": root.join(LOG_DIR),
+            "log": log,
+            "trail_set_aside": set_aside.as_ref().ok(),
         });
-        print(&format!("{report:#}\n"))?;
+        // Names of files are the network side's, and whoever reads this may be root.
+        print(&terminal::json(&format!("{report:#}\n")))?;
         return Ok(exit::OK);
     }
+    let trail = match &set_aside {
+        Ok(files) if files.is_empty() => "nothing of it was set aside".to_owned(),
+        Ok(files) => format!(
+            "found damaged and set aside: {}; see: linux-patch-api audit verify",
+            files.iter().map(|name| terminal::line(name)).collect::<Vec<_>>().join(", ")
+        ),
+        Err(error) => format!("{}: {error}", log.display()),
+    };
     let unknown = || "unknown".to_owned();
     let time = |at: Option<jiff::Timestamp>| at.map_or_else(|| "never".to_owned(), |at| format!("{at:.0}"));
     let reboot = if info.pending_reboot {
@@ -139,6 +152,7 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
         ["indexes fetched".to_owned(), time(info.last_update_check)],
         ["packages changed".to_owned(), time(info.last_update_apply)],
         ["reboot".to_owned(), reboot],
+        ["audit trail".to_owned(), trail],
         [
             "jobs".to_owned(),
             jobs.map_or_else(

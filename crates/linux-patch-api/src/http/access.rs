@@ -112,8 +112,9 @@ pub(super) async fn no_query(request: Request, next: Next) -> Response {
 fn expired_crl(app: &App, request: &Request) -> Option<Refusal> {
     let certificates = app.certificates();
     let is_upload = request.method() == Method::PUT && request.uri().path() == UPLOAD;
-    (certificates.is_shut(Timestamp::now()) && !is_upload).then(|| {
-        let why = match (certificates.crl_stale, certificates.crl_next_update) {
+    let now = Timestamp::now();
+    (certificates.is_shut(now) && !is_upload).then(|| {
+        let why = match (certificates.crl_stale, certificates.crl_next_update(now)) {
             (true, _) => "the revocation list here may be older than one that was in force before".to_owned(),
             (false, Some(at)) => format!("the revocation list has expired since {at}"),
             (false, None) => "the revocation list has expired".to_owned(),

@@ -1,6 +1,7 @@
 //! What the handlers share.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -9,17 +10,26 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use patch_audit::AuditLog;
-use patch_service::{Door, LoadedTls};
+use patch_service::{CrlFacts, Door, LoadedTls, tls};
 use patch_types::api::CrlStatus;
 
 use super::{metrics::Metrics, rate::RateLimit, shown::Shown};
 use crate::{
-    certificates::Problems, config::Settings, door::DoorCounters, executor::Executor, inventory::Inventory,
+    audit::{self, Looks},
+    certificates::Problems,
+    checkpoint::Signing,
+    config::Settings,
+    door::DoorCounters,
+    executor::Executor,
+    inventory::Inventory,
     jobs::Jobs,
 };
 
 /// How long the health check believes what it knows of the root side: each look has the root side start a process.
 const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// How long looking for what was set aside of the audit trail may take.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// When the root side was last looked at, and what was seen.
 type LastPing = Option<(Instant, Result<(), String>)>;
@@ -31,6 +41,8 @@ pub struct Certificates {
     pub server_expires: Option<Timestamp>,
     /// When the first of the CA's certificates expires.
     pub ca_expires: Option<Timestamp>,
+    /// When the last of them does.
+    pub ca_ends: Option<Timestamp>,
     /// Whether there is a revocation list.
     pub has_crl: bool,
     /// Whether the last attempt to put a revocation list in force failed.
@@ -43,10 +55,21 @@ pub struct Certificates {
     pub server_from: Option<Timestamp>,
     /// From when that of the CA's certificates is valid that expires first.
     pub ca_from: Option<Timestamp>,
-    /// When the revocation list was issued.
-    pub crl_this_update: Option<Timestamp>,
-    /// When the next one is due.
-    pub crl_next_update: Option<Timestamp>,
+    /// The revocation lists.
+    pub lists: Vec<ListDates>,
+    /// Those who sign lists of which it is not known how new they have to be.
+    pub doubtful: BTreeSet<String>,
+}
+
+/// Until when a revocation list matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListDates {
+    /// When it was issued.
+    pub this_update: Timestamp,
+    /// When the next one is due, if it says so.
+    pub next_update: Option<Timestamp>,
+    /// Until when its CA lets anybody in.
+    pub ca_until: Timestamp,
 }
 
 impl Certificates {
@@ -54,16 +77,19 @@ impl Certificates {
     #[must_use]
     pub fn of(tls: &LoadedTls) -> Self {
         let ca = tls.ca.iter().min_by_key(|c| c.not_after);
-        // Of several lists the one that is due first.
-        let crl = tls.crls.iter().min_by_key(|c| c.next_update.unwrap_or(Timestamp::MAX));
+        let list = |crl: &CrlFacts| ListDates {
+            this_update: crl.this_update,
+            next_update: crl.next_update,
+            ca_until: tls.trust().until(crl).unwrap_or(Timestamp::MAX),
+        };
         Self {
             server_expires: Some(tls.server.not_after),
             server_from: Some(tls.server.not_before),
             ca_expires: ca.map(|c| c.not_after),
+            ca_ends: tls.ca.iter().map(|c| c.not_after).max(),
             ca_from: ca.map(|c| c.not_before),
-            has_crl: crl.is_some(),
-            crl_this_update: crl.map(|c| c.this_update),
-            crl_next_update: crl.and_then(|c| c.next_update),
+            has_crl: !tls.crls.is_empty(),
+            lists: tls.crls.iter().map(list).collect(),
             ..Self::default()
         }
     }
@@ -75,8 +101,31 @@ impl Certificates {
         self.crl_stale || self.is_overdue(now)
     }
 
+    /// Of the revocation lists the one that is due first. Nobody issues the lists of a CA that has expired, and nobody gets
+    /// in by it: its lists count only if no other CA is left.
+    #[must_use]
+    pub fn due_first(&self, now: Timestamp) -> Option<&ListDates> {
+        let is_idle = |list: &ListDates| !tls::is_good_at(list.ca_until, now);
+        let due = |list: &&ListDates| (is_idle(list), list.next_update.unwrap_or(Timestamp::MAX));
+        // Without a list of a CA that is good, what counts is whether there is such a CA.
+        let is_over = self.ca_ends.is_none_or(|until| !tls::is_good_at(until, now));
+        self.lists.iter().min_by_key(due).filter(|list| is_over || !is_idle(list))
+    }
+
+    /// When the revocation list was issued that is due first.
+    #[must_use]
+    pub fn crl_this_update(&self, now: Timestamp) -> Option<Timestamp> {
+        self.due_first(now).map(|list| list.this_update)
+    }
+
+    /// When the next revocation list is due.
+    #[must_use]
+    pub fn crl_next_update(&self, now: Timestamp) -> Option<Timestamp> {
+        self.due_first(now).and_then(|list| list.next_update)
+    }
+
     fn is_overdue(&self, now: Timestamp) -> bool {
-        self.has_crl && self.crl_next_update.is_some_and(|next| next <= now)
+        self.crl_next_update(now).is_some_and(|next| next <= now)
     }
 
     /// The state of the revocation list.
@@ -124,6 +173,8 @@ struct Inner {
     rate: RateLimit,
     shown: Shown,
     certificates: ArcSwap<Certificates>,
+    signing: Arc<ArcSwap<Signing>>,
+    looks: Looks,
     /// Held while certificates are exchanged, so that one exchange sees what the one before left.
     exchange: Arc<tokio::sync::Mutex<()>>,
     served_by: OnceLock<Door>,
@@ -154,6 +205,8 @@ impl App {
             rate: RateLimit::default(),
             shown: Shown::default(),
             certificates: ArcSwap::default(),
+            signing: Arc::default(),
+            looks: Looks::default(),
             exchange: Arc::default(),
             served_by: OnceLock::new(),
             config_refused: ArcSwapOption::empty(),
@@ -237,6 +290,18 @@ impl App {
 
     pub(crate) fn audit_trail(&self) -> Arc<AuditLog> {
         Arc::clone(&self.0.audit)
+    }
+
+    /// How it goes with the root side's signatures of the audit trail. Whoever asks for them writes it.
+    #[must_use]
+    pub fn signing(&self) -> Arc<ArcSwap<Signing>> {
+        Arc::clone(&self.0.signing)
+    }
+
+    /// The names of the audit trail's files that were set aside, oldest first; none if its directory does not answer.
+    pub(super) async fn set_aside(&self) -> Option<Vec<String>> {
+        let root = self.root().to_owned();
+        self.0.looks.look(LOOK, move || audit::set_aside(&root)).await
     }
 
     pub(crate) fn certificates(&self) -> Arc<Certificates> {

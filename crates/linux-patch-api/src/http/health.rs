@@ -11,7 +11,7 @@ use super::{
     app::{App, Certificates},
     reply,
 };
-use crate::certificates::expiry;
+use crate::{certificates::expiry, checkpoint::Trouble};
 
 /// Below this share of free space a file system is too full.
 const LEAST_FREE_PERCENT: u64 = 5;
@@ -27,6 +27,10 @@ const RENEW_CA: &str = "replace it, then run: systemctl reload linux-patch-api";
 
 /// What to do about the revocation list.
 const RENEW_CRL: &str = "put a newer one in its place, or send it with PUT /api/v1/system/crl";
+
+/// What to do about files that were set aside.
+const SET_ASIDE: &str = "was found damaged and set aside: `linux-patch-api audit verify` says what is wrong with it; when that \
+                         is explained, keep it elsewhere";
 
 /// How grave a failing part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +77,10 @@ async fn examine(app: &App) -> Health {
     let executor = app.executor_answers().await;
     let parts = [
         part("executor", Weight::Vital, executor.map(|()| "the root side accepts connections".to_owned())),
-        part("audit", Weight::Vital, audit(app)),
+        part("audit", Weight::Vital, audit_trail(app)),
+        part("trail", Weight::Attention, trail(app.set_aside().await.as_deref())),
+        part("checkpoint", Weight::Attention, checkpoint(app)),
+        part("allow_list", Weight::Attention, allow_list(app)),
         part("config", Weight::Attention, config(app)),
         part("packages", Weight::Attention, packages(app)),
         part("jobs", Weight::Attention, jobs(app)),
@@ -94,7 +101,8 @@ async fn examine(app: &App) -> Health {
         ),
         certificate(
             "ca",
-            Weight::Vital,
+            // With another one beside it clients get in.
+            if certificates.ca_ends.is_some_and(|end| end > now) { Weight::Attention } else { Weight::Vital },
             &Expiry {
                 what: "the CA's certificate",
                 from: certificates.ca_from,
@@ -119,16 +127,16 @@ async fn examine(app: &App) -> Health {
         checks: parts.into_iter().map(|p| p.check).collect(),
         crl_status: certificates.crl_status(now),
         crl_age_seconds: certificates
-            .crl_this_update
+            .crl_this_update(now)
             .map(|at| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0)),
-        crl_next_update: certificates.crl_next_update,
+        crl_next_update: certificates.crl_next_update(now),
         certificate_expires: certificates.server_expires,
         ca_expires: certificates.ca_expires,
         audit_head: app.audit().head().map(|h| AuditHead { seq: h.seq, hash: h.hash.to_string() }),
     }
 }
 
-fn audit(app: &App) -> Result<String, String> {
+fn audit_trail(app: &App) -> Result<String, String> {
     let status = app.audit().status();
     match status.error {
         None => Ok(match status.remote {
@@ -142,6 +150,53 @@ fn audit(app: &App) -> Result<String, String> {
             None => "the audit trail is being written".to_owned(),
         }),
         Some(error) => Err(format!("the audit trail cannot be written, so changes are refused: {error}")),
+    }
+}
+
+/// What was set aside stays until a person has looked at it and taken it away.
+fn trail(aside: Option<&[String]>) -> Result<String, String> {
+    let Some(aside) = aside else {
+        return Err("the directory of the audit trail does not answer; look at its disk".to_owned());
+    };
+    match aside {
+        [] => Ok("no part of the audit trail was set aside".to_owned()),
+        [one] => Err(format!("{one} {SET_ASIDE}")),
+        [first, .., last] => Err(format!("{first}, {last} and what lies between {SET_ASIDE}")),
+    }
+}
+
+fn checkpoint(app: &App) -> Result<String, String> {
+    let signing = app.signing().load_full();
+    let since = match signing.signed {
+        Some((seq, at)) => {
+            format!("the root side vouches for the audit trail up to record {seq}, since {at:.0}")
+        }
+        None => "the root side has signed nothing since the agent was started".to_owned(),
+    };
+    match &signing.trouble {
+        None => Ok(since),
+        Some(Trouble::Refused(why)) => {
+            Err(format!("the root side refuses to sign the audit trail: {why}; {since}"))
+        }
+        Some(Trouble::Unanswered(why)) => {
+            Err(format!("the root side does not sign the audit trail, which is tried again: {why}; {since}"))
+        }
+        Some(Trouble::Ended(why)) => {
+            Err(format!("the audit trail is not signed any more: {why}; restart linux-patch-api; {since}"))
+        }
+    }
+}
+
+fn allow_list(app: &App) -> Result<String, String> {
+    let Some(door) = app.served_by() else { return Ok("there is no door here".to_owned()) };
+    let (status, entries) = (door.allow_list().status(), door.allow_list().load().entries().len());
+    let since = match status.good_at {
+        Some(at) => format!("the allow list has {entries} entries and was read at {at:.0}"),
+        None => format!("the allow list has {entries} entries"),
+    };
+    match &status.problem {
+        None => Ok(since),
+        Some(problem) => Err(format!("refused, an earlier list is in force: {problem}; {since}")),
     }
 }
 
@@ -250,12 +305,12 @@ fn crl(certificates: &Certificates, now: Timestamp) -> Part {
     }
     let expiry = Expiry {
         what: "the revocation list",
-        from: certificates.crl_this_update,
-        until: certificates.crl_next_update,
+        from: certificates.crl_this_update(now),
+        until: certificates.crl_next_update(now),
         remedy: RENEW_CRL,
         problem: certificates.problems.crl.as_deref(),
     };
-    match (certificates.crl_next_update, expiry.problem) {
+    match (certificates.crl_next_update(now), expiry.problem) {
         (Some(_), _) => certificate("crl", Weight::Attention, &expiry, now),
         (None, None) => part(
             "crl",

@@ -27,7 +27,7 @@ use prometheus_client::{
 };
 
 use super::{app::App, reply::internal};
-use crate::{config, ends, jobs::JobFilter};
+use crate::{checkpoint::Trouble, config, ends, jobs::JobFilter};
 
 const STATUSES: [JobStatus; 6] = [
     JobStatus::Pending,
@@ -91,6 +91,13 @@ struct Scraped {
     audit_records: Gauge,
     audit_healthy: Gauge,
     audit_lost: Gauge,
+    audit_set_aside: Gauge,
+    signed_records: Gauge,
+    signing: Family<StatusLabel, Gauge>,
+    list_entries: Gauge,
+    list_in_force: Gauge,
+    list_read: Gauge,
+    list_reads: Family<ResultLabel, Counter<u64, AtomicU64>>,
     packages: Gauge,
     upgradable: Gauge,
     security: Gauge,
@@ -174,6 +181,41 @@ impl Default for Metrics {
             "audit_lost",
             "Records that could not be written since writing fails",
             s.audit_lost.clone(),
+        );
+        registry.register(
+            "audit_set_aside",
+            "Files of the audit trail that were found damaged and set aside, and are still there",
+            s.audit_set_aside.clone(),
+        );
+        registry.register(
+            "audit_signed_records",
+            "The last record that the root side has signed since the start, 0 if none",
+            s.signed_records.clone(),
+        );
+        registry.register(
+            "audit_checkpoint",
+            "1 for how the last attempt to have the audit trail signed ended",
+            s.signing.clone(),
+        );
+        registry.register(
+            "allow_list_entries",
+            "Entries of the allow list in force, a name counted with each of its addresses",
+            s.list_entries.clone(),
+        );
+        registry.register(
+            "allow_list_in_force",
+            "1 if the allow list on disk is in force, 0 if it was refused",
+            s.list_in_force.clone(),
+        );
+        registry.register(
+            "allow_list_read_timestamp_seconds",
+            "When an allow list that could be used was last read from disk, 0 if never",
+            s.list_read.clone(),
+        );
+        registry.register(
+            "allow_list_reads",
+            "How often the allow list was read from disk, by result: applied, refused",
+            s.list_reads.clone(),
         );
         registry.register("packages_installed", "Installed packages", s.packages.clone());
         registry.register("packages_upgradable", "Packages with an update", s.upgradable.clone());
@@ -299,6 +341,25 @@ impl Metrics {
         s.audit_records.set(audit.head.map_or(0, |h| signed(h.seq)));
         s.audit_healthy.set(audit.is_healthy().into());
         s.audit_lost.set(signed(audit.lost));
+        let signing = app.signing().load_full();
+        s.signed_records.set(signing.signed.map_or(0, |(seq, _)| signed(seq)));
+        let ended = match signing.trouble {
+            Some(Trouble::Refused(_)) => "refused",
+            Some(Trouble::Unanswered(_) | Trouble::Ended(_)) => "unanswered",
+            None => "signed",
+        };
+        for status in ["signed", "refused", "unanswered"] {
+            s.signing.get_or_create(&StatusLabel { status }).set((status == ended).into());
+        }
+        if let Some(door) = app.served_by() {
+            let (list, status) = (door.allow_list().load(), door.allow_list().status());
+            s.list_entries.set(signed(list.entries().len() as u64));
+            s.list_in_force.set(status.problem.is_none().into());
+            s.list_read.set(status.good_at.map_or(0, Timestamp::as_second));
+            for (result, count) in [("applied", status.applied), ("refused", status.refused)] {
+                s.list_reads.get_or_create(&ResultLabel { result }).inner().store(count, Ordering::Relaxed);
+            }
+        }
         let counts = app.inventory().counts().unwrap_or_default();
         s.packages.set(signed(counts.installed as u64));
         s.upgradable.set(signed(counts.upgradable as u64));
@@ -310,7 +371,7 @@ impl Metrics {
         for (certificate, until) in [
             ("server", certificates.server_expires),
             ("ca", certificates.ca_expires),
-            ("crl", certificates.crl_next_update),
+            ("crl", certificates.crl_next_update(now)),
         ] {
             let label = CertificateLabel { certificate };
             if let Some(until) = until {
@@ -406,6 +467,10 @@ fn signed(value: u64) -> i64 {
     responses((status = 200, description = "Metrics", body = String, content_type = "application/openmetrics-text"))
 )]
 pub(super) async fn get(State(app): State<App>) -> Result<Response, Refusal> {
+    // Without an answer it stays as it was.
+    if let Some(aside) = app.set_aside().await {
+        app.metrics().scraped.audit_set_aside.set(signed(aside.len() as u64));
+    }
     let text = app.metrics().scrape(&app).map_err(|e| internal("the metrics could not be written", e))?;
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

@@ -324,7 +324,8 @@ impl Jobs {
             return;
         }
         let jobs = self.clone();
-        if tokio::task::spawn_blocking(move || jobs.inner.store.close()).await.is_err() {
+        let closing = tokio::task::spawn_blocking(move || jobs.inner.store.close());
+        if !matches!(timeout(STOP_LIMIT, closing).await, Ok(Ok(()))) {
             tracing::warn!("the writer of jobs was not waited for");
         }
     }

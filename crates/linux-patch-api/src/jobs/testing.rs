@@ -136,6 +136,10 @@ pub(crate) struct Manners {
     pub(crate) answer: Option<QueryResult>,
     /// The server's key that is handed over; it is refused if absent.
     pub(crate) server_key: Option<Vec<u8>>,
+    /// What the head of the audit trail is signed with; without it there is no key.
+    pub(crate) key: Option<patch_audit::Key>,
+    /// Refuse to sign because of what was signed before.
+    pub(crate) refuse_signature: bool,
 }
 
 #[derive(Default)]
@@ -348,8 +352,16 @@ impl Inside {
                 self.begin(events, request.id);
                 Some(Reply::Accepted)
             }
-            RequestBody::Checkpoint { .. } => {
-                Some(refused(ErrorCode::ServiceUnhealthy, "there is no key here"))
+            RequestBody::Checkpoint { .. } if self.manners.refuse_signature => {
+                Some(refused(ErrorCode::SignatureError, "record 9 was signed before"))
+            }
+            RequestBody::Checkpoint { head } => {
+                let head = patch_audit::Head::try_from(head).unwrap();
+                let signed = self.manners.key.as_ref().map(|key| key.sign(head, jiff::Timestamp::now()));
+                Some(match signed {
+                    Some(checkpoint) => Reply::Signed { checkpoint },
+                    None => refused(ErrorCode::ServiceUnhealthy, "there is no key here"),
+                })
             }
             RequestBody::Cancel { .. } if self.manners.refuse_cancel => {
                 Some(refused(ErrorCode::JobConflict, "too late"))

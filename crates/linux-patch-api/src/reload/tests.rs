@@ -270,3 +270,35 @@ async fn roles_wait_for_their_turn() {
     }
     assert!(!app.settings().roles.is_empty());
 }
+
+#[tokio::test]
+async fn another_level_of_the_log_leaves_the_audit_trail_alone() {
+    let mut house = House::new(Some("logging: {level: INFO}\n")).await;
+    let log = Arc::clone(&house.reloader.running.log);
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writing = std::thread::spawn({
+        let (log, stop) = (Arc::clone(&log), Arc::clone(&stop));
+        move || {
+            let mut written = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let kind = AuditKind::SystemChanged { what: format!("number {written}") };
+                log.record(AuditEvent::new(kind, &Caller::local())).unwrap();
+                written += 1;
+            }
+            written
+        }
+    });
+    for level in ["ERROR", "TRACE", "WARN", "DEBUG", "INFO"] {
+        house.put(&format!("logging: {{level: {level}}}\n"));
+        house.read().await;
+        assert!(house.refused().is_none(), "{level}");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let written = tokio::task::spawn_blocking(|| writing.join().unwrap()).await.unwrap();
+    assert_eq!(house.records("config_changed").len(), 5, "from one to the next, at the level ERROR too");
+    assert_eq!(house.records("system_changed").len(), written);
+    let path = house.root.path().join(patch_audit::LOG_PATH);
+    let report = patch_audit::examine(&path, &patch_audit::Known::default()).unwrap();
+    assert!(report.is_intact(), "{report:?}");
+    assert!(house.records("records_dropped").is_empty());
+}

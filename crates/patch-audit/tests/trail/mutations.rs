@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use patch_audit::{AuditEvent, Caller, Hash, Head, Key, Known, PublicKeys, examine};
+use patch_audit::{AuditEvent, Caller, Hash, Head, Key, Known, PublicKeys, SignedHead, examine};
 
 use crate::{Place, event};
 
@@ -32,14 +32,14 @@ impl Signed {
         for n in 0..RECORDS {
             if n == 10 || n == 30 {
                 let signed = key.sign(log.head().unwrap(), jiff::Timestamp::now());
-                known.signed.push(log.head().unwrap());
+                known.signed.push(SignedHead { head: log.head().unwrap(), at: jiff::Timestamp::now() });
                 log.record(AuditEvent::new((&signed).into(), &Caller::local())).unwrap();
             } else {
                 log.record(event(format!("number {n}, by \"somebody\""))).unwrap();
             }
         }
         // The last head that the root side has; its signature did not make it into the trail yet.
-        known.signed.push(log.head().unwrap());
+        known.signed.push(SignedHead { head: log.head().unwrap(), at: jiff::Timestamp::now() });
         log.close();
         let text = fs::read(place.path()).unwrap();
         let lines: Vec<_> = text.split_inclusive(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
@@ -225,6 +225,6 @@ fn files_that_are_removed_or_renamed_show() {
         fs::rename(&other, path).unwrap();
     }
     assert!(signed.is_intact());
-    let head: Head = *signed.known.signed.last().unwrap();
+    let head: Head = signed.known.signed.last().unwrap().head;
     assert_eq!(head.seq, RECORDS as u64);
 }

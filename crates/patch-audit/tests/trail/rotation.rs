@@ -2,7 +2,11 @@
 
 use std::{fs, io::Write as _};
 
-use patch_audit::{AuditLog, Key, Known, Options, PublicKeys, Reconfiguration, Report, examine};
+use jiff::{SignedDuration, Timestamp};
+use patch_audit::{
+    AuditEvent, AuditKind, AuditLog, Caller, Head, Key, Known, Options, PublicKeys, Reconfiguration, Report,
+    Retention, SignedHead, examine,
+};
 
 use crate::{Place, event};
 
@@ -127,7 +131,8 @@ fn a_trail_that_ends_before_what_the_root_side_signed_goes_on_after_it_and_says_
     let text = fs::read_to_string(place.path()).unwrap();
     let cut: String = text.split_inclusive('\n').take(6).collect();
     fs::write(place.path(), cut).unwrap();
-    let known = Known { signed: vec![head], ..Known::default() };
+    let signed = SignedHead { head, at: Timestamp::now() };
+    let known = Known { signed: vec![signed], ..Known::default() };
     let report = examine(&place.path(), &known).unwrap();
     assert!(report.problems[0].contains("the root side has signed record 10"), "{report:?}");
 
@@ -198,4 +203,81 @@ fn what_was_set_aside_is_told() {
     log.close();
     let report = examined(&place);
     assert!(report.problems.iter().any(|problem| problem.contains("set aside")), "{report:?}");
+}
+
+fn ago(days: i64) -> Timestamp {
+    Timestamp::now() - SignedDuration::from_hours(24 * days)
+}
+
+/// The heads of the records in a file.
+fn heads(text: &str) -> Vec<Head> {
+    let head = |line: &str| {
+        let record: patch_audit::Record = serde_json::from_str(line).unwrap();
+        format!("{}:{}", record.seq, record.hash).parse().unwrap()
+    };
+    text.lines().map(head).collect()
+}
+
+#[test]
+fn a_beginning_that_is_removed_before_its_time_shows() {
+    // Somebody who has the network side removes twenty records, and says that they were old.
+    let place = Place::new();
+    let log = place.open();
+    for n in 0..40 {
+        log.record_later(event(format!("number {n}")));
+    }
+    let removed = vec![format!("audit.log.{}", day(40))];
+    log.record(AuditEvent::new(AuditKind::TrailPruned { removed, first_left: 21 }, &Caller::local()))
+        .unwrap();
+    log.record(event("after")).unwrap();
+    log.close();
+    let text = fs::read_to_string(place.path()).unwrap();
+    let heads = heads(&text);
+    fs::write(place.path(), text.split_inclusive('\n').skip(20).collect::<String>()).unwrap();
+    let look = |signed: &[(usize, i64)], keep_days: u32, since: Option<i64>| {
+        let signed = signed.iter().map(|&(seq, days)| SignedHead { head: heads[seq - 1], at: ago(days) });
+        let retention = Some(Retention { keep_days, since: since.map(ago) });
+        let known = Known { signed: signed.collect(), retention, ..Known::default() };
+        examine(&place.path(), &known).unwrap()
+    };
+    assert!(look(&[], 30, None).is_intact(), "the root side has signed nothing of it");
+    let report = look(&[(10, 40), (15, 3)], 30, None);
+    assert!(report.problems[0].contains("signed record 15"), "{report:?}");
+    assert_eq!(report.problems.len(), 1);
+    assert!(look(&[(10, 40), (15, 3)], 2, None).is_intact(), "long enough");
+    assert!(!look(&[(10, 40), (15, 3)], 3, None).is_intact());
+    // What was signed late may be older than its signature; what comes after it is not.
+    assert!(look(&[(20, 3)], 30, None).is_intact());
+    assert!(!look(&[(19, 3)], 30, None).is_intact());
+    // By now it would be old enough, but it was not when it was removed.
+    let late = [(15, 35), (42, 10)];
+    assert!(!look(&late, 30, None).is_intact());
+    assert!(look(&late, 20, None).is_intact());
+    // Before the configuration was changed another rule held, as far as the root side vouches for the removal.
+    let report = look(&late, 30, Some(5));
+    assert!(report.is_intact() && report.notes.iter().any(|note| note.contains("was changed")), "{report:?}");
+    assert!(!look(&late, 30, Some(20)).is_intact());
+    assert!(!look(&[(15, 3)], 30, Some(1)).is_intact(), "nobody vouches that it was removed before");
+    // The clock was far ahead when it was signed; then it was set right, and the removal was in time.
+    assert!(look(&[(10, -50), (15, -40), (30, 35), (42, 1)], 30, None).is_intact());
+    // It was behind when the removal was signed.
+    assert!(look(&[(15, 40), (30, 5), (42, 200)], 30, None).is_intact());
+    // Wherever it went only forwards, nothing of that excuses.
+    assert!(!look(&[(10, 9), (15, 8), (30, 5), (42, 1)], 30, None).is_intact());
+}
+
+#[test]
+fn what_retention_removes_is_never_taken_for_tampering() {
+    let place = aged();
+    let text = fs::read_to_string(place.dir.path().join(format!("audit.log.{}", day(40)))).unwrap();
+    let mut signed: Vec<_> = heads(&text).into_iter().map(|head| SignedHead { head, at: ago(40) }).collect();
+    let log = place.open();
+    log.record(event("the old ones go")).unwrap();
+    log.close();
+    // The root side was away when the last of the removed ones was written.
+    signed.pop();
+    signed.push(SignedHead { head: heads(&text)[19], at: ago(1) });
+    let retention = Some(Retention { keep_days: 30, since: None });
+    let report = examine(&place.path(), &Known { signed, retention, ..Known::default() }).unwrap();
+    assert!(report.is_intact() && report.first.unwrap().seq == 21, "{report:?}");
 }

@@ -14,6 +14,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// What heads of the trail are signed with.
+const CHECKPOINT_KEY: &str = "/var/lib/linux_patch_executor/checkpoint.key";
+
 const LOG: &str = "/var/log/linux_patch_api/audit.log";
 
 fn everything_is_recorded_and_edits_are_found() -> Result<()> {
@@ -164,15 +167,22 @@ fn journal_has_the_same(agent: &Agent, trail: &[Value], job_id: &str) -> Result<
 }
 
 fn no_secret_is_told(agent: &Agent) -> Result<()> {
+    let mut secrets = Vec::new();
     for (file, place) in [("server.key.pem", "the server's key"), ("alice.key.pem", "the client's key")] {
         let pem = std::fs::read_to_string(agent.pki.path().join(file))?;
-        let secret = pem.lines().nth(1).context("no key")?.to_owned();
-        ensure!(secret.len() > 30, "{file} is not what it seems");
+        secrets.push((pem.lines().nth(1).context("no key")?.to_owned(), place));
+    }
+    let seed = agent.host.exec_ok(&["cat", CHECKPOINT_KEY])?.trim().to_owned();
+    ensure!(seed.len() == 64, "{CHECKPOINT_KEY} is not what it seems");
+    secrets.push((seed, "the key for checkpoints"));
+    for (secret, place) in secrets {
+        ensure!(secret.len() > 30, "{place} is not what it seems");
         for script in [
             format!(
-                "grep -r -F -e '{secret}' /var/log/linux_patch_api /var/lib/linux_patch_api /var/lib/linux_patch_executor && exit 1; exit 0"
+                "grep -r -i -F --exclude=checkpoint.key -e '{secret}' /var/log /var/lib/linux_patch_api \
+                 /var/lib/linux_patch_executor && exit 1; exit 0"
             ),
-            format!("journalctl --no-pager -o cat | grep -F -e '{secret}' && exit 1; exit 0"),
+            format!("journalctl --no-pager -a -o export | grep -a -i -F -e '{secret}' && exit 1; exit 0"),
         ] {
             // Without pipefail: grep that finds nothing ends with 1.
             let output = agent.host.exec(&["bash", "-c", &script])?;
@@ -214,6 +224,15 @@ fn edits_are_found(agent: &Agent) -> Result<()> {
     agent.host.shell(&format!("ls {LOG}.set-aside-*"))?;
     let verified = verify()?;
     ensure!(verified.code() == Some(3) && verified.stdout.contains("set aside"), "{verified:?}");
+    let status = agent.host.exec_ok(&["linux-patch-api", "status"])?;
+    ensure!(status.contains("damaged and set aside: audit.log.set-aside-"), "{status}");
+    let health = agent.get("/health")?;
+    let health = health.data()?;
+    let trail = health["checks"].as_array().into_iter().flatten().find(|check| check["name"] == "trail");
+    ensure!(
+        health["status"] == "degraded" && trail.is_some_and(|check| check["healthy"] == false),
+        "{health:#}"
+    );
     Ok(())
 }
 

@@ -1,10 +1,18 @@
 //! What each endpoint answers when all is well, and its own errors.
 
-use axum::http::{Method, StatusCode};
-use patch_types::{Plan, event::QueryResult, executor::RequestBody, operation::Operation};
-use serde_json::json;
+use std::sync::Arc;
 
-use super::{Api, request};
+use axum::http::{Method, StatusCode};
+use jiff::Timestamp;
+use patch_types::{Plan, event::QueryResult, executor::RequestBody, operation::Operation};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::{Api, application, request, service};
+use crate::{
+    checkpoint::{Signing, Trouble},
+    jobs::testing::Root,
+};
 
 #[tokio::test]
 async fn packages_are_listed_with_their_candidates_and_cached() {
@@ -325,6 +333,89 @@ async fn an_accepted_job_is_answered_for_in_time() {
         answer.json()
     );
     assert_eq!(api.get("/jobs").await.data()["total"], 1);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_trail_is_told() {
+    let root = Root::new();
+    let (app, _) = application(&root, "").await;
+    let ask = async |path: &str| {
+        let response = service(app.clone()).oneshot(request("ops", Method::GET, path, None)).await.unwrap();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        String::from_utf8(body.to_vec()).unwrap()
+    };
+    let check = async |name: &str| {
+        let body: Value = serde_json::from_str(&ask("/health").await).unwrap();
+        let health = if body["data"].is_null() { &body["error"]["details"] } else { &body["data"] };
+        let check = health["checks"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap();
+        (
+            check["healthy"] == true,
+            check["message"].as_str().unwrap().to_owned(),
+            health["status"].as_str().unwrap().to_owned(),
+        )
+    };
+    assert!(check("trail").await.0 && check("checkpoint").await.0);
+    assert!(ask("/metrics").await.contains("linux_patch_api_audit_checkpoint{status=\"refused\"} 0"));
+
+    let signing = Signing {
+        signed: Some((7, Timestamp::UNIX_EPOCH)),
+        trouble: Some(Trouble::Refused("record 9 was signed before".to_owned())),
+    };
+    app.signing().store(Arc::new(signing));
+    let (healthy, message, status) = check("checkpoint").await;
+    assert!(!healthy && message.contains("refuses to sign") && message.contains("record 9"), "{message}");
+    assert_eq!(status, "degraded");
+    let metrics = ask("/metrics").await;
+    for line in ["audit_checkpoint{status=\"refused\"} 1", "audit_signed_records 7", "audit_set_aside 0"] {
+        assert!(metrics.contains(&format!("linux_patch_api_{line}\n")), "{line} in {metrics}");
+    }
+    let trouble = Some(Trouble::Ended("it has failed".to_owned()));
+    app.signing().store(Arc::new(Signing { signed: None, trouble }));
+    assert!(!check("checkpoint").await.0);
+    assert!(ask("/metrics").await.contains("linux_patch_api_audit_checkpoint{status=\"signed\"} 0"));
+    app.signing().store(Arc::default());
+
+    let log = root.path().join(patch_audit::LOG_PATH);
+    let aside = log.with_file_name("audit.log.set-aside-20261120T000000Z");
+    std::fs::write(&aside, "rubbish").unwrap();
+    let (healthy, message, status) = check("trail").await;
+    assert!(!healthy && message.starts_with("audit.log.set-aside-2026"), "{message}");
+    assert_eq!(status, "degraded");
+    assert!(ask("/metrics").await.contains("linux_patch_api_audit_set_aside 1\n"));
+    std::fs::remove_file(aside).unwrap();
+    assert!(check("trail").await.0, "whoever has looked at it takes it away");
+}
+
+#[tokio::test]
+async fn without_its_writer_the_trail_refuses_changes_and_reads_go_on() {
+    let root = Root::new();
+    let (app, _) = application(&root, "").await;
+    app.audit().close();
+    let ask = async |method: Method, path: &str, body: Option<Value>| {
+        let body = body.map(|body| body.to_string());
+        let response = service(app.clone()).oneshot(request("ops", method, path, body)).await.unwrap();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        (status, serde_json::from_slice::<Value>(&body).unwrap())
+    };
+    let changes = [
+        (Method::POST, "/packages", Some(json!({"packages": [{"name": "curl"}]}))),
+        (Method::DELETE, "/packages/bash", None),
+        (Method::POST, "/patches/refresh", Some(json!({}))),
+        (Method::POST, "/system/reboot", Some(json!({}))),
+    ];
+    for (method, path, body) in changes {
+        let (status, answer) = ask(method, path, body).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path} {answer}");
+    }
+    assert!(root.changes().is_empty(), "nothing was begun");
+    for path in ["/packages", "/system/info", "/jobs"] {
+        assert_eq!(ask(Method::GET, path, None).await.0, StatusCode::OK, "{path}");
+    }
+    let (status, health) = ask(Method::GET, "/health", None).await;
+    let checks = health["error"]["details"]["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == "audit").unwrap();
+    assert_eq!((status, &check["healthy"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)), "{check}");
 }
 
 #[tokio::test]
