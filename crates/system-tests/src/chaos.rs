@@ -8,6 +8,10 @@ mod judge;
 mod roots;
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -53,7 +57,9 @@ impl Report {
         *runs += 1;
         if let Err(error) = outcome {
             *failed += 1;
-            let text = format!("FAILED seed {} {round}, {fault}: {error:?}", self.seed);
+            // Without the calls that led there: it is the host's story that tells what went wrong.
+            let story: Vec<String> = error.chain().map(ToString::to_string).collect();
+            let text = format!("FAILED seed {} {round}, {fault}: {}", self.seed, story.join("\n"));
             eprintln!("{text}\n");
             self.failures.push(text);
         }
@@ -78,25 +84,41 @@ impl Report {
     }
 }
 
-/// Runs rounds, first in roots, then on a host. A round that fails does not stop the others.
-///
-/// # Errors
-/// When rounds cannot be run at all.
-pub fn run(options: &Options) -> Result<Report> {
+/// Runs rounds: in as many roots at a time as there are processors, and on a host beside them. A round that fails does
+/// not stop the others.
+#[must_use]
+pub fn run(options: &Options) -> Report {
     let begun = Instant::now();
-    let mut report = Report { seed: options.seed, ..Report::default() };
+    let report = Mutex::new(Report { seed: options.seed, ..Report::default() });
+    let locked = || report.lock().unwrap_or_else(PoisonError::into_inner);
     let in_time = || begun.elapsed() < options.limit;
     let last = options.first.saturating_add(options.rounds);
-    for number in (options.first..last).take_while(|_| in_time()) {
-        let (fault, outcome) = round(options.seed, number);
-        report.rounds += 1;
-        report.count(&fault, &format!("round {number}"), outcome);
-    }
-    if options.hosts > 0 {
-        hosts::run(options, &mut report, in_time)?;
-    }
+    let next = AtomicU32::new(options.first);
+    let rounds = || {
+        while in_time() {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= last {
+                break;
+            }
+            let (fault, outcome) = round(options.seed, number);
+            let mut report = locked();
+            report.rounds += 1;
+            report.count(&fault, &format!("round {number}"), outcome);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(rounds);
+        }
+        hosts::run(options, in_time, |fault, number, outcome| {
+            let mut report = locked();
+            report.hosts += 1;
+            report.count(fault, &format!("host round {number}"), outcome);
+        });
+    });
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.duration = begun.elapsed();
-    Ok(report)
+    report
 }
 
 /// Numbers that look random and come from a seed (SplitMix64).

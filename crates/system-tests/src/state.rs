@@ -14,6 +14,15 @@ pub struct HostState {
     facts: BTreeMap<String, String>,
 }
 
+/// What is known of a configuration file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conffile<'a> {
+    /// Mode, owner and hash of the file.
+    pub on_disk: &'a str,
+    /// The hash of what its package shipped, as dpkg has it.
+    pub recorded: &'a str,
+}
+
 impl HostState {
     /// Reads it: one command, some 150 ms.
     ///
@@ -88,16 +97,30 @@ impl HostState {
         faults
     }
 
+    /// A configuration file by its fact, if it is not as dpkg recorded that it was shipped.
+    #[must_use]
+    pub fn edited_conffile(&self, name: &str) -> Option<Conffile<'_>> {
+        let (on_disk, recorded) = self.fact(name)?.split_once(" recorded ")?;
+        let recorded = recorded.split(' ').next()?;
+        (on_disk.rsplit(' ').next() != Some(recorded)).then_some(Conffile { on_disk, recorded })
+    }
+
     /// What differs: one line a fact, empty if the host is as it was.
     #[must_use]
     pub fn diff(&self, now: &Self) -> Vec<String> {
+        self.diff_but(now, |_| false)
+    }
+
+    /// What differs, without the facts that are excused by their names.
+    #[must_use]
+    pub fn diff_but(&self, now: &Self, excused: impl Fn(&str) -> bool) -> Vec<String> {
         let names: std::collections::BTreeSet<&String> = self.facts.keys().chain(now.facts.keys()).collect();
         let shown = |state: &Self, name: &str| {
             state.facts.get(name).map_or("(nothing)".to_owned(), |value| format!("({value})"))
         };
         names
             .into_iter()
-            .filter(|name| self.facts.get(*name) != now.facts.get(*name))
+            .filter(|name| self.facts.get(*name) != now.facts.get(*name) && !excused(name))
             .map(|name| format!("{name}: {} → {}", shown(self, name), shown(now, name)))
             .collect()
     }

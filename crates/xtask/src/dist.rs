@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::IsTerminal as _,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -33,10 +34,19 @@ pub(crate) const TEST_VERSIONS: (&str, &str) = ("0.0.1", env!("CARGO_PKG_VERSION
 /// Which build of the programs goes into the packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// Quick to build; for tests and the demonstration.
+    /// Quick to build; for the demonstration.
     Dev,
+    /// The same, out of one build with all tests, so that nothing is compiled twice.
+    Test,
     /// What is shipped.
     Release,
+}
+
+impl Profile {
+    /// The features that the programs are built with.
+    fn features(self) -> &'static [&'static str] {
+        if self == Self::Release { &["linux-patch-api/jemalloc"] } else { &[] }
+    }
 }
 
 /// The packages that were built.
@@ -70,19 +80,36 @@ pub(crate) fn run(args: &Dist) -> Result<()> {
 /// # Errors
 /// When cargo or dpkg-deb fails, or a file of the package is missing.
 pub(crate) fn build(profile: Profile, out: &Path, version: Option<&str>) -> Result<Packages> {
-    let root = workspace::root()?;
+    let built = programs(profile)?;
+    pack(&workspace::root()?, &built, profile.features(), out, version.unwrap_or(env!("CARGO_PKG_VERSION")))
+}
+
+/// Builds the programs; gives the directory that they are in.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn programs(profile: Profile) -> Result<PathBuf> {
     let mut cargo = Command::new(workspace::cargo());
-    cargo.current_dir(&root).args(["build", "--quiet", "--locked"]);
-    cargo.args(["-p", "linux-patch-api", "-p", "patch-executor", "-p", "patch-host", "-p", "patchctl"]);
+    cargo.current_dir(workspace::root()?).args(["build", "--locked"]);
+    if !std::io::stderr().is_terminal() {
+        cargo.arg("--quiet");
+    }
+    if profile == Profile::Test {
+        cargo.args(["--workspace", "--all-targets"]);
+    } else {
+        cargo.args(["-p", "linux-patch-api", "-p", "patch-executor", "-p", "patch-host", "-p", "patchctl"]);
+    }
     if profile == Profile::Release {
         cargo.arg("--release");
     }
+    for feature in profile.features() {
+        cargo.args(["--features", feature]);
+    }
     ensure!(cargo.status().context("cannot start cargo")?.success(), "the programs could not be built");
-    let built = workspace::target()?.join(if profile == Profile::Release { "release" } else { "debug" });
-    pack(&root, &built, out, version.unwrap_or(env!("CARGO_PKG_VERSION")))
+    Ok(workspace::target()?.join(if profile == Profile::Release { "release" } else { "debug" }))
 }
 
-fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages> {
+fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str) -> Result<Packages> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let architecture = text_of("dpkg", &["--print-architecture"])?;
     let programs =
@@ -97,6 +124,11 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
         ],
         made.path(),
     )?;
+    // The one page that no grammar makes: the root side reads its few words by hand.
+    let by_hand = made.path().join("patch-executor.8");
+    fs::copy(root.join("packaging/man/patch-executor.8"), &by_hand)
+        .context("cannot read packaging/man/patch-executor.8")?;
+    let of_executor = zipped(&by_hand)?;
     let of_patchctl = spoken(&[(built.join("patchctl"), "patchctl")], made.path())?;
 
     let agent = Package {
@@ -137,6 +169,7 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
                     "lib/systemd/system/linux-patch-executor-recover.service",
                     0o644,
                 ),
+                (of_executor, "usr/share/man/man8/patch-executor.8.gz", 0o644),
                 (
                     root.join("packaging/systemd/sysusers.conf"),
                     "usr/lib/sysusers.d/linux-patch-api.conf",
@@ -196,7 +229,8 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
     let release = Release { out, version, architecture: &architecture, date: &date };
     let tarball = release.tarball(root, agent.files.iter().chain(&patchctl.files))?;
     let bill = out.join(format!("linux-patch_{version}.cdx.json"));
-    fs::write(&bill, sbom::document(version, &date)?).context("cannot write the bill of materials")?;
+    fs::write(&bill, sbom::document(version, &date, features)?)
+        .context("cannot write the bill of materials")?;
     let agent = agent.pack(&release, &copyright)?;
     let patchctl = patchctl.pack(&release, &copyright)?;
     let sums = out.join("SHA256SUMS");

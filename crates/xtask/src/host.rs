@@ -34,9 +34,9 @@ pub(crate) enum Command {
         /// The host.
         name: String,
     },
-    /// Remove whatever is left of tests that were killed; with --all, hosts that `up` has left up as well.
+    /// Remove whatever is left of tests, demonstrations and hosts whose process was killed.
     Clean {
-        /// Also hosts that are up, those of running tests too.
+        /// Every other host as well, those of running tests too.
         #[arg(long)]
         all: bool,
         /// Also the cached base and test repository, which the next use builds anew.
@@ -52,11 +52,37 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Hosts {
     /// Their names.
-    #[arg(required = true)]
+    #[arg(required = true, value_parser = host_name)]
     names: Vec<String>,
-    /// The size of each one's disk.
-    #[arg(long, default_value = "1g")]
+    /// The size of each one's disk, in memory: a number of MiB or GiB, such as 600m or 2g.
+    #[arg(long, default_value = "1g", value_parser = disk_size)]
     disk: String,
+}
+
+/// The least that the base system and a few packages fit into, in MiB.
+const SMALLEST_DISK: u32 = 400;
+
+/// What can be a host's name: it becomes one of the kernel's, a directory and a word of scripts.
+fn host_name(text: &str) -> Result<String, String> {
+    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let first = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    if first && text.len() <= 32 && !text.ends_with('-') && text.bytes().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err("a host's name has up to 32 lower-case letters, digits and '-', and begins with a letter".to_owned())
+}
+
+fn disk_size(text: &str) -> Result<String, String> {
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).unwrap_or_default();
+    let factor = match unit {
+        "m" => 1,
+        "g" => 1024,
+        _ => return Err("a size is a number and m or g, such as 600m or 2g".to_owned()),
+    };
+    match number.parse::<u32>().ok().and_then(|number| number.checked_mul(factor)) {
+        Some(mib) if (SMALLEST_DISK..=65536).contains(&mib) => Ok(text.to_owned()),
+        _ => Err(format!("a disk has {SMALLEST_DISK}m to 64g")),
+    }
 }
 
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
@@ -155,8 +181,16 @@ fn interact(guest: &Guest, argv: &[&str]) -> Result<ExitCode> {
 }
 
 fn list() -> Result<ExitCode> {
-    for run in runs()? {
-        let owner = if run.alive { format!("process {}", run.owner) } else { "dead".to_owned() };
+    let runs = runs()?;
+    if runs.iter().all(|run| run.hosts.is_empty()) {
+        eprintln!("No host is up.");
+    }
+    for run in runs {
+        let owner = if run.alive {
+            format!("process {}", run.owner)
+        } else {
+            "dead (`cargo xtask host clean` removes it)".to_owned()
+        };
         for host in &run.hosts {
             let state = if host.leader.is_some() { "on" } else { "off" };
             let boots = format!("boot {}", host.boots);
@@ -190,4 +224,25 @@ fn clean(all: bool, cache: bool) -> Result<ExitCode> {
         println!("removed {}", base::cache_directory().display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_sizes_that_a_shell_would_trip_over_are_refused() {
+        for good in ["a", "web-1", "host"] {
+            assert_eq!(host_name(good).unwrap(), good);
+        }
+        for bad in ["", "-a", "1", "a b", "a;b", "$(id)", "../x", "A", "a-", "ä", &"a".repeat(33)] {
+            assert!(host_name(bad).is_err(), "{bad}");
+        }
+        for good in ["400m", "1g", "64g"] {
+            assert_eq!(disk_size(good).unwrap(), good);
+        }
+        for bad in ["", "g", "1", "399m", "65g", "1 g", "-1g", "4294967295g", "1ä"] {
+            assert!(disk_size(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ mod versions;
 
 use std::{
     fs,
+    path::Path,
     process::{Command, ExitCode},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +17,10 @@ use system_tests::hostile::{
     tools,
 };
 
-use crate::{table, workspace};
+use crate::{
+    dist::{self, Profile},
+    table, workspace,
+};
 
 /// Options of `hostile`.
 #[derive(Debug, Args)]
@@ -55,6 +59,17 @@ enum Trial {
     Sslyze,
     /// The order of versions against dpkg's own library.
     Versions,
+    /// 100,000 ways to falsify an audit trail.
+    Trail,
+    /// 10,000 reloads of the allow list under load.
+    Reloads,
+}
+
+impl Trial {
+    /// Whether it asks an agent that runs.
+    fn needs_agent(self) -> bool {
+        !matches!(self, Self::Versions | Self::Trail | Self::Reloads)
+    }
 }
 
 /// The head of the table.
@@ -68,7 +83,7 @@ pub(crate) fn run(args: &Hostile) -> Result<ExitCode> {
         None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
     println!("seed {seed}");
-    if trials.iter().any(|trial| *trial != Trial::Versions) {
+    if trials.iter().any(|trial| trial.needs_agent()) {
         system_tests::base::deps()?;
         system_tests::sweep()?;
         build(args.release)?;
@@ -82,13 +97,25 @@ pub(crate) fn run(args: &Hostile) -> Result<ExitCode> {
             Trial::Schemathesis => ("S12", "schemathesis", schemathesis(seed)),
             Trial::Sslyze => ("S3", "sslyze", tools::sslyze(&Stage::new(&[])?)),
             Trial::Versions => ("S11", "order of versions", versions::compare(seed, args.pairs)),
+            Trial::Trail => {
+                let test = "mutations::every_mutation_of_a_signed_trail_shows";
+                (
+                    "S2",
+                    "falsified trails",
+                    exhaustive(&["-p", "patch-audit", "--test", "trail"], test, "mutations"),
+                )
+            }
+            Trial::Reloads => {
+                let test = "listener::tests::no_reload_of_the_list_lets_anybody_slip_in_or_out";
+                ("S5", "reloads under load", exhaustive(&["-p", "patch-service", "--lib"], test, "reloads"))
+            }
         };
         println!("── {name}, {:.0} s", begun.elapsed().as_secs_f64());
         match result {
             Ok(figures) => {
                 println!("{figures}");
                 if args.record {
-                    let build = if args.release { "release" } else { "development" };
+                    let build = if args.release && trial.needs_agent() { "release" } else { "development" };
                     let cells = [&table::today(), promise, name, &figures, &seed.to_string(), build];
                     record(cells.map(ToOwned::to_owned).to_vec())?;
                 }
@@ -104,23 +131,8 @@ pub(crate) fn run(args: &Hostile) -> Result<ExitCode> {
 
 /// Builds the two programs, unless the environment names them.
 fn build(release: bool) -> Result<()> {
-    let profile = if release { "release" } else { "dev" };
-    let status = Command::new(workspace::cargo())
-        .current_dir(workspace::root()?)
-        .args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--profile",
-            profile,
-            "-p",
-            "linux-patch-api",
-            "-p",
-            "patch-executor",
-        ])
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "the programs cannot be built");
+    let profile = if release { Profile::Release } else { Profile::Dev };
+    dist::programs(profile)?;
     let built = workspace::target()?.join(if release { "release" } else { "debug" });
     system_tests::packages::Packages::use_these_programs(
         &built.join("linux-patch-api"),
@@ -181,6 +193,24 @@ fn schemathesis(seed: u64) -> Result<String> {
     stage.assert_alive()?;
     let cases = summary.lines().find(|line| line.contains("generated")).unwrap_or_default();
     Ok(format!("all checks, all operations: {}", cases.trim()))
+}
+
+/// Runs a test of a crate with its full count; gives the line in which it says what it did.
+fn exhaustive(of: &[&str], test: &str, what: &str) -> Result<String> {
+    let mut command = Command::new(workspace::cargo());
+    command.current_dir(workspace::root()?).args(["test", "--quiet", "--locked"]).args(of);
+    command.args(["--", "--exact", "--nocapture", test]).env("LINUX_PATCH_EXHAUSTIVE", "1");
+    if Path::new("/dev/shm").is_dir() {
+        // Millions of small files, which nobody needs on a disk.
+        command.env("TMPDIR", "/dev/shm");
+    }
+    let output = command.output().context("cannot start cargo")?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(output.status.success(), "{test} failed\n{said}");
+    let line =
+        said.lines().find(|line| line.contains(what) && line.starts_with(|c: char| c.is_ascii_digit()));
+    Ok(line.with_context(|| format!("{test} was not run\n{said}"))?.to_owned())
 }
 
 fn record(row: Vec<String>) -> Result<()> {

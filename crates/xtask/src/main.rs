@@ -4,6 +4,7 @@
 mod bench;
 mod chaos;
 mod check_deps;
+mod coverage;
 mod demo;
 mod dist;
 mod fuzz;
@@ -40,6 +41,8 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Scans, slow clients, schemathesis, sslyze, the order of versions: the full figures.
     Hostile(hostile::Hostile),
+    /// How much of the crates that decide and read is run by their own tests.
+    Coverage(coverage::Coverage),
     /// Measure the agent against its peers and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
     /// Build what is shipped: Debian packages, tarball, bill of materials, sums.
@@ -70,6 +73,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Chaos(args) => chaos::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),
+        Command::Coverage(args) => coverage::run(&args),
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Openapi => openapi::run().map(|()| ExitCode::SUCCESS),

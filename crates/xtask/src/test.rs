@@ -42,64 +42,84 @@ struct Count {
     skipped: u64,
 }
 
+/// What took how long, for the summary.
+#[derive(Debug, Default)]
+struct Steps(Vec<(&'static str, Duration)>);
+
+impl Steps {
+    /// Does it, and says so.
+    fn step(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("── {name}");
+        let begun = Instant::now();
+        let result = work().with_context(|| format!("{name}: failed"));
+        self.0.push((name, begun.elapsed()));
+        result
+    }
+
+    /// One line a step that took a while.
+    fn summary(&self) -> String {
+        let long = self.0.iter().filter(|(_, took)| *took > Duration::from_secs(2));
+        long.map(|(name, took)| format!("{:>6.0} s  {name}\n", took.as_secs_f64())).collect()
+    }
+}
+
 /// Runs the subcommand.
 pub(crate) fn run(args: &Test) -> Result<ExitCode> {
     let begun = Instant::now();
+    let mut steps = Steps::default();
     let root = rustix::process::geteuid().is_root();
     if root {
         install_tools()?;
         system_tests::base::deps()?;
         system_tests::sweep()?;
-        step("the test hosts' base system", || system_tests::base::root().map(drop))?;
-        step("schemathesis and sslyze", || system_tests::hostile::tools::environment().map(drop))?;
+        steps.step("the test hosts' base system", || system_tests::base::root().map(drop))?;
+        steps.step("schemathesis and sslyze", || system_tests::hostile::tools::environment().map(drop))?;
     } else {
         println!("Not root: what boots hosts or changes packages is skipped, by name, below.");
     }
     let packages = workspace::target()?.join("test-packages");
-    step("build and pack the programs", || {
-        dist::build(Profile::Dev, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
-        dist::build(Profile::Dev, &packages.join("old"), Some(dist::TEST_VERSIONS.0)).map(drop)
+    steps.step("build everything, and pack the programs", || {
+        dist::build(Profile::Test, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
+        dist::build(Profile::Test, &packages.join("old"), Some(dist::TEST_VERSIONS.0)).map(drop)
     })?;
     if args.filter.is_none() {
-        step("formatting", || cargo(&["fmt", "--all", "--check"]))?;
-        step("lints", || {
+        steps.step("formatting", || cargo(&["fmt", "--all", "--check"]))?;
+        steps.step("lints", || {
             cargo(&["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"])
         })?;
-        step("walls between crates", || {
+        steps.step("walls between crates", || {
             ensure!(
                 check_deps::run()? == ExitCode::SUCCESS,
                 "the crates do not depend on each other as they should"
             );
             Ok(())
         })?;
-        step("licences, bans and sources", deny)?;
+        steps.step("licences, bans and sources", deny)?;
     }
-    let (count, mut ok) = tests(args, &packages)?;
+    let mut count = Count::default();
+    let mut ok = true;
+    steps.step("tests", || {
+        (count, ok) = tests(args, &packages)?;
+        Ok(())
+    })?;
+    let mut chaos = "";
     if root && args.filter.is_none() {
         // Told at the end with all else: one failure does not hide another.
-        if let Err(error) = step("chaos", || chaos::sample(&packages)) {
-            println!("{error:?}");
+        if let Err(error) = steps.step("chaos", || chaos::sample(&packages)) {
+            println!("{error:#}");
+            chaos = ", and chaos failed";
             ok = false;
         }
     }
     let minutes = begun.elapsed().as_secs_f64() / 60.0;
-    println!("\nThe whole run took {minutes:.1} minutes.");
-    println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
+    println!("\n{}", steps.summary());
+    println!("The whole run took {minutes:.1} minutes.");
+    println!("{} passed, {} failed, {} skipped{chaos}", count.passed, count.failed, count.skipped);
     if root && count.skipped > 0 && args.filter.is_none() {
         println!("As root nothing may be skipped.");
         return Ok(ExitCode::FAILURE);
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    println!("── {name}");
-    let begun = Instant::now();
-    work().with_context(|| format!("{name}: failed"))?;
-    if begun.elapsed() > Duration::from_secs(2) {
-        println!("   {:.0} s", begun.elapsed().as_secs_f64());
-    }
-    Ok(())
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
@@ -154,13 +174,20 @@ fn deny() -> Result<()> {
         .is_ok_and(|status| status.success());
     if !installed {
         println!("Installing cargo-deny with cargo install (once)");
-        cargo(&["install", "--quiet", "--locked", "cargo-deny"])?;
+        // Without optimisation: it runs for seconds, and is built in a third of the time.
+        cargo(&["install", "--quiet", "--locked", "--debug", "cargo-deny"])?;
     }
     cargo(&["deny", "--workspace", "check", "licenses", "bans", "sources"])
 }
 
+/// What binaries without tests print.
+fn says_nothing(line: &str) -> bool {
+    line.is_empty()
+        || line == "running 0 tests"
+        || line.starts_with("test result: ok. 0 passed; 0 failed; 0 ignored")
+}
+
 fn tests(args: &Test, packages: &std::path::Path) -> Result<(Count, bool)> {
-    println!("── tests");
     let mut command = Command::new(workspace::cargo());
     command
         .current_dir(workspace::root()?)
@@ -175,7 +202,9 @@ fn tests(args: &Test, packages: &std::path::Path) -> Result<(Count, bool)> {
     let Some(stdout) = child.stdout.take() else { bail!("the tests' output is not there") };
     for line in BufReader::new(stdout).lines() {
         let line = line.context("the tests' output cannot be read")?;
-        println!("{line}");
+        if !says_nothing(&line) {
+            println!("{line}");
+        }
         if let Some(result) = line.strip_prefix("test result: ") {
             for part in result.split(['.', ';']) {
                 let mut words = part.split_whitespace();

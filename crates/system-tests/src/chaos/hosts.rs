@@ -10,7 +10,7 @@ use patch_types::{ErrorDetail, JobStatus, OnFailure, Outcome, Plan};
 use serde_json::{Value, json};
 
 use super::judge::{Case, judge};
-use super::{Options, Random, Report};
+use super::{Options, Random};
 use crate::agent::Agent;
 use crate::state::HostState;
 use crate::wait;
@@ -36,8 +36,12 @@ const FAULTS: &[&str] = &[
     "host: own upgrade",
 ];
 
-/// Runs the rounds; each has a host of its own for as long as nothing is wrong.
-pub(super) fn run(options: &Options, report: &mut Report, in_time: impl Fn() -> bool) -> Result<()> {
+/// Runs the rounds and reports each one's fault, number and outcome. They share a host for as long as nothing is wrong.
+pub(super) fn run(
+    options: &Options,
+    in_time: impl Fn() -> bool,
+    mut count: impl FnMut(&str, u32, Result<()>),
+) {
     let mut agent: Option<Agent> = None;
     for number in (0..options.hosts).take_while(|_| in_time()) {
         let mut random = Random::of(options.seed ^ 0x0068_6f73_7473, number);
@@ -54,10 +58,8 @@ pub(super) fn run(options: &Options, report: &mut Report, in_time: impl Fn() -> 
             }
             Err(error) => Err(error),
         };
-        report.hosts += 1;
-        report.count(fault, &format!("host round {number}"), outcome);
+        count(fault, number, outcome);
     }
-    Ok(())
 }
 
 fn boot(number: u32) -> Result<Agent> {
@@ -132,6 +134,7 @@ fn round(agent: &Agent, random: &mut Random, fault: &str) -> Result<()> {
         ended: &ended,
         on_failure: OnFailure::Group,
         is_rollback: false,
+        rebuilt: Vec::new(),
     };
     judge(&agent.host, &case).with_context(|| format!("{job:#}"))?;
     agent.assert_in_order()?;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use patch_types::{ChangeOptions, EventKind, JobId, OnFailure, Operation, Outcome};
+use patch_types::{ChangeOptions, EventKind, Grade, JobId, OnFailure, Operation, Outcome};
 
 use super::Random;
 use super::judge::{Case, judge, settle};
-use crate::executor::{ExecutorIn, LIMIT, Refusal};
+use crate::executor::{ExecutorIn, LIMIT, Refusal, Seen};
 use crate::place::{self, Place};
 use crate::wait;
 
@@ -354,7 +354,15 @@ fn interrupt(
         place.root.free_disk()?;
     }
     let after = after.or_else(|_| place.state())?;
-    let case = Case { before: &before, after: &after, plan: seen.plan(), ended, on_failure, is_rollback };
+    let case = Case {
+        before: &before,
+        after: &after,
+        plan: seen.plan(),
+        ended,
+        on_failure,
+        is_rollback,
+        rebuilt: rebuilt(&seen),
+    };
     judge(&place.root, &case).with_context(|| {
         format!("{:#?}\n--- log\n{}\n--- remarks\n{}", seen.went_back(), seen.log(), executor.remarks())
     })?;
@@ -368,6 +376,12 @@ fn interrupt(
     }
     place.must(place::install(&["lp-bulk-40"])?, Outcome::Applied).context("the change that follows")?;
     Ok(())
+}
+
+/// The packages that can only be taken back by an archive that was made of their files.
+fn rebuilt(seen: &Seen) -> Vec<&str> {
+    let packages = seen.way_back().map(|way_back| way_back.packages.as_slice()).unwrap_or_default();
+    packages.iter().filter(|one| one.grade == Grade::Rebuilt).map(|one| one.name.as_str()).collect()
 }
 
 /// Every archive of the updates becomes noise; the files are shared, so they are replaced.
