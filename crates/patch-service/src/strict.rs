@@ -305,6 +305,10 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
+    // Fields would be taken from an array by their order, which no document promises.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(wrong(".", "the body is an array; it has to be an object"));
+    }
     Ok(value)
 }
 

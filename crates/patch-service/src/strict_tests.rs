@@ -161,6 +161,8 @@ async fn bodies_are_json_of_the_right_shape() {
         (r#"{"count": 3, "options": {"deep": 1}}"#, 422, "options.deep"),
         ("{}", 422, "count"),
         ("[]", 422, ""),
+        // In the order of the fields, as the parser would take it.
+        (" [3, null]", 422, ""),
     ];
     for (text, wanted, field) in rows {
         let (status, body) = post_json("/json", text).await;

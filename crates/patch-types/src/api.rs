@@ -1,7 +1,12 @@
 //! Bodies of the agent's API. Requests refuse unknown fields; responses may grow.
 
+use std::{fmt, marker::PhantomData};
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -468,8 +473,27 @@ pub struct InstallRequest {
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 1000))]
     pub packages: Vec<PackageSpec>,
     /// How.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub options: InstallOptions,
+}
+
+/// Takes an object alone: an array would be read as the fields in their order.
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_map(Object(PhantomData))
 }
 
 /// Body of `PUT /packages/{name}`: an update, or a change of the hold.
