@@ -1,7 +1,5 @@
 //! S12: the agent is what its document says; and its TLS is what ours has to be.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::Result;
 use libtest_mimic::Trial;
 use system_tests::{
@@ -16,11 +14,13 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A few examples of every operation, from another seed each time; `cargo xtask hostile schemathesis` has all phases.
+/// A few examples of every operation, the same each time, so that a run that fails says something about the change;
+/// `cargo xtask hostile schemathesis` has all phases, and looks further from another seed each time.
+const SEED: u64 = 20_261_122;
+
 fn schemathesis_finds_no_drift() -> Result<()> {
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let stage = Stage::new(&["lp-plain=1.0-1", "lp-conf"])?;
-    println!("{}", tools::schemathesis(&stage, 2, seed, "examples,fuzzing")?);
+    println!("{}", tools::schemathesis(&stage, 2, SEED, "examples,fuzzing")?);
     stage.assert_alive()
 }
 
