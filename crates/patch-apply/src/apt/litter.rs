@@ -14,8 +14,14 @@ use super::{
 /// Behind the path of a file while dpkg unpacks it: the new one, and the old one in case it has to be put back.
 const SUFFIXES: [&[u8]; 2] = [b".dpkg-new", b".dpkg-tmp"];
 
-/// Where dpkg writes the next change of its database before it has a name, below the root. It reads only what has one.
-const DRAFT: &str = "var/lib/dpkg/updates/tmp.i";
+/// dpkg's directories below the root, and the names (with a point before: ends of names) under which it writes a file there before that takes the place
+/// of the one before. It reads none of them: while nobody holds its lock they are what a killed dpkg left.
+const DRAFTS: [(&str, &[&str]); 4] = [
+    ("var/lib/dpkg", &["status-new", "available-new", "diversions-new", "statoverride-new"]),
+    ("var/lib/dpkg/info", &[".list-new", "format-new"]),
+    ("var/lib/dpkg/triggers", &["File.new", "Unincorp.new"]),
+    ("var/lib/dpkg/updates", &["tmp.i"]),
+];
 
 /// dpkg's directory for the control files of the archive that it works on, below the root.
 const CONTROL: &str = "var/lib/dpkg/tmp.ci";
@@ -49,9 +55,20 @@ pub fn sweep(root: &Path, snapshot: &Snapshot, archives: &[PathBuf]) -> Vec<Stri
             removed.push(entry.path().display().to_string());
         }
     }
-    let draft = root.join(DRAFT);
-    if fs::remove_file(&draft).is_ok() {
-        removed.push(draft.display().to_string());
+    for (directory, ends) in DRAFTS {
+        for entry in fs::read_dir(root.join(directory)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_draft = |end: &&str| {
+                if end.starts_with('.') {
+                    name.as_encoded_bytes().ends_with(end.as_bytes())
+                } else {
+                    name == **end
+                }
+            };
+            if ends.iter().any(is_draft) && fs::remove_file(entry.path()).is_ok() {
+                removed.push(entry.path().display().to_string());
+            }
+        }
     }
     for path in paths.iter().filter(|path| path.len() > 1) {
         for suffix in SUFFIXES {
@@ -73,4 +90,46 @@ pub fn sweep(root: &Path, snapshot: &Snapshot, archives: &[PathBuf]) -> Vec<Stri
         }
     }
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use jiff::Timestamp;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn drafts_of_the_database_go_and_what_it_reads_stays() {
+        let root = TempDir::new().unwrap();
+        let dpkg = root.path().join("var/lib/dpkg");
+        let drafts =
+            ["status-new", "info/lp-a.list-new", "triggers/Unincorp.new", "updates/tmp.i", "diversions-new"];
+        let kept = [
+            "status",
+            "info/lp-a.list",
+            "triggers/Unincorp",
+            "triggers/lp-trigger.new",
+            "updates/0001",
+            "info/lp-a.made-new",
+        ];
+        for directory in ["info", "triggers", "updates"] {
+            fs::create_dir_all(dpkg.join(directory)).unwrap();
+        }
+        for name in drafts.iter().chain(&kept) {
+            fs::write(dpkg.join(name), "").unwrap();
+        }
+        let snapshot = Snapshot {
+            taken_at: Timestamp::now(),
+            packages: BTreeMap::new(),
+            affected: Vec::new(),
+            active_units: Vec::new(),
+            administration: BTreeMap::new(),
+        };
+        assert_eq!(sweep(root.path(), &snapshot, &[]).len(), drafts.len());
+        assert_eq!(drafts.iter().find(|name| dpkg.join(name).exists()), None);
+        assert_eq!(kept.iter().find(|name| !dpkg.join(name).exists()), None);
+    }
 }
