@@ -51,6 +51,7 @@ mod notices;
 pub mod pki;
 mod registry;
 mod reports;
+pub mod shape;
 pub mod silence;
 pub mod strict;
 #[cfg(test)]

@@ -19,10 +19,10 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Sleep;
 
-use crate::envelope::Refusal;
+use crate::{envelope::Refusal, shape};
 
 /// How long the request line and all headers together may be.
 pub const MAX_HEADER_BLOCK: usize = 8 * 1024;
@@ -258,7 +258,7 @@ pub async fn not_found(uri: Uri) -> Refusal {
 #[derive(Debug, Clone, Copy)]
 pub struct StrictJson<T>(pub T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for StrictJson<T> {
+impl<T: DeserializeOwned + Serialize, S: Send + Sync> FromRequest<S> for StrictJson<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Refusal> {
@@ -273,7 +273,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for StrictJson<T> {
     }
 }
 
-impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for StrictJson<T> {
+impl<T: DeserializeOwned + Serialize, S: Send + Sync> OptionalFromRequest<S> for StrictJson<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, _state: &S) -> Result<Option<Self>, Refusal> {
@@ -293,7 +293,7 @@ async fn read(request: Request) -> Result<Bytes, Refusal> {
 }
 
 /// 400 or 422, as [`StrictJson`] promises.
-fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+fn parse_json<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Refusal> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -305,10 +305,7 @@ fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
-    // Fields would be taken from an array by their order, which no document promises.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(wrong(".", "the body is an array; it has to be an object"));
-    }
+    shape::check(bytes, &value).map_err(|stray| wrong(&stray.path, &stray.message))?;
     Ok(value)
 }
 

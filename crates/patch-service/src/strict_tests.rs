@@ -10,14 +10,14 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::envelope::{Reply, request_id};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Inner {
     #[serde(default)]
     deep: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body1 {
     count: u8,

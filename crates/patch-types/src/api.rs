@@ -1,12 +1,7 @@
 //! Bodies of the agent's API. Requests refuse unknown fields; responses may grow.
 
-use std::{fmt, marker::PhantomData};
-
 use jiff::Timestamp;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
-};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
@@ -473,27 +468,8 @@ pub struct InstallRequest {
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 1000))]
     pub packages: Vec<PackageSpec>,
     /// How.
-    #[serde(default, deserialize_with = "object")]
+    #[serde(default)]
     pub options: InstallOptions,
-}
-
-/// Takes an object alone: an array would be read as the fields in their order.
-fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
-    struct Object<T>(PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map))
-        }
-    }
-
-    deserializer.deserialize_map(Object(PhantomData))
 }
 
 /// Body of `PUT /packages/{name}`: an update, or a change of the hold.

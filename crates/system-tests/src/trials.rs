@@ -2,13 +2,26 @@
 
 use std::any::Any;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+
+/// What takes longer is told with its time: the whole run has a limit.
+const SLOW: Duration = Duration::from_secs(15);
 
 /// A test named `name`. Without root it is reported as ignored, of the kind "needs root".
 pub fn trial(name: &str, test: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> Trial {
     if rustix::process::geteuid().is_root() {
-        Trial::test(name, || test().map_err(|error| Failed::from(format!("{error:?}"))))
+        let own = name.to_owned();
+        Trial::test(name, move || {
+            let begun = Instant::now();
+            let result = test().map_err(|error| Failed::from(format!("{error:?}")));
+            let took = begun.elapsed();
+            if took > SLOW {
+                eprintln!("{:>6.0} s  {own}", took.as_secs_f64());
+            }
+            result
+        })
     } else {
         Trial::test(name, || Err(Failed::from("needs root"))).with_kind("needs root").with_ignored_flag(true)
     }

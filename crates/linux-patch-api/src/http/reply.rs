@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::Cached;
 
 /// A query or a body that has no fields.
-#[derive(Debug, Clone, Copy, Default, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, close_code};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use patch_service::shape;
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
     api::{ClientMessage, ServerMessage, StreamError},
@@ -134,7 +135,7 @@ where
             Message::Binary(bytes) if bytes.len() > MAX_MESSAGE => {
                 Err(End::Close(close_code::SIZE, "a message may have 4 KiB at most"))
             }
-            Message::Text(text) => match serde_json::from_str(&text) {
+            Message::Text(text) => match read(&text) {
                 Ok(message) => self.obey(message).await,
                 Err(error) => {
                     self.refuse(None, invalid(format!("not a message of this protocol: {error}"))).await
@@ -251,6 +252,13 @@ where
 
 fn invalid(message: String) -> ErrorDetail {
     ErrorDetail::new(ErrorCode::InvalidRequest, message)
+}
+
+/// A message, or what is wrong with it.
+fn read(text: &str) -> Result<ClientMessage, String> {
+    let message = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    shape::check(text.as_bytes(), &message).map_err(|stray| stray.to_string())?;
+    Ok(message)
 }
 
 #[cfg(test)]

@@ -115,6 +115,9 @@ impl Slow {
     }
 }
 
+/// How often each of them goes on a little.
+const PACE: Duration = Duration::from_millis(500);
+
 /// How many addresses the slow clients come from.
 const ADDRESSES: usize = 16;
 
@@ -189,12 +192,17 @@ pub fn slow(stage: &Stage, layer: Layer, sockets: usize, samples: usize) -> Resu
             let from =
                 |index: usize| Ipv4Addr::new(127, 0, 1, u8::try_from(index % ADDRESSES).unwrap_or(0) + 1);
             let mut peers: Vec<Option<Peer>> = (0..sockets).map(|_| None).collect();
+            let pace = |times: usize| {
+                PACE * u32::try_from(times).unwrap_or(u32::MAX) / u32::try_from(sockets).unwrap_or(1)
+            };
             while !stop.load(Ordering::Acquire) {
                 let round = Instant::now();
                 for (index, slot) in peers.iter_mut().enumerate() {
                     if stop.load(Ordering::Acquire) {
                         return;
                     }
+                    // One after the other, as machines of their own would. All at once is a flood, and not slow.
+                    std::thread::sleep(pace(index).saturating_sub(round.elapsed()));
                     if !slot.as_mut().is_some_and(|peer| peer.poke(layer, &hello)) {
                         *slot = Peer::new(layer, &client, &hello, from(index)).ok();
                     }
@@ -202,8 +210,7 @@ pub fn slow(stage: &Stage, layer: Layer, sockets: usize, samples: usize) -> Resu
                 held.fetch_add(peers.iter().flatten().count(), Ordering::Relaxed);
                 rounds.fetch_add(1, Ordering::Relaxed);
                 ready.store(true, Ordering::Release);
-                // The pace is what makes them slow.
-                std::thread::sleep(Duration::from_millis(500).saturating_sub(round.elapsed()));
+                std::thread::sleep(PACE.saturating_sub(round.elapsed()));
             }
         });
         let result = (|| {

@@ -177,9 +177,14 @@ async fn nonsense_is_answered_and_the_connection_stays() {
     let root = Root::new();
     let jobs = root.open().await;
     let mut client = Client::connect(&jobs, 16, Patience::default());
-    for nonsense in
-        ["{", "[]", r#"{"type":"dance"}"#, r#"{"type":"subscribe"}"#, r#"{"type":"subscribe","job_id":"x"}"#]
-    {
+    for nonsense in [
+        "{",
+        "[]",
+        r#"["ping"]"#,
+        r#"{"type":"dance"}"#,
+        r#"{"type":"subscribe"}"#,
+        r#"{"type":"subscribe","job_id":"x"}"#,
+    ] {
         client.to.send(Message::Text(nonsense.into())).await.unwrap();
         let answer = client.hear().await;
         assert_eq!((kind(&answer), answer["payload"]["code"].as_str()), ("error", Some("INVALID_REQUEST")));
