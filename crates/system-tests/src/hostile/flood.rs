@@ -118,6 +118,9 @@ impl Slow {
 /// How often each of them goes on a little.
 const PACE: Duration = Duration::from_millis(500);
 
+/// Over how many such rounds they come: five seconds, the server's limit for a handshake.
+const ARRIVAL: usize = 10;
+
 /// How many addresses the slow clients come from.
 const ADDRESSES: usize = 16;
 
@@ -195,9 +198,12 @@ pub fn slow(stage: &Stage, layer: Layer, sockets: usize, samples: usize) -> Resu
             let pace = |times: usize| {
                 PACE * u32::try_from(times).unwrap_or(u32::MAX) / u32::try_from(sockets).unwrap_or(1)
             };
+            // They come over as long as the server is patient with them, and so they come back one after the other too.
+            let mut come = 0;
             while !stop.load(Ordering::Acquire) {
                 let round = Instant::now();
-                for (index, slot) in peers.iter_mut().enumerate() {
+                come = (come + sockets.div_ceil(ARRIVAL)).min(sockets);
+                for (index, slot) in peers.iter_mut().enumerate().take(come) {
                     if stop.load(Ordering::Acquire) {
                         return;
                     }
@@ -207,9 +213,11 @@ pub fn slow(stage: &Stage, layer: Layer, sockets: usize, samples: usize) -> Resu
                         *slot = Peer::new(layer, &client, &hello, from(index)).ok();
                     }
                 }
-                held.fetch_add(peers.iter().flatten().count(), Ordering::Relaxed);
-                rounds.fetch_add(1, Ordering::Relaxed);
-                ready.store(true, Ordering::Release);
+                if come == sockets {
+                    held.fetch_add(peers.iter().flatten().count(), Ordering::Relaxed);
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                    ready.store(true, Ordering::Release);
+                }
                 std::thread::sleep(PACE.saturating_sub(round.elapsed()));
             }
         });

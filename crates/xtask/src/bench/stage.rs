@@ -27,7 +27,8 @@ const CONFIG: &str = "security:\n  rate_limit_requests_per_minute: 100000000\n";
 
 /// The program comes from the machine's disk, as it does on real hosts, and not from a file system in memory, whose
 /// large pages count whole.
-const DROP_IN: &str = "[Service]\nExecStart=\nExecStart=/srv/programs/usr/bin/linux-patch-api\n";
+const DROP_IN: &str = "[Service]\nExecStart=\nExecStart=/srv/programs/usr/bin/linux-patch-api\n\
+                       ExecPaths=/srv/programs/usr/bin/linux-patch-api\n";
 
 /// Runs a command with a clock around it, without the time that it takes to enter the host.
 const TIMER: &str = "TIMEFORMAT='%3U %3S'; exec 3>&1; a=$EPOCHREALTIME; \
