@@ -28,6 +28,14 @@ async fn bad_bodies_and_queries() {
         (post("{".into()), 400),
         (post("{\"packages\": [}".into()), 400),
         (post("[]".into()), 422),
+        (post(r#"{"packages": [["lp-plain"]]}"#.into()), 422),
+        (post(r#"{"packages": [{"name": "lp-plain"}], "options": []}"#.into()), 422),
+        (
+            post(
+                r#"{"packages": [{"name": "lp-plain"}], "options": {"on_failure": {"group": null}}}"#.into(),
+            ),
+            422,
+        ),
         (post("{}".into()), 422),
         (post(json!({"packages": "bash"}).to_string()), 422),
         (post(json!({"packages": [{"name": 7}]}).to_string()), 422),
