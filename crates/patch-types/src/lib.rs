@@ -9,10 +9,12 @@ pub mod event;
 pub mod executor;
 pub mod job;
 pub mod name;
+pub mod notifications;
 pub mod operation;
 pub mod plan;
 pub mod rollback;
 pub mod settings;
+pub mod stale;
 pub mod terminal;
 
 pub use error::{ErrorCode, ErrorDetail};
