@@ -1,9 +1,12 @@
-//! Times of reading the machine's own package database and indexes: `cargo run --release -p patch-backends --example
-//! measure [ROOT]`.
+//! Times of reading the machine's own package database and indexes, and of looking for old code:
+//! `cargo run --release -p patch-backends --example measure [ROOT]`.
 
 use std::{path::PathBuf, time::Instant};
 
-use patch_backends::apt::{Database, ExtendedStates, Indexes, indexes::LISTS, status::STATUS};
+use patch_backends::{
+    apt::{Database, ExtendedStates, Indexes, indexes::LISTS, status::STATUS},
+    stale,
+};
 
 fn best<T>(times: u32, mut work: impl FnMut() -> T) -> f64 {
     (0..times)
@@ -39,6 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         indexes.origins().len(),
         indexes.skipped().len(),
         best(5, || Indexes::read(&root, names.iter().copied()))
+    );
+    let report = stale::report(&root, Some(&all))?;
+    println!(
+        "old code of {} processes, {} owners {:8.3} ms",
+        report.processes,
+        report.owners.len(),
+        best(20, || stale::report(&root, Some(&all)))
     );
     Ok(())
 }

@@ -157,7 +157,7 @@ pub fn newer_kernel(running: &str, banner: &str, database: &Database) -> Option<
 
 /// `6.1.0-28-cloud-amd64` is the version `6.1.0-28` of the flavour `cloud-amd64`: what follows the last part that begins
 /// with a digit.
-fn release_parts(release: &str) -> Option<(&str, &str)> {
+pub(crate) fn release_parts(release: &str) -> Option<(&str, &str)> {
     let mut at = release.len();
     for (dash, _) in release.rmatch_indices('-') {
         if !release[dash + 1..].starts_with(|c: char| c.is_ascii_alphabetic()) {

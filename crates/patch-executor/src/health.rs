@@ -412,7 +412,7 @@ fn owner_of(pid: u32, cgroup: &str) -> Option<Owner> {
     } else if cgroup.contains("/user.slice/") {
         None
     } else {
-        services::unit_of(cgroup).map(|unit| Owner::Unit(unit.to_owned()))
+        services::unit_of(cgroup).map(Owner::Unit)
     }
 }
 

@@ -1,14 +1,13 @@
 //! Units and their state, and which of them still run code that has been replaced on disk.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use patch_apply::apt::argv;
+use patch_backends::stale;
 use patch_types::{
     ErrorCode, ErrorDetail,
     api::{Service, ServiceList},
+    stale::{Owner, StaleOwner},
 };
 use serde::Deserialize;
 
@@ -58,51 +57,23 @@ pub(crate) fn list() -> Result<ServiceList, ErrorDetail> {
     Ok(ServiceList { total: services.len(), services })
 }
 
-/// Units with a process that maps a program or library which no longer is on disk. Only `/proc` is read: nothing that
-/// an unprivileged user could have planted elsewhere.
-fn stale_units() -> BTreeMap<String, BTreeSet<String>> {
-    let mut units: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let Ok(processes) = fs::read_dir("/proc") else { return units };
-    for entry in processes.flatten() {
-        if !entry.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit())) {
-            continue;
-        }
-        // Processes come and go; one that is gone has nothing to say.
-        let Ok(maps) = fs::read(entry.path().join("maps")) else { continue };
-        let replaced = replaced_files(&String::from_utf8_lossy(&maps));
-        if replaced.is_empty() {
-            continue;
-        }
-        if let Ok(cgroup) = fs::read_to_string(entry.path().join("cgroup"))
-            && let Some(unit) = unit_of(&cgroup)
-        {
-            units.entry(unit.to_owned()).or_default().extend(replaced);
-        }
+/// Units with a process that maps a program or library which no longer is on disk, and which ones. What cannot be read
+/// has nothing to say. The time that this takes is bounded, and it is part of a query only: no change waits for it.
+fn stale_units() -> BTreeMap<String, Vec<String>> {
+    let owners = stale::processes(Path::new("/")).map(|report| report.owners).unwrap_or_default();
+    let unit = |owner: StaleOwner| match owner.owner {
+        Owner::Unit { name } => Some((name, owner.files)),
+        _ => None,
+    };
+    owners.into_iter().filter_map(unit).collect()
+}
+
+/// The service that a process belongs to, by the text of its control group.
+pub(crate) fn unit_of(cgroup: &str) -> Option<String> {
+    match stale::owner(0, 0, cgroup, false) {
+        Owner::Unit { name } if name.ends_with(".service") => Some(name),
+        _ => None,
     }
-    units
-}
-
-/// Executable mappings of deleted files below the directories that packages install programs and libraries to.
-fn replaced_files(maps: &str) -> BTreeSet<String> {
-    maps.lines()
-        .filter_map(|line| {
-            let path = line.strip_suffix(" (deleted)")?;
-            let mut fields = path.splitn(6, ' ');
-            let permissions = fields.nth(1)?;
-            let path = fields.nth(3)?.trim_start();
-            let installed =
-                ["/usr/", "/lib", "/bin/", "/sbin/", "/opt/"].iter().any(|dir| path.starts_with(dir));
-            (permissions.contains('x') && installed).then(|| path.to_owned())
-        })
-        .collect()
-}
-
-/// The innermost service of a process's cgroup.
-pub(crate) fn unit_of(cgroup: &str) -> Option<&str> {
-    cgroup
-        .lines()
-        .filter(|line| line.starts_with("0::") || line.contains(":name=systemd:"))
-        .find_map(|line| line.rsplit('/').find(|part| part.ends_with(".service")))
 }
 
 #[cfg(test)]
@@ -110,24 +81,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_replaced_programs_and_libraries_count() {
-        let maps = "\
-55d0-55d1 r-xp 00000000 00:1b 123                        /usr/sbin/lp-daemon (deleted)
-7f00-7f01 r--p 00000000 00:1b 124                        /usr/lib/libx.so (deleted)
-7f02-7f03 rw-s 00000000 00:05 125                        /dev/zero (deleted)
-7f04-7f05 r-xp 00000000 00:05 126                        /memfd:jit (deleted)
-7f06-7f07 r-xp 00000000 00:1b 127                        /usr/lib/libc.so.6
-7f08-7f09 r-xp 00000000 00:00 0                          [vdso]";
-        assert_eq!(replaced_files(maps).into_iter().collect::<Vec<_>>(), ["/usr/sbin/lp-daemon"]);
-    }
-
-    #[test]
-    fn the_unit_is_the_innermost_service() {
-        assert_eq!(unit_of("0::/system.slice/lp-daemon.service\n"), Some("lp-daemon.service"));
-        assert_eq!(
-            unit_of("0::/user.slice/user-0.slice/user@0.service/app.slice/x.service\n"),
-            Some("x.service")
-        );
+    fn only_a_service_of_the_system_is_one() {
+        assert_eq!(unit_of("0::/system.slice/lp-daemon.service\n").as_deref(), Some("lp-daemon.service"));
+        assert_eq!(unit_of("0::/user.slice/user-0.slice/user@0.service/app.slice/x.service\n"), None);
         assert_eq!(unit_of("0::/init.scope\n"), None);
     }
 }

@@ -7,10 +7,12 @@
 mod apt;
 mod door;
 mod root;
+mod running;
 
 pub use apt::{apt_indexes, classify, dpkg_status, host_facts, policy, solver, status_fd, versions};
 pub use door::{allow_list, bodies, certificates, config, http, revocation};
 pub use root::{archive, argv, audit, ceiling, events, frames, hook, journal, names, way_back};
+pub use running::stale;
 
 /// A target: what foreign bytes can reach.
 pub type Target = fn(&[u8]);
@@ -41,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("apt_indexes", apt_indexes),
     ("versions", versions),
     ("host_facts", host_facts),
+    ("stale", stale),
 ];
 
 /// The bytes as text, wherever the caller of a parser makes text of them.
