@@ -16,7 +16,7 @@ PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
 user=linux-patch-api
-units="linux-patch-executor.socket linux-patch-executor-recover.service linux-patch-api.service"
+units="linux-patch-executor.socket linux-patch-executor-recover.service linux-patch-api.service linux-patch-notify.timer"
 config=/etc/linux_patch_api
 state=/var/lib/linux_patch_executor
 turn=$state/journal/turn
@@ -123,10 +123,28 @@ start() {
     systemctl daemon-reload
     # Enabled once: what the administrator has disabled since stays disabled.
     # shellcheck disable=SC2086 # a list of words
-    if [ "$1" = first ]; then systemctl --quiet enable $units; fi
+    if [ "$1" = first ]; then
+        systemctl --quiet enable $units
+        # The reboot window's timer is on where a window is declared already; whoever declares one later enables it.
+        if linux-patch-host --json reboot-window status 2>/dev/null | grep -q '"has_window":true'; then
+            if systemctl --quiet is-enabled kei-reboot-window.timer 2>/dev/null; then
+                say "linux-patch-reboot-window.timer stays off: kei-reboot-window.timer is enabled, and both would reboot this"
+                say "host. To change over: systemctl disable --now kei-reboot-window.timer"
+                say "and: systemctl enable --now linux-patch-reboot-window.timer"
+            else
+                systemctl --quiet enable linux-patch-reboot-window.timer
+            fi
+        fi
+    fi
+    # The version before may not have had it.
+    if [ "$1" = new-timer ]; then systemctl --quiet enable linux-patch-notify.timer; fi
     if [ "$2" = no ]; then return 0; fi
+    if systemctl --quiet is-enabled linux-patch-reboot-window.timer 2>/dev/null; then
+        systemctl start linux-patch-reboot-window.timer
+    fi
     # A running executor or recovery is never touched: it may be in the middle of a change.
     systemctl start linux-patch-executor.socket
+    if systemctl --quiet is-enabled linux-patch-notify.timer; then systemctl start linux-patch-notify.timer; fi
     rm -f /run/linux-patch-executor-recover.restarted
     systemctl reset-failed linux-patch-api.service 2>/dev/null || true
     if systemctl --quiet is-enabled linux-patch-api.service; then
@@ -144,7 +162,11 @@ install_all() {
     cd "$(dirname "$0")"
     verify
     which=again
-    if [ ! -e "$manifest" ]; then which=first; fi
+    if [ ! -e "$manifest" ]; then
+        which=first
+    elif ! grep -q '/linux-patch-notify\.timer$' "$manifest"; then
+        which=new-timer
+    fi
     mkdir -p "$config"
     next=$(mktemp)
     trap 'rm -f "$next"' EXIT
@@ -216,8 +238,15 @@ uninstall() {
         if change_is_under_way; then
             fail "a change of packages is under way, or waits to be confirmed: 'linux-patch-host jobs' shows it; try again then"
         fi
+        if grep -q '"pending":{' "$state/reboot-window.json" 2>/dev/null; then
+            say "a reboot is under way: this host may be drained, or hold the fleet's lock, and only these programs take that"
+            say "back: 'linux-patch-host reboot-window tick' does, or says why not; then try again. If the host is in service"
+            fail "all the same, remove $state/reboot-window.json first"
+        fi
         if has_systemd; then
-            systemctl stop linux-patch-api.service linux-patch-executor.socket 2>/dev/null || true
+            systemctl stop linux-patch-notify.timer linux-patch-notify.service linux-patch-api.service \
+                linux-patch-executor.socket 2>/dev/null || true
+            systemctl --quiet disable --now linux-patch-reboot-window.timer 2>/dev/null || true
             # shellcheck disable=SC2086 # a list of words
             systemctl --quiet disable $units 2>/dev/null || true
         fi

@@ -6,9 +6,10 @@ use clap::{Parser, Subcommand};
 use patch_manual::Shell;
 use patch_types::{JobId, PackageName, PackageVersion, executor::TakenBack, name::NameError};
 
-use crate::exit;
+use crate::{cloud_init, exit, provision::Unattended};
 
-/// Root's own tool for this host: takes changes back without the network, and says what can be taken back.
+/// Root's own tool for this host: takes changes back without the network, says what can be taken back, and sets up what
+/// patches the host by itself.
 #[derive(Debug, Parser)]
 #[command(name = "linux-patch-host", version, after_help = exit::HELP, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -75,6 +76,31 @@ pub(crate) enum Command {
         #[arg(long)]
         job: Option<JobId>,
     },
+    /// Reboot this host while its declared window is open, if something asks for it
+    RebootWindow {
+        #[command(subcommand)]
+        action: WindowAction,
+    },
+    /// Tell people and programs, as config.yaml says
+    Notify {
+        #[command(subcommand)]
+        action: NotifyAction,
+    },
+    /// Say what still runs code that has been replaced on disk, and what brings the new code into memory
+    Stale,
+    /// Have the distribution's own tools patch this host by themselves
+    Provision {
+        #[command(subcommand)]
+        what: Provision,
+    },
+    /// Find what keeps this host from being patched, say why it matters and what to do
+    Doctor {
+        /// Mend what is safe to mend: timers that do not run, permissions of secrets and keys
+        #[arg(long)]
+        fix: bool,
+    },
+    /// Print a #cloud-config that has a new host patch itself from its first boot on
+    CloudInit(cloud_init::Options),
     /// Print a completion script
     Completions {
         /// For which shell
@@ -90,11 +116,49 @@ pub(crate) enum Command {
     },
 }
 
+/// What is set up.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Provision {
+    /// Security fixes within a day of their publication, by unattended-upgrades and apt's timers; no reboots by themselves
+    Unattended(Unattended),
+}
+
 /// What is to be done with the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub(crate) enum RecordAction {
     /// Find every edited, removed, inserted or reordered line of it
     Verify,
+}
+
+/// What is to be done about the reboot window.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum WindowAction {
+    /// Look once: settle the last reboot, decide, and reboot if that is decided; the timer does it every five minutes
+    Tick {
+        /// Reboot now, whatever the window says; neither over a change of packages, nor an inhibitor, nor without the lock
+        #[arg(long, requires = "reason")]
+        force: bool,
+        /// Why, for the record
+        #[arg(long, requires = "force", value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        reason: Option<String>,
+    },
+    /// Show the window, what asks for a reboot, and what would be decided now
+    Status,
+    /// Show when the window opens next
+    Next {
+        /// How many openings
+        #[arg(value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=i64::from(crate::window::MAX_SHOWN)))]
+        count: u32,
+    },
+}
+
+/// What is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(crate) enum NotifyAction {
+    /// Send a test to everybody, and say what came of it
+    Test,
+    /// Tell of the changes that ended since this was first called, each once; for a timer
+    Deliver,
 }
 
 /// `NAME` or `NAME=VERSION`.
@@ -155,7 +219,19 @@ mod tests {
             format!("repaired {id}"),
             "record --json -n 5".to_owned(),
             "record verify".to_owned(),
+            "stale --json".to_owned(),
+            "notify test".to_owned(),
+            "notify deliver --json".to_owned(),
+            "doctor --json".to_owned(),
+            "cloud-init --profile kvm-host --mail-to ops@example.org --smtp-preset m365".to_owned(),
+            "--root /mnt doctor --fix".to_owned(),
+            "provision unattended --with-updates --mail-to ops@example.org --reboot-time 03:30 -n".to_owned(),
+            "--root /mnt provision unattended --undo --force".to_owned(),
             format!("record --job {id}"),
+            "reboot-window tick".to_owned(),
+            "reboot-window tick --force --reason why".to_owned(),
+            "reboot-window status --json".to_owned(),
+            "reboot-window next 10".to_owned(),
         ] {
             assert!(parse(&good).is_ok(), "{good}");
         }
@@ -170,6 +246,18 @@ mod tests {
             "clear -- -aa",
             "clear aa=-1",
             "--root etc jobs",
+            "reboot-window",
+            "reboot-window tick --force",
+            "reboot-window tick --reason why",
+            "reboot-window next 0",
+            "reboot-window next 1001",
+            "stale now",
+            "notify",
+            "provision",
+            "provision unattended --undo --with-updates",
+            "provision unattended --mail-to a\";b",
+            "provision unattended --mail-report sometimes",
+            "provision unattended --reboot-time 25:00",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -94,6 +94,22 @@ impl Below {
     /// Whether something is there; what cannot be looked at is not.
     pub(crate) fn is_there(&self, path: impl AsRef<Path>) -> bool {
         self.open(path.as_ref(), OFlags::PATH | OFlags::NOFOLLOW).is_ok()
+    }
+
+    /// What the system says of a file or directory, or of the link that is there.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) fn metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
+        File::from(self.open(path.as_ref(), OFlags::PATH | OFlags::NOFOLLOW)?).metadata()
+    }
+
+    /// What the system says of the file or directory at the end of all links, of which it follows so many as the kernel does.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) fn target(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
+        File::from(self.open(path.as_ref(), OFlags::PATH)?).metadata()
     }
 
     /// The names in a directory.
@@ -204,6 +220,12 @@ mod tests {
             "its own links are followed as it would follow them"
         );
         assert_eq!(below.read("../own").unwrap(), b"own");
+        assert!(below.metadata("inside").unwrap().is_symlink() && below.target("inside").unwrap().is_file());
+        for name in ["absolute", "above", "far-above", "magic"] {
+            assert!(below.target(name).is_err(), "{name}");
+        }
+        symlink("round", root.join("round")).unwrap();
+        assert!(below.target("round").is_err());
     }
 
     #[test]

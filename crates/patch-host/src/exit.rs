@@ -8,9 +8,12 @@ use crate::ask::AskError;
 pub(crate) const HELP: &str = "\
 Exit codes:
   0    done, also when there was nothing to do
-  1    it was refused, or it failed
+  1    it was refused, or it failed; with `stale` also: not known, as not every process could be read
   2    usage
-  3    the root side cannot be reached";
+  3    the root side cannot be reached
+  4    doctor found something that weakens this host or its patching
+  5    doctor found something that keeps fixes from being installed, or lets others decide what is
+    6    something still runs old code (only with `stale`)";
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +22,9 @@ pub(crate) enum Exit {
     Done = 0,
     Failed = 1,
     Unreachable = 3,
+    Warnings = 4,
+    Critical = 5,
+    OldCode = 6,
 }
 
 impl Exit {

@@ -1,29 +1,43 @@
 //! `linux-patch-host`: root's own tool on a managed host.
 //!
 //! It speaks to the root side by the same socket and protocol as the network side does, and follows the same event
-//! files, so that going back needs neither the network nor the daemon. It changes nothing itself.
+//! files, so that going back needs neither the network nor the daemon. Packages it changes by the root side alone; what it
+//! changes itself is how this host is set up (`provision`, `doctor --fix`).
 
+mod apt_conf;
 mod args;
 mod ask;
 mod below;
+mod cloud_init;
+mod doctor;
 mod exit;
 mod follow;
 mod journals;
+mod log;
+mod notify;
 mod operation;
+mod place;
+mod provision;
 mod record;
 mod screen;
 mod shell;
+mod stale;
 mod taken_back;
+mod timer;
+mod tools;
+mod window;
+mod worst_case;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::{
-    args::{Cli, Command, RecordAction},
+    args::{Cli, Command, NotifyAction, Provision, RecordAction, WindowAction},
     ask::Root,
     exit::Exit,
     screen::Screen,
+    tools::Tools,
 };
 
 fn main() -> ExitCode {
@@ -44,6 +58,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Exit> {
+    let tools = Tools::of(&cli.root);
     let root = Root::new(cli.root, cli.direct);
     match cli.command {
         Command::Rollback { job, force } => operation::roll_back(&root, screen, job, force),
@@ -58,6 +73,19 @@ fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Exit> {
         Command::Repaired { job } => taken_back::repaired(&root, screen, job),
         Command::Record { action: Some(RecordAction::Verify), .. } => record::verify(&root, screen),
         Command::Record { action: None, last, job } => record::show(&root, screen, last, job),
+        Command::RebootWindow { action: WindowAction::Tick { force: _, reason } } => {
+            window::tick(&root, screen, reason)
+        }
+        Command::RebootWindow { action: WindowAction::Status } => window::status(&root, screen),
+        Command::RebootWindow { action: WindowAction::Next { count } } => window::next(&root, screen, count),
+        Command::Notify { action: NotifyAction::Test } => notify::test(&root, screen),
+        Command::Notify { action: NotifyAction::Deliver } => notify::deliver(&root, screen),
+        Command::Stale => stale::show(&root, screen),
+        Command::Provision { what: Provision::Unattended(options) } => {
+            provision::unattended(root.files(), &tools, screen, &options)
+        }
+        Command::Doctor { fix } => doctor::doctor(root.files(), &tools, screen, fix),
+        Command::CloudInit(options) => cloud_init::cloud_init(screen, &options),
         Command::Completions { shell } => shell::completions(screen, shell),
         Command::Man { command, directory } => shell::man(screen, command.as_deref(), directory.as_deref()),
     }

@@ -19,6 +19,18 @@ const MANUAL: Manual = Manual {
             "Made from the versions that were taken back; not to be edited: use the command clear.",
         ),
         (
+            "/etc/default/linux-patch-reboot-window",
+            "When the host may reboot by itself, and what is run before and after; a sample is among the documentation.",
+        ),
+        (
+            "/etc/linux_patch_api/config.yaml",
+            "The key reboot says the same where the file above declares no window.",
+        ),
+        (
+            "/var/lib/linux_patch_executor/provision/unattended/",
+            "What was there before `provision unattended`, for its --undo. Root's alone.",
+        ),
+        (
             "/run/linux-patch-executor.sock",
             "Where the root side is asked; with --direct it is started instead.",
         ),
@@ -27,9 +39,29 @@ const MANUAL: Manual = Manual {
         ("linux-patch-host jobs", "Which changes were made on this host, and which can be taken back:"),
         ("linux-patch-host rollback JOB", "Take one back, without the network and without the daemon:"),
         ("linux-patch-host confirm JOB", "Keep a change that waits to be confirmed:"),
+        ("linux-patch-host stale", "What still runs old code after a patch, and what to restart:"),
+        ("linux-patch-host notify test", "Whether mail and webhooks arrive:"),
         ("linux-patch-host clear nginx=1.22.1-9", "Let a version that was taken back be installed again:"),
+        ("linux-patch-host reboot-window status", "Whether the host would reboot now, and if not, why not:"),
+        ("linux-patch-host reboot-window next 10", "When its window opens next:"),
+        (
+            "linux-patch-host provision unattended --dry-run",
+            "What has to change so that security fixes are installed within a day:",
+        ),
+        (
+            "linux-patch-host doctor --fix",
+            "What keeps this host from being patched, mended where that is safe:",
+        ),
     ],
-    see_also: &["linux-patch-api(8)", "patchctl(1)", "apt-get(8)", "apt_preferences(5)"],
+    see_also: &[
+        "linux-patch-api(8)",
+        "patchctl(1)",
+        "apt-get(8)",
+        "apt_preferences(5)",
+        "unattended-upgrade(8)",
+        "needrestart(1)",
+        "cloud-init(1)",
+    ],
 };
 
 pub(crate) fn completions(screen: &mut Screen, shell: Shell) -> anyhow::Result<Exit> {

@@ -3,8 +3,10 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use patch_types::notifications::Notifications;
+
 use super::{
-    fragment::{HealthCheck, Notifications, Reboot},
+    fragment::{HealthCheck, Reboot},
     settings::{Roles, Settings, TlsPaths},
 };
 
@@ -213,14 +215,18 @@ fn summary_of_reboot(reboot: &Reboot) -> String {
         |w| format!("window {} {} for {} minutes", w.rule, w.timezone, w.duration_minutes),
     );
     let drain = if reboot.drain_command.is_some() { "a drain command" } else { "no drain command" };
-    format!("{window}, {drain}")
+    let undrain = if reboot.undrain_command.is_some() { ", an undrain command" } else { "" };
+    let lock = if reboot.fleet_lock.is_some() { ", a fleet lock" } else { "" };
+    let defer =
+        reboot.max_defer_days.map(|days| format!(", put off for {days} days at most")).unwrap_or_default();
+    format!("{window}, {drain}{undrain}{lock}{defer}")
 }
 
 /// The address of a webhook is its password.
 fn summary_of_notifications(notifications: &Notifications) -> String {
     let mail = notifications.mail.as_ref().map_or_else(
         || "no mail".to_owned(),
-        |mail| format!("mail by {} to {}", mail.host, mail.to.join(", ")),
+        |mail| format!("mail by {} to {}", mail.server(), mail.to.join(", ")),
     );
     format!("{mail}, {} webhooks", notifications.webhooks.len())
 }

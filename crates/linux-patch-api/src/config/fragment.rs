@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use patch_types::notifications::Notifications;
 pub use patch_types::settings::{HealthCheck, Rollback};
 use serde::Deserialize;
 
@@ -57,11 +58,7 @@ pub struct Inputs {
 
 impl From<Fragment> for Inputs {
     fn from(f: Fragment) -> Self {
-        let inactive = [
-            ("policy", f.policy.is_some()),
-            ("reboot", f.reboot.is_some()),
-            ("notifications", f.notifications.is_some()),
-        ];
+        let inactive = [("policy", f.policy.is_some())];
         Self {
             server: f.server.unwrap_or_default(),
             tls: f.tls.unwrap_or_default(),
@@ -177,10 +174,12 @@ pub struct Policy {
 #[serde(deny_unknown_fields)]
 pub struct Window {
     pub rule: String,
-    #[serde(default = "utc")]
+    #[serde(default = "utc", alias = "time_zone")]
     pub timezone: String,
     #[serde(default = "an_hour")]
     pub duration_minutes: u32,
+    /// The first day on which it may open.
+    pub start: Option<jiff::civil::Date>,
 }
 
 fn utc() -> String {
@@ -197,36 +196,15 @@ fn an_hour() -> u32 {
 pub struct Reboot {
     pub window: Option<Window>,
     pub drain_command: Option<Vec<String>>,
+    pub undrain_command: Option<Vec<String>>,
+    pub fleet_lock: Option<FleetLock>,
+    pub max_defer_days: Option<u32>,
 }
 
-/// When a report is sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReportMode {
-    Always,
-    #[default]
-    OnlyOnError,
-    OnChange,
-}
-
-/// `notifications.mail:`
+/// `reboot.fleet_lock:`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Mail {
-    pub host: String,
-    pub port: Option<u16>,
-    pub from: String,
-    pub to: Vec<String>,
-    pub user: Option<String>,
-    pub password_file: Option<PathBuf>,
-    #[serde(default)]
-    pub report: ReportMode,
-}
-
-/// `notifications:`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Notifications {
-    pub mail: Option<Mail>,
-    pub webhooks: Vec<String>,
+pub struct FleetLock {
+    pub url: String,
+    pub group: Option<String>,
 }

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-use patch_types::settings::is_host_and_port;
+use patch_policy::Window;
+use patch_types::{notifications::Notifications, settings::is_host_and_port};
 use serde::Serialize;
 
-use super::fragment::{HealthCheck, Inputs, Notifications, Policy, Reboot, Rollback, Tls};
+use super::fragment::{HealthCheck, Inputs, Policy, Reboot, Rollback, Tls};
 
 /// A value that is not acceptable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +153,7 @@ pub struct Settings {
     pub health_checks: Vec<HealthCheck>,
     /// Checked, not acted upon yet.
     pub policy: Policy,
-    /// Checked, not acted upon yet.
+    /// Checked; the reboot window acts upon it.
     pub reboot: Reboot,
     /// Checked, not acted upon yet.
     pub notifications: Notifications,
@@ -202,7 +203,9 @@ impl Settings {
             }
         }
         check.reboot(&inputs.reboot);
-        check.notifications(&inputs.notifications);
+        for (key, message) in inputs.notifications.problems() {
+            check.refuse(key, message);
+        }
         if !check.0.is_empty() {
             return Err(check.0);
         }
@@ -355,59 +358,56 @@ impl Checker {
         known
     }
 
+    fn url(&mut self, key: &str, url: &str) {
+        let uri = url.parse::<http::Uri>().ok();
+        let known = |s: &str| s == "http" || s == "https";
+        if !uri.is_some_and(|u| u.scheme_str().is_some_and(known) && u.host().is_some()) {
+            // It may hold a password, and this is logged.
+            self.refuse(key, "this is not an http or https URL");
+        }
+    }
+
     fn argv(&mut self, key: &str, argv: &[String]) {
         if !argv.first().is_some_and(|program| program.starts_with('/')) {
             self.refuse(key, "the command is a list that starts with a program's absolute path");
         }
     }
 
-    fn url(&mut self, key: &str, url: &str) {
-        let uri = url.parse::<http::Uri>().ok();
-        let known = |s: &str| s == "http" || s == "https";
-        if !uri.is_some_and(|u| u.scheme_str().is_some_and(known) && u.host().is_some()) {
-            // The address of a webhook is its password, and this is logged.
-            self.refuse(key, "this is not an http or https URL");
-        }
-    }
-
     fn reboot(&mut self, reboot: &Reboot) {
         if let Some(window) = &reboot.window {
-            if !window.rule.split(';').any(|part| part.starts_with("FREQ=")) {
-                self.refuse(
-                    "reboot.window.rule",
-                    format!(
-                        "{:?} is not an RFC 5545 rule: it has no FREQ, such as FREQ=WEEKLY;BYDAY=SU;BYHOUR=4",
-                        window.rule
-                    ),
-                );
-            }
-            if window.timezone != "UTC" && jiff::tz::TimeZone::get(&window.timezone).is_err() {
+            let zone = match window.timezone.as_str() {
+                "UTC" => Some(jiff::tz::TimeZone::UTC),
+                name => jiff::tz::TimeZone::get(name).ok(),
+            };
+            if zone.is_none() {
                 self.refuse(
                     "reboot.window.timezone",
                     format!("{:?} is not a time zone that this host knows", window.timezone),
                 );
             }
-            self.within("reboot.window.duration_minutes", window.duration_minutes.into(), 1, 10080);
+            // The rule is judged with any zone.
+            let (zone, minutes) = (zone.unwrap_or(jiff::tz::TimeZone::UTC), window.duration_minutes);
+            if let Err(error) = Window::from_rule(&window.rule, minutes, window.start, zone) {
+                let key = if error.part() == "duration_minutes" { "duration_minutes" } else { "rule" };
+                self.refuse(format!("reboot.window.{key}"), error.to_string());
+            }
         }
         if let Some(command) = &reboot.drain_command {
             self.argv("reboot.drain_command", command);
         }
-    }
-
-    fn notifications(&mut self, notifications: &Notifications) {
-        for (i, url) in notifications.webhooks.iter().enumerate() {
-            self.url(&format!("notifications.webhooks[{i}]"), url);
+        if let Some(command) = &reboot.undrain_command {
+            self.argv("reboot.undrain_command", command);
         }
-        if let Some(mail) = &notifications.mail {
-            if mail.host.is_empty() {
-                self.refuse("notifications.mail.host", "the mail server's name must not be empty");
+        if let Some(lock) = &reboot.fleet_lock {
+            self.url("reboot.fleet_lock.url", &lock.url);
+            if lock.url.starts_with("https:") {
+                let message =
+                    "the reboot window speaks no TLS; write the http URL of a local proxy that does";
+                self.refuse("reboot.fleet_lock.url", message);
             }
-            if mail.to.is_empty() {
-                self.refuse("notifications.mail.to", "name at least one recipient");
-            }
-            for address in mail.to.iter().chain([&mail.from]).filter(|a| !a.contains('@')) {
-                self.refuse("notifications.mail", format!("{address:?} is not a mail address"));
-            }
+        }
+        if let Some(days) = reboot.max_defer_days {
+            self.within("reboot.max_defer_days", days.into(), 0, 3650);
         }
     }
 }

@@ -1,0 +1,437 @@
+//! One look of the timer: settles what is pending, decides, and does what was decided.
+//!
+//! What is about to be done is on disk before it is done. Whatever comes between, a later look finds it and takes it back:
+//! undrains the host and gives the fleet's lock back.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use jiff::{SignedDuration, Timestamp};
+use patch_audit::Priority;
+use patch_policy::reboot::{Cause, Decision, FleetLock, Forced, Situation, decide};
+
+use super::{
+    command,
+    fleet_lock::{LockError, Step},
+    machine::{Changes, Health, Lock, Machine, try_lock, until},
+    settings::Settings,
+    state::{Back, Pending, Phase, State, Told},
+};
+
+const LOCK: &str = "reboot-window.lock";
+
+/// How long a drain may take at most; a window that ends before that ends it.
+const DRAIN: Duration = Duration::from_secs(30 * 60);
+
+/// How long undraining may take.
+const UNDRAIN: Duration = Duration::from_secs(10 * 60);
+
+/// How long systemd may take to shut the host down. Services may have long timeouts.
+pub(super) const SHUTDOWN: Duration = Duration::from_secs(30 * 60);
+
+/// After so long the same is recorded again.
+const AGAIN: SignedDuration = SignedDuration::from_hours(24);
+
+/// What became of a look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// systemd was told to reboot the host; why.
+    Reboots(String),
+    /// Nothing has to be done, or all of it was done. What is the matter, for people.
+    Done(String),
+    /// Something failed; what.
+    Failed(String),
+}
+
+/// One look.
+pub(super) struct Tick<'a> {
+    machine: &'a Machine,
+    settings: Settings,
+    state: State,
+    clock: &'a dyn Fn() -> Timestamp,
+    forced: Option<Forced>,
+    reboots: &'a mut dyn FnMut(&str),
+    _alone: Lock,
+}
+
+/// Looks once. `reboots` is called with the reason when systemd was told to reboot the host, which goes down some time later:
+/// until it returns no package is changed, so it is to wait for that.
+///
+/// # Errors
+/// When something cannot be read or written without which nothing may be done. It is on record if that could be.
+pub(super) fn tick(
+    machine: &Machine,
+    clock: &dyn Fn() -> Timestamp,
+    forced: Option<Forced>,
+    reboots: &mut dyn FnMut(&str),
+) -> anyhow::Result<Outcome> {
+    let is_forced = forced.is_some();
+    Ok(match look(machine, clock, forced, reboots)? {
+        // Whoever gives an order waits for a reboot and nothing else.
+        Outcome::Done(what) if is_forced => Outcome::Failed(what),
+        outcome => outcome,
+    })
+}
+
+/// How long a drain may take that begins now.
+pub(super) fn drain_limit(now: Timestamp, end: Option<Timestamp>) -> Duration {
+    end.map_or(DRAIN, |end| until(now, end).min(DRAIN))
+}
+
+fn look(
+    machine: &Machine,
+    clock: &dyn Fn() -> Timestamp,
+    forced: Option<Forced>,
+    reboots: &mut dyn FnMut(&str),
+) -> anyhow::Result<Outcome> {
+    machine.make_directory()?;
+    let path = machine.own(LOCK);
+    let Some(alone) = try_lock(&path).with_context(|| format!("{} cannot be locked", path.display()))? else {
+        return Ok(Outcome::Done("another run is at work".to_owned()));
+    };
+    let loaded = Settings::load(&machine.root);
+    let state = State::load(machine)?;
+    let broken = loaded.as_ref().err().map(|error| format!("{error:#}"));
+    let settings = loaded.unwrap_or_default();
+    let mut tick = Tick { machine, settings, state, clock, forced, reboots, _alone: alone };
+    let outcome = match broken {
+        Some(broken) => tick.run_without_settings(&broken),
+        None => tick.run(),
+    };
+    if let Err(error) = &outcome {
+        // The error itself is shown by the caller.
+        let _ = tick.tell(Priority::Medium, &format!("it cannot do its work: {error:#}"));
+    }
+    outcome
+}
+
+impl Tick<'_> {
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    fn save(&self) -> anyhow::Result<()> {
+        self.state.save(self.machine)
+    }
+
+    /// Records what happened.
+    fn note(&self, priority: Priority, what: &str) -> anyhow::Result<()> {
+        self.machine.record(self.now(), priority, what)
+    }
+
+    /// Records what is the case, unless that was recorded last and lately.
+    fn tell(&mut self, priority: Priority, what: &str) -> anyhow::Result<()> {
+        let now = self.now();
+        let is_old =
+            self.state.told.as_ref().is_some_and(|told| {
+                told.what == what && now >= told.at && now.duration_since(told.at) < AGAIN
+            });
+        if is_old {
+            return Ok(());
+        }
+        self.machine.record(now, priority, what)?;
+        self.state.told = Some(Told { what: what.to_owned(), at: now });
+        self.save()
+    }
+
+    /// Only takes back what was begun.
+    fn run_without_settings(&mut self, broken: &str) -> anyhow::Result<Outcome> {
+        let what = format!("it is not configured rightly, so the host does not reboot by itself: {broken}");
+        if let Some(Outcome::Failed(first)) = self.settle()? {
+            // That is on record, and goes before this.
+            return Ok(Outcome::Failed(format!("{first}; besides, {what}")));
+        }
+        self.tell(Priority::Medium, &what)?;
+        Ok(Outcome::Failed(what))
+    }
+
+    fn run(&mut self) -> anyhow::Result<Outcome> {
+        if let Some(outcome) = self.settle()? {
+            return Ok(outcome);
+        }
+        let causes = self.observe()?;
+        let mut changes = self.machine.changes()?;
+        let mut lock = match &self.settings.fleet_lock {
+            Some(_) => FleetLock::NotAsked,
+            None => FleetLock::NotConfigured,
+        };
+        let mut decision = self.decide(&causes, changes.transaction.as_deref(), &lock);
+        let leaves_something = decision.wants_lock()
+            || (matches!(decision, Decision::Reboot { .. }) && self.settings.drain.is_some());
+        if leaves_something && let Some(why) = self.machine.timer_is_off()? {
+            let what = format!(
+                "the host is not rebooted, because nobody would undrain it or give the fleet's lock back: {why}"
+            );
+            self.tell(Priority::Medium, &what)?;
+            return Ok(Outcome::Failed(what));
+        }
+        if decision.wants_lock() {
+            lock = self.take_lock(&causes)?;
+            decision = self.decide(&causes, changes.transaction.as_deref(), &lock);
+        }
+        let said = decision.to_string();
+        match decision {
+            // Noted with what is done.
+            Decision::Reboot { until } => self.reboot(&causes, &mut changes, &lock, until),
+            Decision::NotNow { .. } => {
+                self.tell(Priority::Info, &said)?;
+                Ok(self.undo()?.unwrap_or(Outcome::Done(said)))
+            }
+            Decision::Escalate { .. } => {
+                self.tell(Priority::High, &said)?;
+                Ok(self.undo()?.unwrap_or(Outcome::Done(said)))
+            }
+        }
+    }
+
+    fn observe(&mut self) -> anyhow::Result<Vec<Cause>> {
+        let present = self.machine.causes()?;
+        let mut ledger = self.state.ledger();
+        let causes = ledger.observe(self.now(), self.machine.uptime(), &present);
+        if ledger != self.state.ledger() {
+            self.state.set_ledger(ledger);
+            self.save()?;
+        }
+        Ok(causes)
+    }
+
+    fn decide(&self, causes: &[Cause], transaction: Option<&str>, lock: &FleetLock) -> Decision {
+        decide(&Situation {
+            now: self.now(),
+            window: self.settings.window.as_ref(),
+            causes,
+            transaction,
+            inhibitors: &self.machine.inhibitors(),
+            fleet_lock: lock,
+            max_defer_days: self.settings.max_defer_days,
+            forced: self.forced.as_ref(),
+        })
+    }
+
+    /// Why the host is rebooted, as a sentence.
+    fn why(&self, causes: &[Cause]) -> String {
+        let causes = causes.iter().map(|cause| cause.sentence.as_str()).collect::<Vec<_>>().join("; ");
+        match &self.forced {
+            Some(order) => format!("{}, by order of {}", order.reason, order.by),
+            None => causes,
+        }
+    }
+
+    /// Writes down what is to be taken back if this goes no further.
+    fn prepare(&mut self, causes: &[Cause], change: impl FnOnce(&mut Pending)) -> anyhow::Result<()> {
+        let mut pending = match self.state.pending.take() {
+            Some(pending) => pending,
+            None => Pending {
+                phase: Phase::Preparing,
+                boot: self.machine.boot()?,
+                at: self.now(),
+                why: self.why(causes),
+                drained: false,
+                locked: false,
+                failed_units: self.machine.failed_units()?,
+                back: Some(Back {
+                    undrain: self.settings.undrain.clone(),
+                    environment: self.settings.environment.clone(),
+                    server: self.settings.fleet_lock.clone(),
+                }),
+            },
+        };
+        change(&mut pending);
+        self.state.pending = Some(pending);
+        self.save()
+    }
+
+    fn take_lock(&mut self, causes: &[Cause]) -> anyhow::Result<FleetLock> {
+        let Some(server) = self.settings.fleet_lock.clone() else { return Ok(FleetLock::NotConfigured) };
+        let id = self.machine.lock_id()?;
+        self.prepare(causes, |pending| pending.locked = true)?;
+        match server.ask(Step::PreReboot, &id) {
+            Ok(()) => Ok(FleetLock::Held),
+            Err(error) => {
+                if matches!(error, LockError::Refused(_)) {
+                    self.prepare(causes, |pending| pending.locked = false)?;
+                }
+                Ok(FleetLock::Refused(error.to_string()))
+            }
+        }
+    }
+
+    fn reboot(
+        &mut self,
+        causes: &[Cause],
+        changes: &mut Changes,
+        lock: &FleetLock,
+        end: Option<Timestamp>,
+    ) -> anyhow::Result<Outcome> {
+        // Whatever went wrong, nothing stays drained or locked for it.
+        let result = self.try_reboot(causes, changes, lock, end);
+        let failure = match result {
+            Ok(None) => return Ok(Outcome::Reboots(format!("the host reboots: {}", self.why(causes)))),
+            Ok(Some(outcome)) => Ok(outcome),
+            Err(error) => Err(error),
+        };
+        let undone = self.undo();
+        let outcome = failure?;
+        Ok(undone?.unwrap_or(outcome))
+    }
+
+    /// Drains and reboots; what came between, if it does not reboot.
+    fn try_reboot(
+        &mut self,
+        causes: &[Cause],
+        changes: &mut Changes,
+        lock: &FleetLock,
+        end: Option<Timestamp>,
+    ) -> anyhow::Result<Option<Outcome>> {
+        if let Some(drain) = self.settings.drain.clone() {
+            let limit = drain_limit(self.now(), end);
+            self.note(Priority::Info, &format!("the host is drained, to be rebooted: {}", self.why(causes)))?;
+            self.prepare(causes, |pending| pending.drained = true)?;
+            if let Err(error) = command::run(&drain, &self.settings.environment, limit) {
+                let what = format!("the host is not rebooted, because it could not be drained: {error:#}");
+                self.note(Priority::High, &what)?;
+                return Ok(Some(Outcome::Failed(what)));
+            }
+        }
+        // That took time, and much may have happened.
+        self.machine.changes_again(changes)?;
+        let decision = self.decide(causes, changes.transaction.as_deref(), lock);
+        if !matches!(decision, Decision::Reboot { .. }) {
+            let what = format!("the host is not rebooted after all: {decision}");
+            self.note(Priority::Medium, &what)?;
+            return Ok(Some(Outcome::Done(what)));
+        }
+        let Some(_apt) = self.machine.keep_apt_out()? else {
+            let what = "the host is not rebooted after all: apt or dpkg has begun to work".to_owned();
+            self.note(Priority::Medium, &what)?;
+            return Ok(Some(Outcome::Done(what)));
+        };
+        let now = self.now();
+        let mut ledger = self.state.ledger();
+        ledger.reboot(now, causes);
+        self.state.set_ledger(ledger);
+        self.prepare(causes, |pending| (pending.phase, pending.at) = (Phase::Rebooting, now))?;
+        let what = format!("the host reboots: {}", self.why(causes));
+        let recorded = self.note(Priority::Medium, &what);
+        if let Err(error) = recorded.and_then(|()| self.machine.reboot()) {
+            self.forget_reboot(now)?;
+            let what = format!("the host is not rebooted: {error:#}");
+            self.note(Priority::High, &what)?;
+            return Ok(Some(Outcome::Failed(what)));
+        }
+        // Both locks are held meanwhile.
+        (self.reboots)(&what);
+        Ok(None)
+    }
+
+    /// Takes back that the host was rebooted for anything at that moment.
+    fn forget_reboot(&mut self, at: Timestamp) -> anyhow::Result<()> {
+        let mut ledger = self.state.ledger();
+        ledger.reboot_failed(at);
+        self.state.set_ledger(ledger);
+        self.save()
+    }
+
+    /// Settles what an earlier run has begun; what there is to say if nothing else may be done now.
+    fn settle(&mut self) -> anyhow::Result<Option<Outcome>> {
+        let Some(pending) = self.state.pending.clone() else { return Ok(None) };
+        let now = self.now();
+        let is_same_boot = self.machine.boot()? == pending.boot;
+        match pending.phase {
+            Phase::Rebooting if is_same_boot => {
+                if now >= pending.at && until(pending.at, now) < SHUTDOWN {
+                    return Ok(Some(Outcome::Done("the host is about to reboot".to_owned())));
+                }
+                self.forget_reboot(pending.at)?;
+                let what =
+                    format!("the host was to reboot at {:.0} and did not: {}", pending.at, pending.why);
+                self.note(Priority::High, &what)?;
+            }
+            Phase::Rebooting => match self.machine.health(&pending.failed_units)? {
+                Health::Starting => {
+                    return Ok(Some(Outcome::Done("the host has rebooted and still starts".to_owned())));
+                }
+                Health::Sick(why) => {
+                    let what = format!(
+                        "the host has rebooted and is not in health, so it stays drained and keeps the fleet's lock: {why}; \
+                         mend it, or `systemctl reset-failed` if it is well as it is"
+                    );
+                    self.tell(Priority::High, &what)?;
+                    return Ok(Some(Outcome::Failed(what)));
+                }
+                Health::Well => {
+                    let what = format!("the host has rebooted and is in health: {}", pending.why);
+                    self.note(Priority::Info, &what)?;
+                }
+            },
+            Phase::Preparing => {
+                self.note(
+                    Priority::Medium,
+                    "a run was cut off before the reboot; what it did is taken back",
+                )?;
+            }
+            Phase::Undoing => {}
+        }
+        self.undo()
+    }
+
+    /// Undrains the host and gives the fleet's lock back, if need be; what failed, if something did. Then it is tried again by
+    /// the next look.
+    fn undo(&mut self) -> anyhow::Result<Option<Outcome>> {
+        let Some(mut pending) = self.state.pending.clone() else { return Ok(None) };
+        let mut failed = Vec::new();
+        pending.phase = Phase::Undoing;
+        self.state.pending = Some(pending.clone());
+        self.save()?;
+        if pending.drained {
+            match self.undrain(pending.back.as_ref()) {
+                Ok(what) => {
+                    pending.drained = false;
+                    self.note(Priority::Info, what)?;
+                }
+                Err(error) => failed.push(format!("the host could not be undrained: {error:#}")),
+            }
+        }
+        if pending.locked {
+            match self.give_back(pending.back.as_ref()) {
+                Ok(()) => pending.locked = false,
+                Err(error) => failed.push(format!("the fleet's lock could not be given back: {error:#}")),
+            }
+        }
+        let is_over = !pending.drained && !pending.locked;
+        self.state.pending = (!is_over).then_some(pending);
+        self.save()?;
+        if failed.is_empty() {
+            return Ok(None);
+        }
+        let what = format!("{}; it is tried again", failed.join("; "));
+        self.tell(Priority::High, &what)?;
+        Ok(Some(Outcome::Failed(what)))
+    }
+
+    /// Undrains the host as it was configured when it was drained; if that fails, as it is configured now. What came of it.
+    fn undrain(&self, back: Option<&Back>) -> anyhow::Result<&'static str> {
+        let known = back.and_then(|back| Some((back.undrain.as_ref()?, &back.environment)));
+        let present = self.settings.undrain.as_ref().map(|undrain| (undrain, &self.settings.environment));
+        if known.is_none() && present.is_none() && back.is_some() {
+            return Ok("the host was drained, and nothing is configured that undrains it");
+        }
+        let mut failure = anyhow!(
+            "no command is known that does it; name one (UNDRAIN_CMD=true if it is in service already)"
+        );
+        for (undrain, environment) in known.into_iter().chain(present.filter(|_| present != known)) {
+            match command::run(undrain, environment, UNDRAIN) {
+                Ok(()) => return Ok("the host is undrained"),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// Gives the fleet's lock back to whoever gave it.
+    fn give_back(&self, back: Option<&Back>) -> anyhow::Result<()> {
+        let server = back.and_then(|back| back.server.as_ref()).or(self.settings.fleet_lock.as_ref());
+        let server = server.context("it is not known which server gave it; name it (FLEETLOCK_URL)")?;
+        Ok(server.ask(Step::SteadyState, &self.machine.lock_id()?)?)
+    }
+}
