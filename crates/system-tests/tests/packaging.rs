@@ -14,6 +14,7 @@ const PINS: &str = "etc/apt/preferences.d/linux-patch-taken-back";
 fn main() -> ExitCode {
     trials::main(vec![
         trial("a_change_under_way_keeps_the_package", a_change_under_way_keeps_the_package),
+        trial("a_reboot_under_way_keeps_the_package", a_reboot_under_way_keeps_the_package),
         trial("a_removal_takes_the_pins_along", a_removal_takes_the_pins_along),
         trial("a_purge_leaves_nothing_but_a_way_back_in_use", a_purge_leaves_nothing_but_a_way_back_in_use),
         trial("recovery_starts_the_daemon_once_an_hour", recovery_starts_the_daemon_once_an_hour),
@@ -57,6 +58,19 @@ fn a_change_under_way_keeps_the_package() -> Result<()> {
         ensure!(refused.code() == Some(1), "{refused:?}");
         ensure!(refused.stderr.contains("a change of packages is under way"), "{refused:?}");
     }
+    Ok(())
+}
+
+fn a_reboot_under_way_keeps_the_package() -> Result<()> {
+    let root = root()?;
+    let state = format!("{STATE}/reboot-window.json");
+    write(&root, &state, r#"{"causes":{"\"pending\":{":{}},"pending":null,"told":null}"#)?;
+    root.shell("sh /scripts/prerm remove")?;
+    write(&root, &state, r#"{"causes":{},"pending":{"phase":"undoing","drained":true},"told":null}"#)?;
+    root.shell("sh /scripts/prerm upgrade 9.9")?;
+    let refused = root.exec(&["sh", "/scripts/prerm", "remove"])?;
+    ensure!(refused.code() == Some(1), "{refused:?}");
+    ensure!(refused.stderr.contains("linux-patch-host reboot-window tick"), "{refused:?}");
     Ok(())
 }
 

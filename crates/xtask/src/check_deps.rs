@@ -70,6 +70,12 @@ const RULES: &[Rule] = &[
         reason: "programs that are no servers use it",
     },
     Rule {
+        name: "patch-notify",
+        may_use: &["patch-types"],
+        must_not_have: &["tokio", "axum", "hyper", "reqwest"],
+        reason: "it sends without a runtime, from programs that have none",
+    },
+    Rule {
         name: "patch-executor",
         may_use: &["patch-types", "patch-policy", "patch-backends", "patch-apply", "patch-audit"],
         must_not_have: &["tokio", "axum", "hyper", "rustls", "sqlx"],
@@ -77,8 +83,15 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "patch-host",
-        may_use: &["patch-types", "patch-policy", "patch-backends", "patch-audit", "patch-manual"],
-        must_not_have: &["axum", "tokio", "hyper", "rustls", "patch-apply"],
+        may_use: &[
+            "patch-types",
+            "patch-policy",
+            "patch-backends",
+            "patch-audit",
+            "patch-manual",
+            "patch-notify",
+        ],
+        must_not_have: &["axum", "tokio", "hyper", "patch-apply"],
         reason: "root's local tools serve nobody",
     },
     Rule {
@@ -241,8 +254,11 @@ impl<'a> Graph<'a> {
 /// Whether a dependency is there in truth. Cargo's metadata also lists optional ones that only a feature of the form
 /// `name?/feature` mentions, which does not switch them on.
 pub(crate) fn is_active(package: &Package, node: &Node, used: &str) -> bool {
-    let mut declared = package.dependencies.iter().filter(|dependency| dependency.name == used);
-    declared.any(|dependency| {
+    let declared = || package.dependencies.iter().filter(|dependency| dependency.name == used);
+    // What its tests always have says nothing of what it has itself.
+    let is_of_tests = declared().all(|dependency| dependency.kind == DependencyKind::Development);
+    let counts = |kind| is_of_tests || kind != DependencyKind::Development;
+    declared().filter(|dependency| counts(dependency.kind)).any(|dependency| {
         let name = dependency.rename.as_deref().unwrap_or(&dependency.name);
         let (switch, with_feature) = (format!("dep:{name}"), format!("{name}/"));
         let enabled =

@@ -136,7 +136,7 @@ fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str)
         depends: format!(
             "libc6 (>= {libc}), libgcc-s1, apt (>= 2.2), dpkg (>= 1.20), init-system-helpers (>= 1.54), systemd | systemd-standalone-sysusers | passwd"
         ),
-        recommends: "systemd (>= 247)",
+        recommends: "systemd (>= 247), tzdata",
         summary: "agent for remote patching with a mutually authenticated API",
         description: &[
             "Lists, installs, updates, holds and removes packages, applies patches, and",
@@ -169,6 +169,26 @@ fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str)
                     "lib/systemd/system/linux-patch-executor-recover.service",
                     0o644,
                 ),
+                (
+                    root.join("packaging/systemd/linux-patch-reboot-window.service"),
+                    "lib/systemd/system/linux-patch-reboot-window.service",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/systemd/linux-patch-reboot-window.timer"),
+                    "lib/systemd/system/linux-patch-reboot-window.timer",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/systemd/linux-patch-notify.service"),
+                    "lib/systemd/system/linux-patch-notify.service",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/systemd/linux-patch-notify.timer"),
+                    "lib/systemd/system/linux-patch-notify.timer",
+                    0o644,
+                ),
                 (of_executor, "usr/share/man/man8/patch-executor.8.gz", 0o644),
                 (
                     root.join("packaging/systemd/sysusers.conf"),
@@ -185,6 +205,11 @@ fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str)
                 (
                     root.join("packaging/config/ceiling.yaml.example"),
                     "usr/share/doc/linux-patch-api/examples/ceiling.yaml",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/config/linux-patch-reboot-window.example"),
+                    "usr/share/doc/linux-patch-api/examples/linux-patch-reboot-window",
                     0o644,
                 ),
                 (

@@ -174,6 +174,10 @@ fn behaviours() -> Vec<Package> {
             .script("postinst", DAEMON_POSTINST)
             .script("prerm", DAEMON_PRERM)
     }));
+    // A library, which a running service may have mapped.
+    packages.extend(both("lp-mapped", Security, |package| {
+        package.machine_dependent().file("/usr/lib/lp-mapped/liblp.so.1", Content::Library)
+    }));
     // Several programs in one package.
     packages.extend(both("lp-tools", Security, |package| {
         let tools = ["one", "two", "three"];

@@ -30,6 +30,8 @@ pub(super) enum Content {
     Text(String),
     /// A program that does what `sleep` does, different in each version of the package.
     Program,
+    /// A shared library that nothing is missed of, different in each version of the package.
+    Library,
     /// So many bytes that cannot be compressed.
     Noise(u64),
     /// The same program, which runs as its owner whoever starts it.
@@ -156,6 +158,14 @@ impl Package {
     }
 }
 
+/// A library of the machine's that has next to nothing in it.
+fn small_library() -> Result<PathBuf> {
+    let directories = fs::read_dir("/usr/lib").context("cannot list /usr/lib")?.flatten();
+    let mut found =
+        directories.map(|directory| directory.path().join("libdl.so.2")).filter(|path| path.is_file());
+    found.next().context("the machine has no libdl.so.2")
+}
+
 fn write_with_parents(tree: &Path, path: &str, content: &Content, version: &str) -> Result<()> {
     let inside = |path: &str| tree.join(path.trim_start_matches('/'));
     let path = &inside(path);
@@ -172,6 +182,11 @@ fn write_with_parents(tree: &Path, path: &str, content: &Content, version: &str)
             fs::write(path, program)?;
             let mode = if matches!(content, Content::Setuid) { 0o4755 } else { 0o755 };
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        }
+        Content::Library => {
+            let mut library = fs::read(small_library()?).context("cannot read a library")?;
+            library.extend_from_slice(version.as_bytes());
+            fs::write(path, library)?;
         }
         Content::Noise(length) => {
             use std::io::Read;

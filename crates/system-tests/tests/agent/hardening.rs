@@ -96,6 +96,10 @@ fn the_units_are_what_they_promise() -> Result<()> {
         "linux-patch-executor.socket",
         "linux-patch-executor@verify.service",
         "linux-patch-executor-recover.service",
+        "linux-patch-reboot-window.service",
+        "linux-patch-reboot-window.timer",
+        "linux-patch-notify.service",
+        "linux-patch-notify.timer",
     ])?;
     let ours: Vec<&str> = verified.stderr.lines().filter(|line| line.contains("linux-patch")).collect();
     ensure!(verified.success() && ours.is_empty(), "systemd-analyze verify: {ours:#?}");

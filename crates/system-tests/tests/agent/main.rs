@@ -17,8 +17,11 @@ mod openssl;
 mod package;
 mod prometheus;
 mod reading;
+mod reboot_window;
 mod recovery;
+mod stale;
 mod streaming;
+mod unattended;
 
 use std::process::ExitCode;
 
@@ -37,10 +40,13 @@ fn main() -> ExitCode {
     all.extend(changing::trials());
     all.extend(back::trials());
     all.extend(recovery::trials());
+    all.extend(stale::trials());
     all.extend(documentation::trials());
     all.extend(lifecycle::trials());
     all.extend(hardening::trials());
+    all.extend(reboot_window::trials());
     all.extend(package::trials());
     all.extend(monitoring::trials());
+    all.extend(unattended::trials());
     trials::main(all)
 }

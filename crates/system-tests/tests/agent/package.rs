@@ -165,8 +165,13 @@ fn the_tarball_installs_upgrades_and_goes() -> Result<()> {
     ensure!(!said.contains("kept your"), "{said}");
     agent.wait_until_up()?;
     ensure!(agent.get("/jobs")?.data()?["total"] == 1, "the jobs did not survive the upgrade");
-    let enabled =
-        agent.host.exec_ok(&["systemctl", "is-enabled", "linux-patch-api", "linux-patch-executor.socket"])?;
+    let enabled = agent.host.exec_ok(&[
+        "systemctl",
+        "is-enabled",
+        "linux-patch-api",
+        "linux-patch-executor.socket",
+        "linux-patch-notify.timer",
+    ])?;
     ensure!(enabled.lines().all(|line| line == "enabled"), "{enabled}");
     ensure!(
         agent
@@ -328,13 +333,13 @@ fn lintian_finds_nothing() -> Result<()> {
 
 fn the_shells_scripts_are_sound() -> Result<()> {
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging");
-    let mut scripts = vec![packaging.join("install.sh")];
+    let mut scripts = vec![packaging.join("install.sh"), packaging.join("cloud-init/msmtp-config.sh")];
     for entry in fs::read_dir(packaging.join("deb"))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if ["postinst", "prerm", "postrm", "preinst"].iter().any(|end| name.ends_with(end)) {
             scripts.push(entry.path());
         }
     }
-    ensure!(scripts.len() >= 4);
+    ensure!(scripts.len() >= 5);
     ran(Command::new("shellcheck").args(["--shell", "sh", "--severity", "style"]).args(&scripts)).map(drop)
 }
