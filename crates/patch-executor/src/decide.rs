@@ -27,7 +27,8 @@ pub(crate) struct Decision {
 }
 
 /// Decides. `groups` is a partition of the changes by dependency. `harm_elsewhere`: a package that is not in the plan
-/// suffered, so nobody can say which group did it. `may_go_on`: whether what was not begun may still be.
+/// suffered, so nobody can say which group did it. `may_go_on`: whether what was not begun may still be. What is to be
+/// kept ([`OnFailure::Keep`]) is only asked about when packages lack what they depend upon: then whole groups go back.
 pub(crate) fn decide(
     on_failure: OnFailure,
     groups: &[Vec<usize>],
@@ -40,11 +41,12 @@ pub(crate) fn decide(
     let touched = |index: &usize| of(index) != Standing::TakenBack;
     let everything =
         || Decision { back: (0..standing.len()).filter(touched).collect(), rest: BTreeSet::new() };
+    // What was not begun is not begun for somebody who wants to look at what failed.
+    let may_go_on = may_go_on && on_failure != OnFailure::Keep;
     match on_failure {
-        OnFailure::Keep => Decision::default(),
         OnFailure::All => everything(),
         OnFailure::Group if harm_elsewhere => everything(),
-        OnFailure::Group => {
+        OnFailure::Group | OnFailure::Keep => {
             let mut decision = Decision::default();
             for group in groups {
                 let has = |wanted: Standing| group.iter().any(|index| of(index) == wanted);
@@ -83,7 +85,7 @@ mod tests {
         assert_eq!(decide(OnFailure::Group, false, false), sets(&[0, 1, 3], &[]));
         assert_eq!(decide(OnFailure::Group, true, true), sets(&[0, 1, 2, 3, 4], &[]));
         assert_eq!(decide(OnFailure::All, false, true), sets(&[0, 1, 2, 3, 4], &[]));
-        assert_eq!(decide(OnFailure::Keep, true, true), sets(&[], &[]));
+        assert_eq!(decide(OnFailure::Keep, true, true), sets(&[0, 1, 3], &[]));
     }
 
     fn any_standing() -> impl Strategy<Value = Standing> {
@@ -106,7 +108,7 @@ mod tests {
                     _ => groups.push(vec![index]),
                 }
             }
-            for how in [OnFailure::Group, OnFailure::All] {
+            for how in [OnFailure::Group, OnFailure::All, OnFailure::Keep] {
                 let decision = decide(how, &groups, &standing, elsewhere, on);
                 prop_assert!(decision.back.is_disjoint(&decision.rest));
                 for group in &groups {

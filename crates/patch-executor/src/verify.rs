@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use patch_apply::apt::snapshot::PackageKey;
+use patch_apply::apt::{argv, snapshot::PackageKey};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, Plan,
     event::{Ended, LogStream},
@@ -15,7 +15,7 @@ use crate::{
     decide::{self, Standing},
     health::{self, Baseline},
     journal::{Back, Failure, State, ToolEnd},
-    settle, stop, tool,
+    settle, solver, stop, tool,
     verdict::{self, Judged},
 };
 
@@ -136,15 +136,43 @@ impl Change<'_> {
     }
 
     /// Whether anything may go back.
-    fn goes_back(&self) -> bool {
+    fn may_go_back(&self) -> bool {
         self.settings.rollback.auto
-            && self.journal.record.options.on_failure != OnFailure::Keep
             && self.has_way_back()
             && !matches!(self.journal.record.operation, Operation::Hold(_))
     }
 
+    /// Whether what failed is to stay for somebody to look at.
+    fn is_kept(&self) -> bool {
+        self.journal.record.options.on_failure == OnFailure::Keep
+    }
+
+    /// Whether what failed stays. A package that failed blocks nothing but itself; one whose dependencies are missing
+    /// blocks every later change of the host, and nobody asked for that.
+    fn stays_failed(&mut self) -> bool {
+        if !self.may_go_back() {
+            return true;
+        }
+        if !self.is_kept() {
+            return false;
+        }
+        let whole = match solver::capture(&argv::check(self.paths.root())) {
+            Ok(said) => said.code == Some(0),
+            Err(error) => {
+                self.remark(format!("whether dependencies are broken could not be asked: {}", error.message));
+                true
+            }
+        };
+        if !whole {
+            self.remark(
+                "what failed was to be kept, but packages lack what they depend upon; these groups go back",
+            );
+        }
+        whole
+    }
+
     fn everything_back(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged, reason: String) -> State {
-        if !self.goes_back() {
+        if !self.may_go_back() || self.is_kept() {
             return self.stays(plan, tool.clone(), judged);
         }
         let scope = plan
@@ -173,11 +201,15 @@ impl Change<'_> {
         if matches!(self.journal.record.operation, Operation::Rollback(_)) {
             return self.well(&plan, tool, judged);
         }
-        if !self.goes_back() {
+        if self.stays_failed() {
             return self.stays(plan, tool.clone(), judged);
         }
         let groups = self.groups(&plan);
-        let how = if tool.timed_out { OnFailure::All } else { self.journal.record.options.on_failure };
+        let how = if tool.timed_out && !self.is_kept() {
+            OnFailure::All
+        } else {
+            self.journal.record.options.on_failure
+        };
         let choose =
             |may_go_on| decide::decide(how, &groups, &judged.standing, judged.harm_elsewhere, may_go_on);
         let mut decision = choose(!self.must_give_up());

@@ -135,6 +135,7 @@ fn round(agent: &Agent, random: &mut Random, fault: &str) -> Result<()> {
         on_failure: OnFailure::Group,
         is_rollback: false,
         rebuilt: Vec::new(),
+        marked: Vec::new(),
     };
     judge(&agent.host, &case).with_context(|| format!("{job:#}"))?;
     agent.assert_in_order()?;

@@ -291,6 +291,12 @@ fn interrupt(
     }
     let before = place.state()?;
     let options = ChangeOptions { on_failure, confirm_within: None };
+    let wanted: Vec<String> = match &operation {
+        Operation::Install(install) => {
+            install.packages.iter().map(|spec| spec.name.name().to_owned()).collect()
+        }
+        _ => Vec::new(),
+    };
     let job = match executor.change(operation, options, None) {
         Ok(job) => job,
         // Refused by name is an honest end, if nothing has changed.
@@ -362,6 +368,7 @@ fn interrupt(
         on_failure,
         is_rollback,
         rebuilt: rebuilt(&seen),
+        marked: if seen.log().contains("it is marked as wanted now") { wanted } else { Vec::new() },
     };
     judge(&place.root, &case).with_context(|| {
         format!("{:#?}\n--- log\n{}\n--- remarks\n{}", seen.went_back(), seen.log(), executor.remarks())

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use patch_types::{ChangeOptions, JobStatus, OnFailure, Outcome};
+use patch_types::{ChangeOptions, EventKind, JobStatus, OnFailure, Outcome};
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
 
@@ -39,6 +39,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.push(trial("a_failing_removal_is_taken_back", a_failing_removal_is_taken_back));
     trials.push(trial("a_failing_installation_is_taken_back", a_failing_installation_is_taken_back));
     trials.push(trial("a_group_goes_back_together", a_group_goes_back_together));
+    trials.push(trial("what_is_kept_lacks_no_dependency", what_is_kept_lacks_no_dependency));
     trials.push(trial(
         "nothing_goes_back_by_itself_if_that_is_off",
         nothing_goes_back_by_itself_if_that_is_off,
@@ -126,6 +127,27 @@ fn keep(package: &str) -> Result<()> {
         ensure!(result.done == (version == Some(new)), "{result:#?}, but it is {version:?}");
     }
     ensure!(seen.went_back().is_none_or(|report| report.restored.is_empty()), "{:#?}", seen.went_back());
+    Ok(())
+}
+
+/// apt is killed between two packages that can only move together: what failed was to be kept, but not what would keep
+/// every later change away.
+fn what_is_kept_lacks_no_dependency() -> Result<()> {
+    for step in 1..=6 {
+        let place = Place::on_day1(&["lp-app", "lp-plain"])?;
+        let job = place.executor.change(place::apply(&[])?, options(OnFailure::Keep), None)?;
+        place.executor.follow_until(job, |seen| {
+            let is_step = |kind: &EventKind| matches!(kind, EventKind::Progress { package: Some(_), .. });
+            seen.ended().is_some() || seen.events.iter().filter(|event| is_step(&event.kind)).count() >= step
+        })?;
+        place.executor.kill_all(&["apt-get"])?;
+        let seen = place.executor.ended(job)?;
+        let check = place.root.exec(&["apt-get", "-qq", "check"])?;
+        ensure!(check.success(), "killed at step {step}: {}{}\n{seen:#?}", check.stdout, check.stderr);
+        place
+            .must(place::install(&["lp-bulk-40"])?, Outcome::Applied)
+            .with_context(|| format!("after apt was killed at step {step}: {seen:#?}"))?;
+    }
     Ok(())
 }
 

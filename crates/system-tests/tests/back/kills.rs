@@ -134,6 +134,7 @@ fn settled(
         on_failure: OnFailure::Group,
         is_rollback,
         rebuilt: Vec::new(),
+        marked: Vec::new(),
     };
     judge(&place.root, &case)
         .with_context(|| format!("--- log\n{}\n--- remarks\n{}", seen.log(), place.executor.remarks()))?;
