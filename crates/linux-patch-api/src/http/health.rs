@@ -13,8 +13,11 @@ use super::{
 };
 use crate::{certificates::expiry, checkpoint::Trouble};
 
-/// Below this share of free space a file system is too full.
+/// Below this share of free space a file system is too full, unless [`AMPLE_BYTES`] are free.
 const LEAST_FREE_PERCENT: u64 = 5;
+
+/// So much is room enough for state and trail, however small a share of a large disk it is.
+const AMPLE_BYTES: u64 = 4 << 30;
 
 /// Below this many free bytes a file system is too full, whatever their share.
 const LEAST_FREE_BYTES: u64 = 64 << 20;
@@ -253,11 +256,17 @@ fn space(path: &Path) -> Result<String, String> {
     let total = stat.f_blocks.saturating_mul(stat.f_frsize).max(1);
     let percent = free.saturating_mul(100) / total;
     let said = format!("{} has {} MiB ({percent} %) free", path.display(), free >> 20);
-    if free < LEAST_FREE_BYTES || percent < LEAST_FREE_PERCENT {
+    if is_too_full(free, total) {
         Err(format!("{said}; make room"))
     } else {
         Ok(said)
     }
+}
+
+/// Whether so many free bytes of a file system are too few.
+fn is_too_full(free: u64, total: u64) -> bool {
+    let percent = free.saturating_mul(100) / total.max(1);
+    free < LEAST_FREE_BYTES || (percent < LEAST_FREE_PERCENT && free < AMPLE_BYTES)
 }
 
 /// One thing that expires.
@@ -318,5 +327,21 @@ fn crl(certificates: &Certificates, now: Timestamp) -> Part {
             Ok("the revocation list is in force; it does not say when the next is due".to_owned()),
         ),
         (None, Some(problem)) => part("crl", Weight::Attention, Err(problem.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_too_full;
+
+    #[test]
+    fn a_small_share_of_a_large_disk_is_room_enough() {
+        const GIB: u64 = 1 << 30;
+        assert!(!is_too_full(10 * GIB, 2000 * GIB));
+        assert!(is_too_full(3 * GIB, 100 * GIB));
+        assert!(!is_too_full(5 * GIB, 100 * GIB));
+        assert!(!is_too_full(GIB / 8, GIB), "an eighth of a small one");
+        assert!(is_too_full(GIB / 20, GIB), "below what is needed at all");
+        assert!(is_too_full(0, 0), "a file system that says nothing");
     }
 }
