@@ -84,7 +84,8 @@ impl From<&Requester> for Caller {
     fn from(requester: &Requester) -> Self {
         Self {
             identity: Some(requester.identity.clone()),
-            fingerprint: Some(requester.fingerprint.clone()),
+            // What the agent does by itself is nobody's certificate's.
+            fingerprint: Some(requester.fingerprint.clone()).filter(|print| !print.is_empty()),
             address: requester.address.parse().ok(),
             request_id: Some(requester.request_id),
         }
@@ -215,6 +216,11 @@ pub enum AuditKind {
     },
     /// Something else about the host changed: a reboot, a hold, a clock.
     SystemChanged {
+        /// What, as a sentence.
+        what: String,
+    },
+    /// What the agent's own scheduler decided: that it patches now, or why not.
+    PolicyDecided {
         /// What, as a sentence.
         what: String,
     },

@@ -38,6 +38,7 @@ impl AuditKind {
             Self::JobEnded { .. } => ("job_ended", "6e704245a4ff41e3a7949b80dcb0b82e"),
             Self::PackageChanged { .. } => ("package_changed", "de1b1471320a48eab7a788d106762832"),
             Self::SystemChanged { .. } => ("system_changed", "4350cc1721e54f21acd552a09ddbef12"),
+            Self::PolicyDecided { .. } => ("policy_decided", "ed9b3e5f62eb408f908b8887de29f50a"),
             Self::ConfigChanged { .. } => ("config_changed", "9ed89eddd6844325b600e6129ec04ece"),
             Self::ConfigRefused { .. } => ("config_refused", "627bf3225fac4cb6a34acb115ee347dd"),
             Self::CertificateChanged { .. } => ("certificate_changed", "a930d55d954540f3ae889fe46f2c7a8c"),
@@ -91,6 +92,7 @@ impl AuditKind {
             | Self::JobAccepted { .. }
             | Self::JobEnded { .. }
             | Self::PackageChanged { .. }
+            | Self::PolicyDecided { .. }
             | Self::ServiceStopped { .. }
             | Self::Checkpoint { .. }
             | Self::TrailPruned { .. }
@@ -156,6 +158,7 @@ impl AuditKind {
                 write!(f, "{} -> {}: {result} (job {job_id})", version(old_version), version(new_version))
             }
             Self::SystemChanged { what } => write!(f, "system changed: {what}"),
+            Self::PolicyDecided { what } => write!(f, "policy: {what}"),
             Self::ConfigChanged { diff } => {
                 write!(f, "config reload: the changed configuration is in effect: {diff}")
             }
@@ -327,6 +330,7 @@ mod tests {
             (ended(JobStatus::Timeout, None, None), Low, "timeout"),
             (package, Info, "openssl:amd64 none 3.0"),
             (K::SystemChanged { what: text() }, Medium, "system"),
+            (K::PolicyDecided { what: text() }, Info, "policy"),
             (K::ConfigChanged { diff: text() }, Medium, "config reload"),
             (K::ConfigRefused { error: text() }, Medium, "config reload refused"),
             (K::CertificateChanged { role, sha256: text(), expires: Some(at) }, Medium, "certificate"),
@@ -389,7 +393,7 @@ mod tests {
             ids.insert(event.kind.message_id());
             assert_eq!(event.kind.message_id().len(), 32);
         }
-        assert_eq!((ids.len(), names.len()), (31, 31));
+        assert_eq!((ids.len(), names.len()), (32, 32));
         let newer =
             r#"{"at":"1970-01-01T00:00:00Z","priority":"low","event":"brand_new","x":1,"message":"m"}"#;
         assert_eq!(serde_json::from_str::<AuditEvent>(newer).unwrap().kind, AuditKind::Unknown);

@@ -128,7 +128,7 @@ pub fn reboot_state(root: &Path, database: &Database) -> RebootState {
     let running = kernel_release(root);
     let banner = kernel_file(root, "proc/version").unwrap_or_default();
     reasons.extend(newer_kernel(&running, &banner, database));
-    RebootState { pending_reboot: !reasons.is_empty(), reasons, packages }
+    RebootState { pending_reboot: !reasons.is_empty(), reasons, packages, ..RebootState::default() }
 }
 
 /// Why another kernel than the running one should run: a newer release of the same flavour is installed, or the package

@@ -208,16 +208,16 @@ impl Timer {
         slot + self.jitter
     }
 
-    /// The latest that it can have fired last before an instant.
+    /// The latest that it can have fired last before an instant: in its very minute, a moment before.
     fn last_before(&self, at: i64) -> i64 {
         match &self.times {
-            Times::Every(_) => at - 1,
+            Times::Every(_) => at,
             Times::Daily(times) => {
                 let fired = |day: i64| times.iter().map(move |time| day * DAY + time);
                 let late_days = self.jitter / DAY + 1;
                 let day = at.div_euclid(DAY);
-                let slots = (day - late_days - 1..=day).flat_map(fired).filter(|slot| *slot < at);
-                slots.map(|slot| (slot + self.jitter).min(at - 1)).max().unwrap_or(at - 1)
+                let slots = (day - late_days - 1..=day).flat_map(fired).filter(|slot| *slot <= at);
+                slots.map(|slot| (slot + self.jitter).min(at)).max().unwrap_or(at)
             }
         }
     }
@@ -293,6 +293,53 @@ pub struct Apt {
     pub upgrade_timer: Option<Timer>,
 }
 
+/// How long it takes at most with the distribution's own tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delay {
+    /// From the publication until the lists are fetched that know of the fix.
+    pub lists: SignedDuration,
+    /// From then until it is installed.
+    pub upgrade: SignedDuration,
+}
+
+impl Delay {
+    /// Both together.
+    #[must_use]
+    pub fn total(self) -> SignedDuration {
+        self.lists.saturating_add(self.upgrade)
+    }
+}
+
+/// The longest time for `apt-daily` and `unattended-upgrades` in its two parts; none if nothing is ever installed. See
+/// [`apt`], which also says why.
+#[must_use]
+pub fn apt_delay(settings: &Apt) -> Option<Delay> {
+    let is_off = !settings.is_enabled || [settings.update, settings.upgrade].contains(&Interval::Never);
+    let (update_timer, upgrade_timer) = (settings.update_timer.as_ref()?, settings.upgrade_timer.as_ref()?);
+    if is_off {
+        return None;
+    }
+    let stages = update_timer.starts().into_iter().map(|start| {
+        let earliest = match settings.update {
+            Interval::Days(days) => (start.div_euclid(DAY) + days) * DAY,
+            _ => start + 1,
+        };
+        let fetched = update_timer.latest(earliest);
+        // What is due in the very minute may have come a moment before.
+        let earliest = match settings.upgrade {
+            Interval::Days(days) => {
+                let last = upgrade_timer.last_before(fetched).div_euclid(DAY);
+                (fetched + 1).max((last + days) * DAY)
+            }
+            _ => fetched + 1,
+        };
+        (upgrade_timer.latest(earliest) - start, fetched - start)
+    });
+    let (worst, fetched) = stages.max()?;
+    let minutes = SignedDuration::from_mins;
+    Some(Delay { lists: minutes(fetched), upgrade: minutes(worst - fetched) })
+}
+
 /// The longest time for `apt-daily` and `unattended-upgrades`: a fix is published just after the indexes were fetched, those are
 /// fetched again as late as the timer and the stamp allow, and installing comes as late as they allow after that.
 #[must_use]
@@ -311,35 +358,19 @@ pub fn apt(settings: &Apt) -> Promise {
     if settings.upgrade == Interval::Never {
         return never("APT::Periodic::Unattended-Upgrade is 0");
     }
-    let stages = update_timer.starts().into_iter().map(|start| {
-        let earliest = match settings.update {
-            Interval::Days(days) => (start.div_euclid(DAY) + days) * DAY,
-            _ => start + 1,
-        };
-        let fetched = update_timer.latest(earliest);
-        let earliest = match settings.upgrade {
-            Interval::Days(days) => {
-                let last = upgrade_timer.last_before(fetched).div_euclid(DAY);
-                fetched.max((last + days) * DAY)
-            }
-            _ => fetched,
-        };
-        (upgrade_timer.latest(earliest) - start, fetched - start)
-    });
-    let Some((worst, fetched)) = stages.max() else { return never("apt-daily.timer never fires") };
-    let hours = |minutes: i64| Hours(SignedDuration::from_mins(minutes));
+    let Some(delay) = apt_delay(settings) else { return never("apt-daily.timer never fires") };
     Promise {
-        worst: Some(SignedDuration::from_mins(worst)),
+        worst: Some(delay.total()),
         steps: vec![
             format!(
                 "the package lists are fetched {}, {update_timer}, so a fix that comes just after that is seen up to {} later",
                 settings.update,
-                hours(fetched)
+                Hours(delay.lists)
             ),
             format!(
                 "unattended-upgrades runs {}, {upgrade_timer}, up to {} after that",
                 settings.upgrade,
-                hours(worst - fetched)
+                Hours(delay.upgrade)
             ),
         ],
     }
@@ -422,8 +453,9 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("once a calendar day, at 06:00, 18:00 and up to 12 h later"), "{text}");
-        // Without the stamps: from 18:00 to 18:00, by the firing of 6:00 that is 12 h late, and 7:00.
-        assert_eq!(worst(&debian("always", "always")), Some((24 + 13) * 60));
+        // Without the stamps: from 6:00 to 6:00, by the firing of 18:00 that is 12 h late, a moment after the other timer fired;
+        // and 7:00 on the day after.
+        assert_eq!(worst(&debian("always", "always")), Some((24 + 25) * 60));
         assert_eq!(worst(&debian("7", "1")), Some((7 * 24 + 18 + 13) * 60));
         assert!(apt(&debian("7", "1")).to_string().contains("8 days 7 h"));
     }
@@ -446,7 +478,19 @@ mod tests {
             upgrade_timer: Timer::every(360, 60),
             ..debian("always", "always")
         };
-        assert_eq!(worst(&every), Some(14 * 60 - 1));
+        assert_eq!(worst(&every), Some(14 * 60));
+    }
+
+    #[test]
+    fn what_is_due_in_the_same_minute_came_a_moment_before() {
+        for how in ["1", "always"] {
+            let tie = Apt {
+                update_timer: timer("*-*-* 5:00", 60),
+                upgrade_timer: timer("*-*-* 6:00", 0),
+                ..debian(how, how)
+            };
+            assert_eq!(worst(&tie), Some(49 * 60), "{how}");
+        }
     }
 
     #[test]
@@ -511,7 +555,10 @@ mod tests {
     fn the_agents_own_schedule_is_judged() {
         let from: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let judged = |window: &Window| {
-            agent(&Schedule { window, spread: SignedDuration::from_mins(20), host: b"host" }, from)
+            agent(
+                &Schedule { window, spread: SignedDuration::from_mins(20), host: b"host", catch_up: true },
+                from,
+            )
         };
         let daily = judged(&Window::simple("*", "2", "0", "60").unwrap());
         assert!(daily.is_kept() && daily.worst == Some(SignedDuration::from_hours(24)), "{daily}");
@@ -610,7 +657,7 @@ mod tests {
                 if before < 5 * DAY {
                     continue;
                 }
-                if let Some(installed) = upgrades.iter().find(|at| **at >= seen) {
+                if let Some(installed) = upgrades.iter().find(|at| **at > seen) {
                     prop_assert!(installed - before <= most, "{} > {most}: {settings:?}", installed - before);
                 }
             }

@@ -2,7 +2,8 @@
 //!
 //! Each opening of the window has one run, a while after its beginning: how long is fixed for each host, so that a fleet
 //! spreads over time. A run that failed is tried again within the same opening, less and less often. An opening that went by
-//! without a run, since the host was off, is made up for in the next one, without the wait.
+//! without a run, since the host was off, is made up for in the next one, after a quarter of the wait. Where a host's turn goes
+//! by while nothing may begin, in a pause for one, the wait counts from the end of that: the fleet must not begin all at once.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -14,6 +15,9 @@ const FIRST_WAIT: SignedDuration = SignedDuration::from_mins(15);
 /// The longest wait after a failure.
 const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(6);
 
+/// The window where none is declared: a rule and a duration in minutes. It is always open, and begins anew every six hours.
+pub const EVERY_SIX_HOURS: (&str, u32) = ("FREQ=DAILY;BYHOUR=0,6,12,18", 360);
+
 /// When a host patches itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule<'a> {
@@ -23,6 +27,8 @@ pub struct Schedule<'a> {
     pub spread: SignedDuration,
     /// What is this host's own and stays, such as the bytes of its machine id.
     pub host: &'a [u8],
+    /// Whether an opening that went by without a run is made up for in the next one, after a quarter of the wait.
+    pub catch_up: bool,
 }
 
 /// What was done.
@@ -36,6 +42,9 @@ pub struct Past {
     pub failures: u32,
     /// Nothing is due before, if somebody said so.
     pub paused_until: Option<Timestamp>,
+    /// Since when nothing has kept a run from beginning: when the program started, or a pause ended. What is to come counts as
+    /// now.
+    pub ready: Timestamp,
 }
 
 /// Why a run is due.
@@ -74,16 +83,16 @@ impl Schedule<'_> {
     /// When the next run is due.
     #[must_use]
     pub fn due(&self, past: &Past, now: Timestamp) -> Due {
-        // A clock that was set back must not keep anything from being done.
-        let last = past.last_attempt.map(|last| last.min(now));
+        // A clock that was set back must not keep anything from being done: what is to come has not been.
+        let last = past.last_attempt.filter(|last| *last <= now);
         let from = past.paused_until.map_or(now, |paused| paused.max(now));
         let present = self.window.open_at(from).and_then(|opening| {
-            let (at, why) = self.run_in(opening, last, past)?;
+            let (at, why) = self.run_in(opening, last, past, now)?;
             Some((opening, at.max(from), why)).filter(|(opening, at, _)| *at < opening.ends)
         });
         let found = present.or_else(|| {
             let opening = self.window.next_after(from)?;
-            let (at, why) = self.run_in(opening, last, past)?;
+            let (at, why) = self.run_in(opening, last, past, now)?;
             Some((opening, at.max(from), why))
         });
         match found {
@@ -96,7 +105,12 @@ impl Schedule<'_> {
     /// How long this host waits after an opening's beginning.
     #[must_use]
     pub fn delay(&self) -> SignedDuration {
-        let most = self.spread.min(self.window.duration() / 2).as_secs();
+        self.delay_within(self.spread, self.window.duration())
+    }
+
+    /// How long it waits where so much of an opening is left.
+    fn delay_within(&self, spread: SignedDuration, left: SignedDuration) -> SignedDuration {
+        let most = spread.min(left / 2).as_secs();
         let Some(choices) = u64::try_from(most).ok().and_then(|most| most.checked_add(1)) else {
             return SignedDuration::ZERO;
         };
@@ -104,20 +118,34 @@ impl Schedule<'_> {
     }
 
     /// When the run of an opening is due, if one is.
-    fn run_in(&self, opening: Opening, last: Option<Timestamp>, past: &Past) -> Option<(Timestamp, Why)> {
+    fn run_in(
+        &self,
+        opening: Opening,
+        last: Option<Timestamp>,
+        past: &Past,
+        now: Timestamp,
+    ) -> Option<(Timestamp, Why)> {
         match last {
             Some(last) if last >= opening.begins => {
                 let at = last.checked_add(wait(past.failures)?).ok()?;
                 Some((at, Why::Retry))
             }
             _ => {
-                let known = last.unwrap_or(past.since);
+                let known = last.map_or(past.since, |last| last.max(past.since));
                 let first = self.window.next_after(known)?;
-                if first.begins < opening.begins {
-                    Some((opening.begins, Why::MissedOpening))
+                let (spread, why) = if self.catch_up && first.begins < opening.begins {
+                    (self.spread / 4, Why::MissedOpening)
                 } else {
-                    Some((opening.begins.checked_add(self.delay()).ok()?, Why::Opening))
-                }
+                    (self.spread, Why::Opening)
+                };
+                let turn = |from: Timestamp| {
+                    from.checked_add(self.delay_within(spread, opening.ends.duration_since(from))).ok()
+                };
+                let at = turn(opening.begins)?;
+                let free = past.ready.max(past.since).min(now);
+                let free = past.paused_until.map_or(free, |until| until.max(free));
+                // One that was there in time keeps its turn.
+                if at < free && free < opening.ends { Some((turn(free)?, why)) } else { Some((at, why)) }
             }
         }
     }
@@ -155,11 +183,17 @@ mod tests {
     }
 
     fn schedule(window: &Window) -> Schedule<'_> {
-        Schedule { window, spread: SignedDuration::from_mins(60), host: b"0123456789abcdef" }
+        Schedule { window, spread: SignedDuration::from_mins(60), host: b"0123456789abcdef", catch_up: true }
     }
 
     fn past() -> Past {
-        Past { since: at("2026-01-01T00:00:00Z"), last_attempt: None, failures: 0, paused_until: None }
+        Past {
+            since: at("2026-01-01T00:00:00Z"),
+            last_attempt: None,
+            failures: 0,
+            paused_until: None,
+            ready: at("2026-01-01T00:00:00Z"),
+        }
     }
 
     #[test]
@@ -179,23 +213,29 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_is_made_up_for_without_the_wait() {
+    fn what_was_missed_is_made_up_for_after_a_quarter_of_the_wait() {
         let window = window();
         let schedule = schedule(&window);
         let done = Past { last_attempt: Some(at("2026-01-01T02:30:00Z")), ..past() };
         // The host was off on the second night: at the next opening, or at once within one.
         let begins = at("2026-01-03T02:00:00Z");
+        let quarter = Schedule { spread: schedule.spread / 4, ..schedule }.delay();
         assert_eq!(
             schedule.due(&done, at("2026-01-02T12:00:00Z")),
-            Due::At { at: begins, why: Why::MissedOpening }
+            Due::At { at: begins + quarter, why: Why::MissedOpening }
         );
         let until = at("2026-01-03T06:00:00Z");
         let late = at("2026-01-03T05:59:00Z");
         assert_eq!(schedule.due(&done, late), Due::Now { why: Why::MissedOpening, until });
         // What was before the schedule is not missed.
-        let new = Past { since: at("2026-01-03T01:00:00Z"), ..past() };
-        let Due::At { at, why } = schedule.due(&new, begins) else { panic!("not yet") };
-        assert_eq!((at, why), (begins + schedule.delay(), Why::Opening));
+        for last_attempt in [None, done.last_attempt] {
+            let new = Past { since: at("2026-01-03T01:00:00Z"), last_attempt, ..past() };
+            let Due::At { at, why } = schedule.due(&new, begins) else { panic!("not yet") };
+            assert_eq!((at, why), (begins + schedule.delay(), Why::Opening));
+        }
+        // Nor does it count where nobody wants it made up for.
+        let patient = Schedule { catch_up: false, ..schedule };
+        assert_eq!(patient.due(&done, begins), Due::At { at: begins + schedule.delay(), why: Why::Opening });
     }
 
     #[test]
@@ -222,14 +262,15 @@ mod tests {
         let window = window();
         let schedule = schedule(&window);
         let paused = |until| Past { paused_until: Some(at(until)), ..past() };
-        let begins = at("2026-01-01T04:00:00Z");
+        let turn = at("2026-01-01T04:00:00Z") + schedule.delay();
         let now = at("2026-01-01T03:30:00Z");
-        assert_eq!(
-            schedule.due(&paused("2026-01-01T04:00:00Z"), now),
-            Due::At { at: begins, why: Why::Opening }
-        );
+        let due = Due::At { at: turn, why: Why::Opening };
+        for now in [now, at("2026-01-01T04:00:00Z")] {
+            assert_eq!(schedule.due(&paused("2026-01-01T04:00:00Z"), now), due);
+        }
         let later = schedule.due(&paused("2026-01-01T12:00:00Z"), now);
-        assert_eq!(later, Due::At { at: at("2026-01-02T02:00:00Z"), why: Why::MissedOpening });
+        let quarter = Schedule { spread: schedule.spread / 4, ..schedule }.delay();
+        assert_eq!(later, Due::At { at: at("2026-01-02T02:00:00Z") + quarter, why: Why::MissedOpening });
     }
 
     #[test]
@@ -244,24 +285,84 @@ mod tests {
     }
 
     #[test]
+    fn a_fleet_that_is_let_go_within_an_opening_does_not_begin_all_at_once() {
+        let window = window();
+        // Hosts come up, a pause ends, or the mode is switched on; with an opening that was missed, and without.
+        let ready = at("2026-01-03T04:00:00Z");
+        let up = Past { ready, ..past() };
+        for (past, catch_up) in [
+            (up, true),
+            (up, false),
+            (Past { paused_until: Some(ready), ..past() }, true),
+            (Past { since: ready, ..past() }, true),
+        ] {
+            let turns: std::collections::BTreeSet<_> = (0..200_u32)
+                .map(|number| {
+                    let host = format!("{number:032x}");
+                    let schedule = Schedule { host: host.as_bytes(), catch_up, ..schedule(&window) };
+                    match schedule.due(&past, ready) {
+                        Due::At { at, .. } => at,
+                        Due::Now { .. } => ready,
+                        Due::Never => panic!("never"),
+                    }
+                })
+                .collect();
+            assert!(turns.len() > 100, "{past:?} {}", turns.len());
+            assert!(turns.iter().all(|at| *at < ready + SignedDuration::from_hours(1)));
+        }
+        // However little is left, it is in time.
+        let late = Past { ready: at("2026-01-03T05:59:00Z"), ..past() };
+        let Due::At { at: turn, .. } = schedule(&window).due(&late, late.ready) else { panic!("at once") };
+        assert!(turn < at("2026-01-03T05:59:31Z"), "{turn}");
+    }
+
+    #[test]
     fn hosts_spread_evenly() {
         let window = window();
         let mut hours = [0; 4];
         for number in 0..4000_u32 {
             let host = format!("{number:032x}");
-            let schedule =
-                Schedule { spread: SignedDuration::from_mins(120), host: host.as_bytes(), window: &window };
+            let schedule = Schedule {
+                spread: SignedDuration::from_mins(120),
+                host: host.as_bytes(),
+                ..schedule(&window)
+            };
             hours[usize::try_from(schedule.delay().as_mins() / 30).unwrap().min(3)] += 1;
         }
         assert!(hours.iter().all(|count| (800..1200).contains(count)), "{hours:?}");
     }
 
     proptest! {
+        /// Wherever a clock that was ahead has left the last attempt: each opening that comes has its run.
+        #[test]
+        fn an_attempt_in_the_future_keeps_nothing_from_being_done(ahead in 1..100_000_000_i64, failures in 0..4_u32, catch_up: bool) {
+            let window = window();
+            let schedule = Schedule { catch_up, ..schedule(&window) };
+            let mut now = at("2026-01-01T12:00:00Z");
+            let past = Past { last_attempt: Some(now + SignedDuration::from_secs(ahead)), failures, ..past() };
+            for _ in 0..4 {
+                if past.last_attempt.is_some_and(|last| last <= now) {
+                    break;
+                }
+                if let Due::At { at, .. } = schedule.due(&past, now) {
+                    prop_assert!(at > now && at.duration_since(now) < SignedDuration::from_hours(24));
+                    // By then the time of the attempt may have come, which then counts.
+                    if past.last_attempt.is_some_and(|last| last <= at) {
+                        break;
+                    }
+                    now = at;
+                }
+                let is_now = matches!(schedule.due(&past, now), Due::Now { .. });
+                prop_assert!(is_now, "{now}");
+                now += SignedDuration::from_hours(20);
+            }
+        }
+
         /// Whoever runs whenever it is due runs within openings alone, and in each of them.
         #[test]
         fn every_opening_has_a_run(spread in 0..400_i64, host: [u8; 16], outcomes in prop::collection::vec(any::<bool>(), 40)) {
             let window = window();
-            let schedule = Schedule { window: &window, spread: SignedDuration::from_mins(spread), host: &host };
+            let schedule = Schedule { window: &window, spread: SignedDuration::from_mins(spread), host: &host, catch_up: true };
             let mut past = past();
             let mut now = past.since;
             let mut nights = std::collections::BTreeSet::new();

@@ -63,6 +63,25 @@ pub struct Opening {
     pub ends: Timestamp,
 }
 
+/// A window as configuration files write it: a rule, or days of the week with a time.
+#[derive(Debug, Clone)]
+pub struct Declared<'a> {
+    /// A recurrence rule.
+    pub rule: Option<&'a str>,
+    /// Days such as `Mon-Fri`, in place of a rule.
+    pub days: Option<&'a str>,
+    /// The hour on those days.
+    pub hour: Option<u8>,
+    /// The minute; 0 if absent.
+    pub minute: Option<u8>,
+    /// How long it lasts, in minutes.
+    pub minutes: u32,
+    /// The first day on which a rule may open it.
+    pub start: Option<Date>,
+    /// The time zone of all that.
+    pub zone: TimeZone,
+}
+
 /// A maintenance window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
@@ -96,6 +115,33 @@ impl Window {
     pub fn simple(days: &str, hour: &str, minute: &str, duration: &str) -> Result<Self, WindowError> {
         let (rule, duration) = simple::parse(days, hour, minute, duration)?;
         Self::new(rule, duration, "DURATION", TimeZone::UTC)
+    }
+
+    /// A window from what a configuration file has.
+    ///
+    /// # Errors
+    /// When it is neither a rule nor days with an hour, or both, or one of them is not understood.
+    pub fn from_declared(declared: Declared<'_>) -> Result<Self, WindowError> {
+        let Declared { rule, days, hour, minute, minutes, start, zone } = declared;
+        match (rule, days) {
+            (Some(rule), None) if hour.is_none() && minute.is_none() => {
+                Self::from_rule(rule, minutes, start, zone)
+            }
+            (Some(_), None) => {
+                Err(WindowError::new("rule", "its hours are BYHOUR and BYMINUTE; remove `hour` and `minute`"))
+            }
+            (None, Some(_)) if start.is_some() => {
+                Err(WindowError::new("start", "only a `rule` counts from a day; remove it"))
+            }
+            (None, Some(days)) => {
+                let hour =
+                    hour.ok_or_else(|| WindowError::new("hour", "it is missing; write one from 0 to 23"))?;
+                let (hour, minute) = (hour.to_string(), minute.unwrap_or(0).to_string());
+                let simple = Self::simple(days, &hour, &minute, &minutes.to_string())?;
+                Ok(Self { zone, ..simple })
+            }
+            _ => Err(WindowError::new("window", "write either `rule`, or `days` with `hour`")),
+        }
     }
 
     fn new(rule: Rule, minutes: u32, part: &str, zone: TimeZone) -> Result<Self, WindowError> {

@@ -1,8 +1,8 @@
 //! What dpkg, apt and the host's files say.
 
-use std::{cmp::Ordering, path::PathBuf, sync::LazyLock};
+use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::LazyLock};
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use patch_apply::apt::status_fd as progress;
 use patch_backends::{
     apt::{
@@ -11,7 +11,13 @@ use patch_backends::{
     },
     system,
 };
-use patch_types::{PackageName, plan::Origin};
+use patch_policy::compliance as judging;
+use patch_types::{
+    PackageName,
+    compliance::{Evidence as Seen, InVersion, LoggedChange, Observations},
+    plan::Origin,
+    stale::StaleReport,
+};
 
 use crate::text;
 
@@ -174,4 +180,60 @@ pub fn host_facts(bytes: &[u8]) {
     let _ = system::parse_os_release(&all);
     let _ = system::newer_kernel(all.lines().next().unwrap_or_default(), &all, &INVENTORY.database);
     let _ = history::last_end(&all, &TimeZone::UTC);
+}
+
+/// The logs of dpkg, apt and unattended-upgrades, and the date of a `Release`.
+pub fn logs(bytes: &[u8]) {
+    let mut changes = apt::logs::dpkg(bytes, &TimeZone::UTC);
+    apt::logs::attribute(&mut changes, &apt::logs::history(bytes, &TimeZone::UTC));
+    for change in changes {
+        let line = serde_json::to_string(&change).expect("it can be written");
+        assert_eq!(serde_json::from_str::<LoggedChange>(&line).ok().as_ref(), Some(&change));
+    }
+    for run in apt::logs::unattended(bytes, &TimeZone::UTC) {
+        assert!(run.began <= run.ended, "{run:?}");
+        let shown = run.problems.iter().chain(&run.packages);
+        assert!(!shown.flat_map(|text| text.chars()).any(char::is_control), "{run:?}");
+    }
+    let _ = apt::fixes::date(&text(bytes));
+    let files: Vec<String> = text(bytes).lines().map(str::to_owned).collect();
+    let _ = apt::fixes::held_by(&StaleReport::default(), &files, &[]);
+}
+
+/// What the agent remembers of fixes, as root reads it: whatever stands there, the report is made.
+pub fn compliance(bytes: &[u8]) {
+    let Ok(seen) = serde_json::from_slice::<Observations>(bytes) else { return };
+    let installed: Vec<InVersion> = seen
+        .fixes
+        .iter()
+        .map(|fix| InVersion {
+            name: fix.name.clone(),
+            architecture: fix.architecture.clone(),
+            version: fix.version.clone(),
+        })
+        .collect();
+    let evidence = Seen::default();
+    for now in [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX] {
+        let look = judging::Look {
+            now,
+            compare: order::compare,
+            installed: &installed,
+            archives: &BTreeMap::new(),
+            offers: &[],
+            jobs: &[],
+            evidence: Some(&evidence),
+        };
+        let after = judging::observe(seen.clone(), &look);
+        let known = judging::Known {
+            now,
+            promise: SignedDuration::from_hours(24),
+            compare: order::compare,
+            causes: &BTreeMap::new(),
+            evidence: Some(&evidence),
+            not_known: &[],
+            cannot_tell: None,
+        };
+        let report = judging::report(&after, &known);
+        assert_eq!(report.summary.fixes, report.fixes.len());
+    }
 }

@@ -9,7 +9,9 @@ mod door;
 mod root;
 mod running;
 
-pub use apt::{apt_indexes, classify, dpkg_status, host_facts, policy, solver, status_fd, versions};
+pub use apt::{
+    apt_indexes, classify, compliance, dpkg_status, host_facts, logs, policy, solver, status_fd, versions,
+};
 pub use door::{allow_list, bodies, certificates, config, http, revocation};
 pub use root::{archive, argv, audit, ceiling, events, frames, hook, journal, names, way_back};
 pub use running::stale;
@@ -44,6 +46,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("versions", versions),
     ("host_facts", host_facts),
     ("stale", stale),
+    ("logs", logs),
+    ("compliance", compliance),
 ];
 
 /// The bytes as text, wherever the caller of a parser makes text of them.

@@ -11,6 +11,8 @@ use crate::{
     name::{Architecture, PackageName, PackageVersion},
     operation::PackageSpec,
     plan::{Origin, Plan, PlanHash},
+    policy::PolicyMode,
+    reboot::{QueuedReboot, RebootObstacle},
     rollback::{OnFailure, WayBack, WentBack},
 };
 
@@ -315,6 +317,8 @@ pub enum CauseKind {
     Broken,
     /// The indexes are old: there may be updates that this host has not heard of.
     StaleIndexes,
+    /// Root has frozen this host, or does not allow patching through the agent.
+    Frozen,
     /// Nothing: the next run applies it.
     Ready,
 }
@@ -409,8 +413,20 @@ pub struct SystemInfo {
     pub uptime_seconds: u64,
 }
 
-/// Answer to `GET /system/reboot`.
+/// When a host may reboot by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RebootWindow {
+    /// Until when the window is open; null if it is closed.
+    pub open_until: Option<Timestamp>,
+    /// When it opens next; null if it never does.
+    pub next: Option<Timestamp>,
+    /// Why nothing looks after it, if so; null if its timer runs.
+    pub timer_off: Option<String>,
+}
+
+/// Answer to `GET /system/reboot`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RebootState {
     /// Whether a reboot is due.
@@ -419,6 +435,19 @@ pub struct RebootState {
     pub reasons: Vec<String>,
     /// The packages that asked for it, where they left their names.
     pub packages: Vec<String>,
+    /// The reboot window; null if none is declared, and the host never reboots by itself, or if it cannot be asked (`against` says
+    /// so: `unknown`).
+    #[serde(default)]
+    pub window: Option<RebootWindow>,
+    /// The reboots that were asked for and have not come yet.
+    #[serde(default)]
+    pub queued: Vec<QueuedReboot>,
+    /// What stands against a reboot at this moment, each of it; nothing if the host would reboot with the next look.
+    #[serde(default)]
+    pub against: Vec<RebootObstacle>,
+    /// How far a reboot has come that is under way: `preparing`, `rebooting` or `undoing`.
+    #[serde(default)]
+    pub phase: Option<String>,
 }
 
 /// Body of `POST /system/reboot`.
@@ -426,12 +455,14 @@ pub struct RebootState {
 #[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RebootRequest {
-    /// Wait this long first, in seconds.
+    /// Not before so many seconds have passed, 604800 at most.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 604800))]
     pub delay_seconds: Option<u64>,
-    /// Why, for the audit trail.
+    /// Why, in one line, for the audit trail; needed with `force`.
     #[cfg_attr(feature = "openapi", schema(max_length = 1000))]
     pub reason: Option<String>,
-    /// Override the window and running jobs.
+    /// Now, whatever the reboot window says; never while packages are being changed or somebody holds a shutdown up. Without
+    /// it the reboot is queued for the window.
     pub force: bool,
 }
 
@@ -529,9 +560,10 @@ pub struct ApplyRequest {
     pub security_only: bool,
     /// Not these packages.
     pub exclude: Vec<PackageName>,
-    /// Queue a reboot for the window if one is needed.
+    /// Queue a reboot for the reboot window if the changes ask for one. Never outside the window.
     pub allow_reboot: bool,
-    /// How long after the job that reboot may come, in minutes.
+    /// That reboot does not come before so many minutes after the job, 10080 at most; with `allow_reboot` alone.
+    #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 10080))]
     pub reboot_delay_minutes: Option<u32>,
     /// Allow removals.
     pub allow_removals: bool,
@@ -557,7 +589,7 @@ pub struct RollbackRequest {
     pub force: bool,
 }
 
-/// Who asked for a job.
+/// Who asked for a job. For what the agent does by itself the identity is `policy`, and fingerprint and address are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Requester {
@@ -585,13 +617,25 @@ pub struct LogLine {
     pub line: String,
 }
 
+/// What became of `allow_reboot`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FollowingReboot {
+    /// Whether the job's changes ask for a reboot.
+    pub needed: bool,
+    /// The job that reboots the host in its window; null if none was queued.
+    pub job_id: Option<JobId>,
+    /// Why, or why not.
+    pub message: String,
+}
+
 /// A job, as `GET /jobs/{id}`, the list (without log, plan and results) and the WebSocket show it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Job {
     /// Its id.
     pub job_id: JobId,
-    /// `install`, `update`, `remove`, `hold`, `apply_patches`, `refresh`, `rollback`.
+    /// `install`, `update`, `remove`, `hold`, `apply_patches`, `refresh`, `rollback`, `reboot`.
     pub kind: String,
     /// Where it stands.
     pub status: JobStatus,
@@ -643,6 +687,12 @@ pub struct Job {
     /// sentence in place of each list that is not empty.
     #[serde(default)]
     pub went_back: Option<WentBack>,
+    /// When a reboot that waits may come: when the reboot window opens, or its delay is over; null otherwise.
+    #[serde(default)]
+    pub scheduled_for: Option<Timestamp>,
+    /// What became of `allow_reboot`; null if it was not asked for, and until the job has ended.
+    #[serde(default)]
+    pub reboot: Option<FollowingReboot>,
     /// The number of its last event.
     pub last_seq: u64,
 }
@@ -787,6 +837,42 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
+/// A run of the agent's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PolicyRun {
+    /// Its job; null if none was accepted.
+    pub job_id: Option<JobId>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended; null while it runs.
+    pub ended_at: Option<Timestamp>,
+    /// Where its job stands, or how it ended.
+    pub status: Option<JobStatus>,
+    /// What it did, once it has ended.
+    pub outcome: Option<Outcome>,
+    /// Why it did not end as it should.
+    pub error: Option<String>,
+}
+
+/// What the agent does by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PolicyState {
+    /// `policy.mode`.
+    pub mode: PolicyMode,
+    /// What was decided last and why: one sentence.
+    pub decision: String,
+    /// When it patches next unless something changes; null if that cannot be told.
+    pub next_run: Option<Timestamp>,
+    /// The run that is at work, or the last one.
+    pub last_run: Option<PolicyRun>,
+    /// When a run last ended well.
+    pub last_success: Option<Timestamp>,
+    /// How many runs have failed since.
+    pub failures: u32,
+}
+
 /// Answer to `GET /health`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -809,6 +895,9 @@ pub struct Health {
     pub certificate_expires: Option<Timestamp>,
     /// When the CA's certificate expires.
     pub ca_expires: Option<Timestamp>,
+    /// What the agent does by itself; null from an agent that does not say.
+    #[serde(default)]
+    pub policy: Option<PolicyState>,
     /// The last record of the audit trail: its number and hash.
     pub audit_head: Option<AuditHead>,
 }

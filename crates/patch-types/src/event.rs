@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{PackageDetail, PatchSet, ServiceList, WhyNot},
+    compliance::Evidence,
     error::ErrorDetail,
     job::{JobStatus, Outcome, Phase},
     name::{Architecture, PackageName, PackageVersion},
     plan::{Action, Plan},
+    reboot::WindowStatus,
     rollback::{WayBack, WentBack},
 };
 
@@ -82,6 +84,10 @@ pub enum QueryResult {
     WhyNot(WhyNot),
     /// Answer to [`crate::Query::Services`].
     Services(ServiceList),
+    /// Answer to [`crate::Query::RebootWindow`].
+    RebootWindow(WindowStatus),
+    /// Answer to [`crate::Query::Evidence`].
+    Evidence(Box<Evidence>),
     /// Answer to a dry run.
     Plan(Plan),
 }
@@ -155,6 +161,11 @@ pub enum EventKind {
         /// Until when.
         until: Timestamp,
     },
+    /// A reboot waits.
+    Scheduled {
+        /// Until when: when the window opens, or the delay is over; none if that is not known.
+        until: Option<Timestamp>,
+    },
     /// Something was taken back, or should have been.
     WentBack {
         /// What came of it.
@@ -184,6 +195,7 @@ mod tests {
             EventKind::Accepted,
             EventKind::Phase { phase: Phase::Applying },
             EventKind::Waiting { holder: None },
+            EventKind::Scheduled { until: Some(Timestamp::UNIX_EPOCH) },
             EventKind::Progress { percent: 7, package: Some("aa".into()), message: "Unpacking".into() },
             EventKind::Log { stream: LogStream::Output, line: "a\u{1b}\"line\"".into() },
             EventKind::Ended(Box::new(Ended {

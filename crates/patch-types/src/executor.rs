@@ -59,6 +59,9 @@ pub const CHECKPOINT_HEAD: &str = "var/lib/linux_patch_executor/checkpoint.json"
 /// alone, below the root prefix.
 pub const CHECKPOINT_HEADS: &str = "var/lib/linux_patch_executor/checkpoint-heads.jsonl";
 
+/// Restarts that wait for the window, below the root: one file a service, by its name.
+pub const RESTARTS_DIR: &str = "var/lib/linux_patch_executor/restarts";
+
 /// The root side's own record, root's alone, below the root prefix.
 pub const RECORD: &str = "var/lib/linux_patch_executor/record.jsonl";
 

@@ -97,6 +97,10 @@ pub enum Phase {
     Confirming,
     /// Going back to the recorded set.
     RollingBack,
+    /// A reboot waits for the reboot window, or for its delay; nothing has been done yet.
+    Waiting,
+    /// The host reboots, or has rebooted and comes up; the job cannot be cancelled any more.
+    Rebooting,
 }
 
 impl Phase {
@@ -111,13 +115,15 @@ impl Phase {
             Self::Verifying => "verifying",
             Self::Confirming => "confirming",
             Self::RollingBack => "rolling_back",
+            Self::Waiting => "waiting",
+            Self::Rebooting => "rebooting",
         }
     }
 
-    /// Whether a job in this phase can be cancelled without touching the package database.
+    /// Whether a job in this phase can be cancelled without leaving anything half done.
     #[must_use]
     pub fn is_cancellable(self) -> bool {
-        matches!(self, Self::Planning | Self::Downloading)
+        matches!(self, Self::Planning | Self::Downloading | Self::Waiting)
     }
 }
 

@@ -4,6 +4,7 @@
 //! option, hold a path or reach a shell. There is no IO, no clock and no runtime in this crate.
 
 pub mod api;
+pub mod compliance;
 pub mod error;
 pub mod event;
 pub mod executor;
@@ -12,6 +13,8 @@ pub mod name;
 pub mod notifications;
 pub mod operation;
 pub mod plan;
+pub mod policy;
+pub mod reboot;
 pub mod rollback;
 pub mod settings;
 pub mod stale;

@@ -1,10 +1,12 @@
 //! Operations: what may be asked of the root side. Every field is validated by its type or by [`Operation::check`].
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     job::JobId,
     name::{PackageName, PackageVersion},
+    reboot::{MAX_DELAY_SECONDS, MAX_REASON},
 };
 
 /// The most packages that one request may name.
@@ -106,6 +108,47 @@ pub struct Rollback {
     pub force: bool,
 }
 
+/// Reboot the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reboot {
+    /// Not before so many seconds have passed, at most [`MAX_DELAY_SECONDS`].
+    #[serde(default)]
+    pub delay_seconds: u64,
+    /// Why; an order that waits for no window needs a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Now, whatever the window says; otherwise it waits for the window.
+    #[serde(default)]
+    pub force: bool,
+    /// The kernel's id of the boot in which it was asked for, as the agent fills it in. In another one it is fulfilled, however
+    /// long it took to hand it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
+    /// When it was asked for, as the agent fills it in: the delay counts from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+}
+
+impl Reboot {
+    fn check(&self) -> Result<(), OperationError> {
+        if self.delay_seconds > MAX_DELAY_SECONDS {
+            return Err(OperationError::Delay(self.delay_seconds));
+        }
+        if self
+            .reason
+            .as_ref()
+            .is_some_and(|reason| reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control))
+        {
+            return Err(OperationError::Reason);
+        }
+        if self.force && self.reason.as_ref().is_none_or(|reason| reason.trim().is_empty()) {
+            return Err(OperationError::NoReason);
+        }
+        Ok(())
+    }
+}
+
 /// A change of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -124,6 +167,8 @@ pub enum Operation {
     ApplyPatches(ApplyPatches),
     /// See [`Rollback`].
     Rollback(Rollback),
+    /// See [`Reboot`].
+    Reboot(Reboot),
 }
 
 /// An operation that no type could refuse but that makes no sense.
@@ -141,6 +186,15 @@ pub enum OperationError {
     /// A package is both wanted and excluded.
     #[error("package {0} is both named and excluded")]
     Excluded(PackageName),
+    /// A reboot is put off for longer than [`MAX_DELAY_SECONDS`].
+    #[error("delay_seconds is {0}; at most {MAX_DELAY_SECONDS} are possible")]
+    Delay(u64),
+    /// The reason for a reboot is too long, or more than a line.
+    #[error("reason has more than {MAX_REASON} characters, or characters that are none of a line")]
+    Reason,
+    /// A reboot outside the window has no reason.
+    #[error("a reboot with `force` needs a reason; say why the host cannot wait for its window")]
+    NoReason,
 }
 
 impl Operation {
@@ -155,6 +209,7 @@ impl Operation {
             Self::Hold(_) => "hold",
             Self::ApplyPatches(_) => "apply_patches",
             Self::Rollback(_) => "rollback",
+            Self::Reboot(_) => "reboot",
         }
     }
 
@@ -178,6 +233,7 @@ impl Operation {
                     None => Ok(()),
                 }
             }
+            Self::Reboot(reboot) => reboot.check(),
             Self::Refresh | Self::Update(_) | Self::Remove(_) | Self::Hold(_) | Self::Rollback(_) => Ok(()),
         }
     }
@@ -214,6 +270,15 @@ pub enum Query {
     },
     /// Units, their state, and processes that run replaced code: [`crate::api::ServiceList`].
     Services,
+    /// The reboot window, what is queued for it and what stands against a reboot: [`crate::reboot::WindowStatus`].
+    RebootWindow,
+    /// What root sees of memory and logs: [`crate::compliance::Evidence`].
+    Evidence {
+        /// Of which packages it is to be told what still runs their old code; not more than [`MAX_PACKAGES`] are looked at.
+        packages: Vec<PackageName>,
+        /// From when on the logs matter.
+        since: jiff::Timestamp,
+    },
 }
 
 #[cfg(test)]
@@ -237,6 +302,30 @@ mod tests {
         let both =
             ApplyPatches { packages: vec![name("aa")], exclude: vec![name("aa")], ..Default::default() };
         assert_eq!(Operation::ApplyPatches(both).check(), Err(OperationError::Excluded(name("aa"))));
+    }
+
+    #[test]
+    fn a_reboot_that_waits_for_no_window_needs_a_reason() {
+        let reboot = |force, reason: Option<&str>, delay_seconds| {
+            Operation::Reboot(Reboot {
+                delay_seconds,
+                reason: reason.map(str::to_owned),
+                force,
+                ..Reboot::default()
+            })
+            .check()
+        };
+        assert_eq!(reboot(false, None, 0), Ok(()));
+        assert_eq!(reboot(true, Some("the disk is replaced"), MAX_DELAY_SECONDS), Ok(()));
+        assert_eq!(reboot(true, None, 0), Err(OperationError::NoReason));
+        assert_eq!(reboot(true, Some("  "), 0), Err(OperationError::NoReason));
+        assert_eq!(
+            reboot(false, None, MAX_DELAY_SECONDS + 1),
+            Err(OperationError::Delay(MAX_DELAY_SECONDS + 1))
+        );
+        assert_eq!(reboot(false, Some("a\nb"), 0), Err(OperationError::Reason));
+        assert_eq!(reboot(false, Some(&"ä".repeat(MAX_REASON + 1)), 0), Err(OperationError::Reason));
+        assert_eq!(reboot(false, Some(&"ä".repeat(MAX_REASON)), 0), Ok(()));
     }
 
     #[test]

@@ -42,6 +42,93 @@ fn outside(value: u32, least: u32, most: u32) -> Option<String> {
     (!(least..=most).contains(&value)).then(|| format!("{value} is not between {least} and {most}"))
 }
 
+/// `policy.restart:`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    /// Whether anything is restarted at all.
+    pub mode: RestartMode,
+    /// The services that are, such as `nginx.service`. What is not named is never restarted, whatever it is.
+    pub services: Vec<String>,
+    /// When.
+    pub when: RestartTime,
+}
+
+/// What becomes of services that still run old code after a change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartMode {
+    /// They are listed, and a person restarts them.
+    #[default]
+    List,
+    /// Those that are named are restarted.
+    Restart,
+}
+
+/// When the named services are restarted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartTime {
+    /// As soon as the packages are changed.
+    #[default]
+    AtOnce,
+    /// While the reboot window is open. Until then packages' own scripts do not restart them either.
+    InWindow,
+}
+
+/// The most services that may be named.
+const MAX_RESTARTED: usize = 200;
+
+/// The agent's own service.
+const AGENT: &str = "linux-patch-api.service";
+
+impl Restart {
+    /// The services whose restarts wait for the window.
+    #[must_use]
+    pub fn waiting(&self) -> &[String] {
+        match (self.mode, self.when) {
+            (RestartMode::Restart, RestartTime::InWindow) => &self.services,
+            _ => &[],
+        }
+    }
+
+    /// What is not acceptable: each key, and one sentence.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems: Vec<String> = self.services.iter().filter_map(|name| not_restarted(name)).collect();
+        if self.services.len() > MAX_RESTARTED {
+            problems.push(format!("more than {MAX_RESTARTED} services are named"));
+        }
+        if self.when == RestartTime::InWindow && self.services.iter().any(|name| name == AGENT) {
+            problems.push(format!(
+                "{AGENT} cannot wait for the window: an upgrade of it is proven by the new one; take it out of the list, its \
+                 package restarts it"
+            ));
+        }
+        if self.mode == RestartMode::Restart && self.services.is_empty() {
+            problems.push(
+                "no service is named, so none would be restarted; name some, or write mode: list".into(),
+            );
+        }
+        problems.into_iter().map(|problem| ("policy.restart.services", problem)).collect()
+    }
+}
+
+/// Why a service cannot be named for being restarted.
+fn not_restarted(name: &str) -> Option<String> {
+    let is_template = name.ends_with("@.service");
+    if !is_unit_name(name) || !name.ends_with(".service") || is_template {
+        return Some(format!(
+            "{name:?} is not the name of a service, such as nginx.service or postgresql@15-main.service"
+        ));
+    }
+    if ["dbus.service", "dbus-broker.service"].contains(&name) {
+        return Some(format!("{name} cannot be restarted while the host is in use; it takes a reboot"));
+    }
+    name.starts_with("linux-patch-executor")
+        .then(|| format!("{name} carries the changes out and ends by itself"))
+}
+
 /// One of `health_checks:`, which must hold after a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
@@ -255,6 +342,31 @@ mod tests {
             let problems = bad.problems().join("; ");
             assert!(problems.contains(word), "{bad}: {problems:?}");
         }
+        let restart = |names: &[&str]| Restart {
+            mode: RestartMode::Restart,
+            services: names.iter().map(ToString::to_string).collect(),
+            when: RestartTime::InWindow,
+        };
+        assert!(restart(&["nginx.service", "postgresql@15-main.service"]).problems().is_empty());
+        assert_eq!(restart(&["a.service"]).waiting(), ["a.service"]);
+        assert!(Restart { when: RestartTime::AtOnce, ..restart(&["a.service"]) }.waiting().is_empty());
+        assert!(Restart { mode: RestartMode::List, ..restart(&["a.service"]) }.waiting().is_empty());
+        for (names, word) in [
+            (&["nginx"][..], "nginx.service"),
+            (&["getty@.service"], "is not the name"),
+            (&["a'b.service"], "is not the name"),
+            (&["x.timer"], "is not the name"),
+            (&["dbus.service"], "reboot"),
+            (&["linux-patch-executor@1.service"], "ends by itself"),
+            (&["linux-patch-api.service"], "cannot wait"),
+            (&[], "name some"),
+        ] {
+            let problems = restart(names).problems();
+            assert!(problems.iter().any(|(_, problem)| problem.contains(word)), "{names:?}: {problems:?}");
+        }
+        let own = restart(&["linux-patch-api.service"]);
+        assert!(Restart { when: RestartTime::AtOnce, ..own }.problems().is_empty());
+        assert!(Restart::default().problems().is_empty());
         let rollback = Rollback { keep_mib: 63, keep_days: 0, ..Rollback::default() };
         assert_eq!(rollback.problems().len(), 2);
         assert!(Rollback::default().problems().is_empty());

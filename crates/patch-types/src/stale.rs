@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::job::JobId;
 
 /// What runs code that has been replaced on disk: processes by what they belong to, the kernel, and the processors'
 /// microcode.
@@ -151,6 +154,24 @@ impl fmt::Display for Owner {
             Self::Process { uid } => write!(f, "processes of user {uid}"),
         }
     }
+}
+
+/// The restart of a service that waits for the window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRestart {
+    /// The service.
+    pub unit: String,
+    /// The job after which it is due.
+    pub job: JobId,
+    /// When it became so.
+    pub since: Timestamp,
+    /// The boot in which that was: another one has started the service anew.
+    pub boot: String,
+    /// Then, in microseconds of the kernel's clock that is never set: what was started later runs new code.
+    pub monotonic_us: u64,
+    /// Whether its package's scripts wanted to restart it and were kept from it. Then it is due also if it is not seen to
+    /// run old code.
+    pub held_back: bool,
 }
 
 /// What brings the new code into memory.

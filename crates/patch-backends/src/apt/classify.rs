@@ -33,7 +33,8 @@ impl From<&Operation> for OperationKind {
             Operation::Update(_) => Self::Update,
             Operation::Remove(_) => Self::Remove,
             Operation::Hold(_) => Self::Hold,
-            Operation::ApplyPatches(_) | Operation::Rollback(_) => Self::ApplyPatches,
+            // A reboot runs no package manager.
+            Operation::ApplyPatches(_) | Operation::Rollback(_) | Operation::Reboot(_) => Self::ApplyPatches,
         }
     }
 }

@@ -97,6 +97,12 @@ pub struct Indexes {
 }
 
 impl Indexes {
+    /// Nothing yet, of the given packages (names without architecture), for [`add`](Self::add).
+    #[must_use]
+    pub fn of<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
+        Self { names: names.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
     /// Reads what the indexes below `root` say of the given packages (names without architecture). A file that cannot
     /// be used is named in [`skipped`](Self::skipped), and the others are read all the same.
     ///
@@ -270,6 +276,10 @@ pub struct ListFile {
     pub origin: Origin,
     /// The suffix of its compression, such as `lz4`; none for plain text.
     pub compression: Option<&'static str>,
+    /// The beginning of the names of the archive's files; empty if it has no `Release`.
+    pub archive: String,
+    /// The `Date` of that, as it stands.
+    pub date: String,
 }
 
 /// The index files below a root, by name. A directory that does not exist holds none.
@@ -309,7 +319,10 @@ pub fn list_files(root: &Path) -> Result<Vec<ListFile>, ReadError> {
                 Some((prefix, release)) => release.component(component(&base[prefix.len()..]), &site),
                 None => Release::default().component("", &site),
             };
-            Some(ListFile { path: directory.join(name), origin, compression })
+            let (archive, date) = release
+                .map(|(prefix, release)| ((*prefix).to_owned(), release.date.clone()))
+                .unwrap_or_default();
+            Some(ListFile { path: directory.join(name), origin, compression, archive, date })
         })
         .collect())
 }

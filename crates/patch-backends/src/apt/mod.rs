@@ -6,6 +6,7 @@
 //! | [`info`] | what dpkg keeps beside it: file lists, conffiles, maintainer scripts |
 //! | [`extended_states`] | apt's marks of automatic installation |
 //! | [`release`], [`indexes`] | what the archives offer, and who they are |
+//! | [`fixes`], [`logs`] | which security fixes concern the host; what came of them |
 //! | [`simulate`], [`policy`] | what apt's solver and policy printed |
 //! | [`versions`], [`relations`] | version order; dependencies |
 //! | [`mod@classify`] | what a failed run means |
@@ -19,10 +20,12 @@ pub mod classify;
 pub mod deb822;
 pub mod detail;
 pub mod extended_states;
+pub mod fixes;
 pub mod groups;
 pub mod history;
 pub mod indexes;
 pub mod info;
+pub mod logs;
 pub mod patches;
 pub mod plan;
 pub mod policy;

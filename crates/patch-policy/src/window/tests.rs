@@ -451,3 +451,38 @@ proptest! {
         let _ = Window::simple(&text, &text, &text, &text);
     }
 }
+
+#[test]
+fn what_is_written_is_a_rule_or_days_and_not_both() {
+    let none = || Declared {
+        rule: None,
+        days: None,
+        hour: None,
+        minute: None,
+        minutes: 60,
+        start: None,
+        zone: TimeZone::UTC,
+    };
+    let days = Window::from_declared(Declared { days: Some("Mon-Fri"), hour: Some(2), ..none() }).unwrap();
+    assert_eq!(days, Window::simple("Mon-Fri", "2", "0", "60").unwrap());
+    let zone = TimeZone::fixed(jiff::tz::offset(2));
+    let there =
+        Window::from_declared(Declared { days: Some("*"), hour: Some(2), zone: zone.clone(), ..none() })
+            .unwrap();
+    let begins = there.next_after("2026-01-01T12:00:00Z".parse().unwrap()).unwrap().begins;
+    assert_eq!((begins.to_string().as_str(), there.zone()), ("2026-01-02T00:00:00Z", &zone));
+    let rule = Some("FREQ=DAILY;BYHOUR=2");
+    assert!(Window::from_declared(Declared { rule, ..none() }).is_ok());
+    let start = "2026-01-01".parse().ok();
+    for (bad, part) in [
+        (none(), "window"),
+        (Declared { rule, days: Some("*"), ..none() }, "window"),
+        (Declared { rule, hour: Some(2), ..none() }, "rule"),
+        (Declared { days: Some("*"), ..none() }, "hour"),
+        (Declared { days: Some("*"), hour: Some(2), start, ..none() }, "start"),
+        (Declared { days: Some("*"), hour: Some(24), ..none() }, "HOUR"),
+        (Declared { rule, minutes: 0, ..none() }, "duration_minutes"),
+    ] {
+        assert_eq!(Window::from_declared(bad.clone()).unwrap_err().part(), part, "{bad:?}");
+    }
+}
