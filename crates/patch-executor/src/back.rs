@@ -41,6 +41,7 @@ use crate::{
     paths::Paths,
     protect, solver, stop,
     tool::{self, Care, Progress, Run, RunEnd},
+    turn::Turn,
     verdict,
 };
 
@@ -377,7 +378,7 @@ impl Change<'_> {
     }
 
     /// Goes back, and says what came of it.
-    pub(crate) fn go_back(&mut self, plan: Plan, mut back: Back) -> Result<State, Stop> {
+    pub(crate) fn go_back(&mut self, turn: &Turn, plan: Plan, mut back: Back) -> Result<State, Stop> {
         self.release_ballast();
         let directory = journal::way_back(&self.paths.journal(back.source));
         let mut snapshot = match Snapshot::load(&directory) {
@@ -406,6 +407,8 @@ impl Change<'_> {
                 return Ok(State::Planning);
             }
         }
+        let may_refuse = is_asked_for && back.attempts == 0 && !self.resumed;
+        self.hold_restarts_going_back(turn, &plan, back.source, may_refuse)?;
         self.hold_shutdown_up();
         let mut proof = None;
         for _ in 0..TRIES {

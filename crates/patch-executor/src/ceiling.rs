@@ -39,6 +39,8 @@ enum Kind {
     ApplyPatches,
     Refresh,
     Rollback,
+    Reboot,
+    ForcedReboot,
 }
 
 impl Kind {
@@ -51,6 +53,8 @@ impl Kind {
             Operation::ApplyPatches(_) => Self::ApplyPatches,
             Operation::Refresh => Self::Refresh,
             Operation::Rollback(_) => Self::Rollback,
+            Operation::Reboot(reboot) if reboot.force => Self::ForcedReboot,
+            Operation::Reboot(_) => Self::Reboot,
         }
     }
 }
@@ -217,7 +221,7 @@ impl Ceiling {
             let message = format!(
                 "this host does not allow {} through the agent; nothing was changed. What it allows stands under \
                  operations in /{FILE}, which only root can change",
-                operation.kind()
+                if kind == Kind::ForcedReboot { "forced_reboot" } else { operation.kind() }
             );
             return Err(ErrorDetail::new(ErrorCode::AuthzForbidden, message)
                 .with("operation", operation.kind())

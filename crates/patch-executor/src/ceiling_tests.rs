@@ -1,6 +1,6 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use patch_types::operation::{Hold, Rollback};
+use patch_types::operation::{Hold, Reboot, Rollback};
 
 use super::*;
 
@@ -109,6 +109,21 @@ fn only_the_operations_that_are_named_are_admitted() {
 }
 
 #[test]
+fn root_may_forbid_reboots_or_orders_alone() {
+    let reboot = |force| Operation::Reboot(Reboot { reason: Some("x".into()), force, ..Reboot::default() });
+    let queued_alone = Place::with("operations: [reboot]\n").load().unwrap();
+    queued_alone.admits(&reboot(false)).unwrap();
+    let error = queued_alone.admits(&reboot(true)).unwrap_err();
+    assert!(error.code == ErrorCode::AuthzForbidden && error.message.contains("forced_reboot"), "{error}");
+    let none = Place::with("operations: [install]\n").load().unwrap();
+    assert!(none.admits(&reboot(false)).is_err() && none.admits(&reboot(true)).is_err());
+    let place = Place::new();
+    place.load().unwrap().admits(&reboot(true)).unwrap();
+    fs::write(place.path(FREEZE), "").unwrap();
+    assert!(place.load().unwrap().admits(&reboot(true)).is_err());
+}
+
+#[test]
 fn new_versions_come_from_allowed_origins_only() {
     let place = Place::with("origins:\n  - {origin: Debian, suite: stable}\n  - {site: packages.internal}\n");
     place.check(change(Action::Upgrade, "3", Some("stable"))).unwrap();
@@ -196,7 +211,7 @@ fn the_sample_is_valid_and_limits_nothing_until_it_is_edited() {
     let edited: String =
         sample.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
     let limits = parse(&edited).unwrap();
-    assert_eq!(limits.operations.unwrap().len(), 7);
+    assert_eq!(limits.operations.unwrap().len(), 9);
     assert_eq!((limits.origins.unwrap().len(), limits.protected.len()), (2, 2));
     assert!(limits.freeze_file.is_some());
 }

@@ -40,7 +40,7 @@ use crate::{
     hook,
     journal::{Claim, Journal, State, ToolEnd},
     paths::Paths,
-    prune, record,
+    prune, record, restarts,
     settings::Settings,
     settle,
     shutdown::Shutdown,
@@ -171,7 +171,7 @@ pub(crate) struct Change<'a> {
     pub(crate) deadline: Instant,
     pub(crate) settings: Settings,
     /// Whether those are what is configured.
-    knows_settings: bool,
+    pub(crate) knows_settings: bool,
     /// The archives of what is installed now, and packages that lose files to new ones.
     pub(crate) archives: BTreeMap<PackageKey, Kept>,
     pub(crate) neighbours: Vec<PackageKey>,
@@ -189,6 +189,8 @@ pub(crate) struct Change<'a> {
     pub(crate) last_rest: usize,
     /// Whether a shutdown of the host is held up.
     pub(crate) shutdown: Shutdown,
+    /// Whether it was said that restarts are not held back.
+    pub(crate) is_told_of_restarts: bool,
 }
 
 impl<'a> Change<'a> {
@@ -210,18 +212,35 @@ impl<'a> Change<'a> {
             resumed,
             last_rest: usize::MAX,
             shutdown: Shutdown::default(),
+            is_told_of_restarts: false,
         }
     }
 
     fn begin(&mut self) -> Result<Box<Ended>, Stop> {
-        let _turn = self.take_turn()?;
+        let turn = self.take_turn()?;
+        restarts::sweep_in_turn(self.paths.root(), &turn);
+        let ended = self.begin_in_turn(&turn);
+        self.leave_turn(turn, &ended);
+        ended
+    }
+
+    fn begin_in_turn(&mut self, turn: &Turn) -> Result<Box<Ended>, Stop> {
         prune::fetched(self.paths);
         self.settings = Settings::load(self.paths.root())?;
         self.deadline = Instant::now() + Duration::from_secs(self.journal.record.limits.timeout_seconds);
         let state = if self.refresh_is_due() { State::Refreshing } else { State::Planning };
-        let ended = self.run_to_end(state);
+        let ended = self.run_to_end(state, turn);
         self.tidy(&ended);
         ended
+    }
+
+    /// Before anybody else has the turn.
+    fn leave_turn(&mut self, turn: Turn, ended: &Result<Box<Ended>, Stop>) {
+        // One that is taken up again later may still have scripts at work.
+        if !matches!(ended, Err(Stop::Suspended)) {
+            self.let_restarts(&turn);
+        }
+        drop(turn);
     }
 
     fn take_up(&mut self) -> Result<Box<Ended>, Stop> {
@@ -236,6 +255,12 @@ impl<'a> Change<'a> {
         let turn = turn.map_err(|error| later("the turn cannot be waited for", &error))?;
         let Some(mut turn) = turn else { return Err(Stop::Suspended) };
         turn.claim(self.journal.record.id).map_err(|error| later("the turn cannot be taken", &error))?;
+        let ended = self.take_up_in_turn(&turn);
+        self.leave_turn(turn, &ended);
+        ended
+    }
+
+    fn take_up_in_turn(&mut self, turn: &Turn) -> Result<Box<Ended>, Stop> {
         // Something may have outlived the one that died, and what it left is half-changed.
         if !matches!(self.journal.record.state, State::Confirming { .. }) {
             self.hold_shutdown_up();
@@ -276,7 +301,7 @@ impl<'a> Change<'a> {
             | State::GoingBack { plan, .. } => Some(plan.clone()),
             _ => None,
         };
-        let ended = self.run_to_end(state);
+        let ended = self.run_to_end(state, turn);
         if let Some(plan) = plan
             && ended.is_ok()
             && findings(self.paths.root()).is_ok_and(|findings| findings.is_empty())
@@ -333,39 +358,44 @@ impl<'a> Change<'a> {
         }
     }
 
-    fn run_to_end(&mut self, mut state: State) -> Result<Box<Ended>, Stop> {
+    fn run_to_end(&mut self, mut state: State, turn: &Turn) -> Result<Box<Ended>, Stop> {
         loop {
             self.let_shutdown_in(&state);
+            self.let_restarts_in(turn, &state);
             if let State::Ended { ended } = state {
                 return Ok(ended);
             }
             if !matches!(state, State::GoingBack { .. }) || self.journal.record.state != state {
                 self.enter(&state)?;
             }
-            state = self.step(state)?;
+            state = self.step(state, turn)?;
         }
     }
 
-    fn step(&mut self, state: State) -> Result<State, Stop> {
+    fn step(&mut self, state: State, turn: &Turn) -> Result<State, Stop> {
         match state {
             State::Accepted => Ok(State::Planning),
             State::Refreshing => self.refresh(),
             State::Repairing if self.resumed => {
-                let _ = self.configure_pending();
+                let _ = self.configure_pending(turn);
                 Err(Stop::End(settle::unchanged(
                     "while it finished what an earlier run had left; nothing of its own was begun",
                 )))
             }
-            State::Repairing => self.repair(),
+            State::Repairing => self.repair(turn),
             State::Planning => self.plan(),
             State::Downloading { plan, auto } => self.download(plan, auto),
             State::Snapshotting { plan, auto } => self.snapshot(plan, auto),
-            State::Applying { plan, auto, .. } if self.resumed => self.look_what_is_left(plan, &auto),
-            State::Applying { plan, auto, only } => self.apply(plan, auto, only.as_deref()),
+            State::Applying { plan, auto, .. } if self.resumed => self.look_what_is_left(turn, plan, &auto),
+            State::Applying { plan, auto, only } => self.apply(turn, plan, auto, only.as_deref()),
             State::Verifying { plan, tool } => self.verify(plan, tool),
             State::Confirming { plan, tool, until, clock } => self.confirm(plan, &tool, until, clock),
-            State::GoingBack { plan, back } => self.go_back(plan, back),
+            State::GoingBack { plan, back } => self.go_back(turn, plan, back),
             State::Ended { ended } => Ok(State::Ended { ended }),
+            State::Rebooting { .. } => {
+                let message = "a reboot is no change of packages";
+                Err(ErrorDetail::new(ErrorCode::SystemRebootError, message).into())
+            }
         }
     }
 
@@ -645,13 +675,15 @@ impl<'a> Change<'a> {
     }
 
     /// Finishes what an earlier run left. What cannot be finished is apt's to judge.
-    fn repair(&mut self) -> Result<State, Stop> {
+    fn repair(&mut self, turn: &Turn) -> Result<State, Stop> {
         self.repaired = true;
-        self.configure_pending()?;
+        self.configure_pending(turn)?;
         Ok(State::Planning)
     }
 
-    fn configure_pending(&mut self) -> Result<ToolEnd, Stop> {
+    fn configure_pending(&mut self, turn: &Turn) -> Result<ToolEnd, Stop> {
+        let is_first = matches!(self.journal.record.state, State::Repairing) && !self.resumed;
+        self.hold_restarts(turn, None, is_first)?;
         self.hold_shutdown_up();
         let root = self.paths.root();
         let run = Run {
@@ -756,6 +788,7 @@ impl<'a> Change<'a> {
 
     fn apply(
         &mut self,
+        turn: &Turn,
         plan: Plan,
         mut auto: Vec<PackageName>,
         only: Option<&[usize]>,
@@ -776,6 +809,7 @@ impl<'a> Change<'a> {
                 return Ok(State::Planning);
             }
         }
+        self.hold_restarts(turn, Some(&plan), only.is_none())?;
         let automatic = if only.is_some() { self.automatic() } else { BTreeSet::new() };
         let argv: Box<dyn FnOnce(i32) -> argv::Argv> =
             match (&self.journal.record.operation, only, self.task.take()) {
@@ -863,7 +897,7 @@ impl<'a> Change<'a> {
         if tool.code != Some(0) && !tool.timed_out && !findings(&root).unwrap_or_default().is_empty() {
             self.remark("the run failed and left packages unfinished; trying once to finish them");
             // Its result is in the database, which is looked at next.
-            let _ = self.configure_pending();
+            let _ = self.configure_pending(turn);
         }
         restore_marks(&root, &auto, &mut self.events);
         Ok(State::Verifying { plan, tool })
@@ -896,7 +930,7 @@ impl<'a> Change<'a> {
 
     /// After the death of the executor that was applying: finishes what can be finished. The rest is judged as after
     /// any other run.
-    fn look_what_is_left(&mut self, plan: Plan, auto: &[PackageName]) -> Result<State, Stop> {
+    fn look_what_is_left(&mut self, turn: &Turn, plan: Plan, auto: &[PackageName]) -> Result<State, Stop> {
         let root = self.paths.root().to_owned();
         let mut tool = ToolEnd::default();
         // A host that dies of finishing it does so only so often.
@@ -907,7 +941,7 @@ impl<'a> Change<'a> {
         if !again && (unmerged || !findings(&root).unwrap_or_default().is_empty()) {
             self.remark("finishing what was left unpacked or half-configured");
             // The repair's exit code says nothing of the change itself.
-            match self.configure_pending() {
+            match self.configure_pending(turn) {
                 Ok(end) => tool = ToolEnd { output: end.output, failed: end.failed, ..ToolEnd::default() },
                 Err(_) => self.remark("the repair could not be run"),
             }
@@ -1034,7 +1068,76 @@ mod tests {
         os::unix::fs::{MetadataExt as _, symlink},
     };
 
+    use patch_apply::apt::policy_rc::{self, HoldBack};
+    use patch_types::{
+        ChangeOptions, JobId,
+        executor::Limits,
+        settings::{Restart, RestartMode, RestartTime},
+    };
+    use uuid::Uuid;
+
     use super::*;
+
+    /// One change waits for another's turn and is cancelled: what the other has put in place stays.
+    #[test]
+    fn who_never_had_the_turn_takes_nothing_away() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        fs::create_dir_all(root.path().join("usr/sbin")).unwrap();
+        let id = |number| JobId(Uuid::from_u128(number));
+        let place = turn::queue(&paths, id(1)).unwrap();
+        let turn = turn::try_take(&paths, &place).unwrap().unwrap();
+        let held = HoldBack { job: id(1), services: &[], removed: Vec::new() };
+        policy_rc::install(root.path(), &held).unwrap();
+        let dir = paths.journal(id(2));
+        fs::create_dir_all(dir.parent().unwrap()).unwrap();
+        let events = paths.event_file(id(2));
+        fs::create_dir_all(events.parent().unwrap()).unwrap();
+        let limits = Limits { timeout_seconds: 60, lock_wait_seconds: 1 };
+        let create = Journal::create(&dir, id(2), Operation::Refresh, limits, None, ChangeOptions::default());
+        let journal = create.unwrap();
+        journal.request_cancel().unwrap();
+        run(&paths, journal, Events::create(&events).unwrap()).unwrap();
+        assert!(root.path().join(policy_rc::POLICY).exists());
+        drop((turn, place));
+        restarts::sweep(&paths);
+        assert!(!root.path().join(policy_rc::POLICY).exists());
+    }
+
+    /// What was held back is noted however a change ends, and once.
+    #[test]
+    fn what_was_held_back_is_not_forgotten() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        let id = JobId(Uuid::from_u128(3));
+        let dir = paths.journal(id);
+        fs::create_dir_all(dir.parent().unwrap()).unwrap();
+        let path = paths.event_file(id);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let limits = Limits { timeout_seconds: 60, lock_wait_seconds: 1 };
+        let create = Journal::create(&dir, id, Operation::Refresh, limits, None, ChangeOptions::default());
+        let mut change = Change::new(&paths, create.unwrap(), Events::create(&path).unwrap(), false);
+        change.settings.restart = Restart {
+            mode: RestartMode::Restart,
+            services: vec!["a.service".into()],
+            when: RestartTime::InWindow,
+        };
+        fs::write(dir.join(policy_rc::HELD_BACK), "a.service\nb.service\n").unwrap();
+        fs::write(dir.join(policy_rc::STOPPED), "c.service\n").unwrap();
+        let place = turn::queue(&paths, id).unwrap();
+        let turn = turn::try_take(&paths, &place).unwrap().unwrap();
+        change.leave_turn(turn, &Err(Stop::cancelled()));
+        let text = fs::read_to_string(&path).unwrap();
+        for said in
+            ["a.service was kept", "restarted in the window", "restart it yourself", "c.service was stopped"]
+        {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+        assert!(paths.restarts().join("a.service").exists() && !paths.restarts().join("b.service").exists());
+        assert!(!dir.join(policy_rc::HELD_BACK).exists() && !dir.join(policy_rc::STOPPED).exists());
+    }
 
     /// A directory to fetch to with one archive, and one to keep archives in.
     fn fetched() -> (tempfile::TempDir, PathBuf, PathBuf) {

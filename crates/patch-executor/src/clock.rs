@@ -33,6 +33,13 @@ impl Clock {
     }
 }
 
+/// The kernel's clock that is never set, in microseconds, as systemd notes when a unit was started.
+pub(crate) fn monotonic_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    part(time.tv_sec).saturating_mul(1_000_000).saturating_add(part(time.tv_nsec) / 1000)
+}
+
 /// The kernel's name for this boot; empty if it does not say.
 pub(crate) fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()

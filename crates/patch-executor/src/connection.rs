@@ -12,7 +12,9 @@ use nix::unistd::Uid;
 use patch_apply::apt::taken_back;
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobId, Operation,
-    executor::{FrameError, PROTOCOL, Reply, Request, RequestBody, TakenBack, body_length, decode, encode},
+    executor::{
+        FrameError, OnBehalf, PROTOCOL, Reply, Request, RequestBody, TakenBack, body_length, decode, encode,
+    },
     operation::OperationError,
     rollback::MAX_CONFIRM_SECONDS,
 };
@@ -26,7 +28,7 @@ use crate::{
     events::{Events, EventsError},
     journal::{Journal, State},
     paths::{self, Paths},
-    prune, query, record,
+    prune, query, reboot, record,
     record::{Asker, Refused},
     server_key, settle, stop, tool, turn,
 };
@@ -67,6 +69,8 @@ struct RootAlone;
 /// What is begun once the reply is out.
 enum Work {
     Change(Box<Journal>, Events),
+    /// For whom, as people know them.
+    Reboot(Box<Journal>, Events, String),
     Query(query::Asked, Events),
     Settle(JobId),
     /// Sent behind the reply.
@@ -130,6 +134,7 @@ pub(crate) fn serve(paths: &Paths) -> anyhow::Result<()> {
 
     match work {
         Work::Change(journal, events) => change::run(paths, *journal, events)?,
+        Work::Reboot(journal, events, by) => reboot::run(paths, *journal, events, by)?,
         Work::Query(asked, events) => {
             // Each runs a solver: so many at once that memory is short would end whatever else is under way.
             let _slot = if uid.is_root() { None } else { turn::read(paths, stop::is_asked, tool::pause)? };
@@ -270,8 +275,10 @@ fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Repl
                 return Err(LimitTooLarge.into());
             }
             if let Some(seconds) = options.confirm_within {
-                let can_wait =
-                    !matches!(operation, Operation::Rollback(_) | Operation::Hold(_) | Operation::Refresh);
+                let can_wait = !matches!(
+                    operation,
+                    Operation::Rollback(_) | Operation::Hold(_) | Operation::Refresh | Operation::Reboot(_)
+                );
                 if !can_wait || !(1..=MAX_CONFIRM_SECONDS).contains(&seconds) {
                     return Err(NoConfirmation.into());
                 }
@@ -304,6 +311,12 @@ fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Repl
             };
             let mut events = Events::create(&paths.event_file(id))?;
             events.emit_durably(EventKind::Accepted);
+            if matches!(journal.record.operation, Operation::Reboot(_)) {
+                return Ok((
+                    Reply::Accepted,
+                    Work::Reboot(Box::new(journal), events, whom(on_behalf.as_ref())),
+                ));
+            }
             Ok((Reply::Accepted, Work::Change(Box::new(journal), events)))
         }
         RequestBody::Plan { operation } => {
@@ -391,6 +404,13 @@ fn clear(paths: &Paths, versions: TakenBack) -> anyhow::Result<()> {
     }
     back::publish(paths);
     Ok(())
+}
+
+/// Who asks, as people know them; shown and recorded, and never decided by.
+fn whom(on_behalf: Option<&OnBehalf>) -> String {
+    let client = on_behalf.and_then(|on_behalf| Some(on_behalf.client.as_ref()?.identity.as_str()));
+    let name = client.or(on_behalf.and_then(|on_behalf| on_behalf.sudo_user.as_deref())).unwrap_or("root");
+    name.chars().filter(|c| !c.is_control()).take(256).collect()
 }
 
 fn known(paths: &Paths, job: JobId) -> anyhow::Result<Journal> {

@@ -22,11 +22,11 @@ use patch_apply::{apt::argv::Argv, run};
 use patch_types::settings::HealthCheck;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::probe::child;
 use self::{
     net::Listening,
     units::{Unit, Verdict, Was},
 };
+pub(crate) use self::{probe::child, units::is_systemd_running};
 use crate::{clock::boot, services, settings::Settings, stop};
 
 /// How long services may take to come up again after a change.

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use patch_apply::apt::snapshot::PackageKey;
 use patch_types::{
     ChangeOptions, ErrorDetail, JobId, JobStatus, Operation, PackageName, Phase, Plan, PlanHash,
-    event::Ended, executor::Limits,
+    event::Ended, executor::Limits, reboot::RebootOrder,
 };
 use rustix::{
     fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with},
@@ -96,6 +96,19 @@ pub(crate) enum State {
         /// What goes back, and how often that was tried.
         back: Back,
     },
+    /// A reboot was asked for. No package is changed by it.
+    Rebooting {
+        /// As it was left for the reboot window.
+        order: RebootOrder,
+        /// Whether the reboot window has begun to carry it out.
+        taken: bool,
+        /// Whether it was left. Nobody leaves it a second time.
+        #[serde(default)]
+        left: bool,
+        /// The end of the operation, if the order is being taken back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        withdrawing: Option<Box<Ended>>,
+    },
     /// Over.
     Ended {
         /// How.
@@ -161,6 +174,8 @@ impl State {
             Self::Verifying { .. } => Some(Phase::Verifying),
             Self::Confirming { .. } => Some(Phase::Confirming),
             Self::GoingBack { .. } => Some(Phase::RollingBack),
+            Self::Rebooting { taken: false, .. } => Some(Phase::Waiting),
+            Self::Rebooting { taken: true, .. } => Some(Phase::Rebooting),
         }
     }
 }
@@ -305,6 +320,11 @@ impl Journal {
     pub(crate) fn enter(&mut self, state: State) -> io::Result<()> {
         self.record.state = state;
         self.write()
+    }
+
+    /// Whether its end is what a later process finds.
+    pub(crate) fn is_ended_on_disk(&self) -> bool {
+        Self::open(&self.dir).is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. }))
     }
 
     fn write(&self) -> io::Result<()> {

@@ -12,8 +12,8 @@ use nix::unistd::{Gid, Group, Uid, User};
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
     executor::{
-        CHECKPOINT_HEAD, CHECKPOINT_HEADS, CHECKPOINT_KEYS, DAEMON_USER, EVENTS_DIR, RECORD, RootStatus,
-        SOCKET, STATE_DIR, STATUS_FILE,
+        CHECKPOINT_HEAD, CHECKPOINT_HEADS, CHECKPOINT_KEYS, DAEMON_USER, EVENTS_DIR, RECORD, RESTARTS_DIR,
+        RootStatus, SOCKET, STATE_DIR, STATUS_FILE,
     },
 };
 
@@ -77,6 +77,11 @@ impl Paths {
     /// The mark that going back failed and nobody has repaired it yet.
     pub(crate) fn rollback_failed(&self) -> PathBuf {
         self.state().join("rollback_failed.json")
+    }
+
+    /// Where restarts are noted that wait for the window.
+    pub(crate) fn restarts(&self) -> PathBuf {
+        self.root.join(RESTARTS_DIR)
     }
 
     /// The root side's own record.

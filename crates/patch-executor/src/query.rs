@@ -10,10 +10,10 @@ use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
     api::WhyNot,
     event::{Ended, QueryResult},
-    operation::{Install, PackageSpec},
+    operation::{ApplyPatches, Install, MAX_PACKAGES, PackageSpec},
 };
 
-use crate::{back, events::Events, paths::Paths, services, solver};
+use crate::{back, ceiling::Ceiling, events::Events, paths::Paths, reboot, services, solver};
 
 /// What is asked.
 #[derive(Debug)]
@@ -80,6 +80,16 @@ fn answer(paths: &Paths, query: &Query) -> Result<QueryResult, ErrorDetail> {
             facts.why_not(paths, name).map(QueryResult::WhyNot)
         }
         Query::Services => services::list().map(QueryResult::Services),
+        Query::RebootWindow => reboot::window(paths).map(QueryResult::RebootWindow),
+        Query::Evidence { packages, since } => {
+            let inventory = solver::inventory(root)?;
+            let packages = packages.get(..packages.len().min(MAX_PACKAGES)).unwrap_or_default();
+            let mut evidence = apt::fixes::evidence(root, &inventory.database, packages, *since);
+            let patching = Operation::ApplyPatches(ApplyPatches::default());
+            let admitted = Ceiling::load(root).and_then(|ceiling| ceiling.admits(&patching));
+            evidence.frozen = admitted.err().map(|error| error.message);
+            Ok(QueryResult::Evidence(Box::new(evidence)))
+        }
     }
 }
 

@@ -58,8 +58,8 @@ pub(crate) fn list() -> Result<ServiceList, ErrorDetail> {
 }
 
 /// Units with a process that maps a program or library which no longer is on disk, and which ones. What cannot be read
-/// has nothing to say. The time that this takes is bounded, and it is part of a query only: no change waits for it.
-fn stale_units() -> BTreeMap<String, Vec<String>> {
+/// has nothing to say. The time that this takes is bounded.
+pub(crate) fn stale_units() -> BTreeMap<String, Vec<String>> {
     let owners = stale::processes(Path::new("/")).map(|report| report.owners).unwrap_or_default();
     let unit = |owner: StaleOwner| match owner.owner {
         Owner::Unit { name } => Some((name, owner.files)),

@@ -1,4 +1,4 @@
-//! What the root side takes from `config.yaml`: `rollback:`, `health_checks:`, the agent's port and where its key is. The rest of the file
+//! What the root side takes from `config.yaml`: `rollback:`, `health_checks:`, `policy.restart:`, the agent's port and where its key is. The rest of the file
 //! is the daemon's to check.
 //!
 //! The checks' commands run as root, so the file must be root's own.
@@ -12,7 +12,7 @@ use std::{
 
 use patch_types::{
     ErrorCode, ErrorDetail,
-    settings::{HealthCheck, Rollback},
+    settings::{HealthCheck, Restart, Rollback},
 };
 use serde::Deserialize;
 use serde_saphyr::options::MergeKeyPolicy;
@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) rollback: Rollback,
     /// What must hold after a change.
     pub(crate) health_checks: Vec<HealthCheck>,
+    /// Which services are restarted after a change.
+    pub(crate) restart: Restart,
     /// Where the agent listens.
     pub(crate) port: u16,
     /// Where the key of the agent's certificate is, not below the root yet.
@@ -47,6 +49,7 @@ impl Default for Settings {
         Self {
             rollback: Rollback::default(),
             health_checks: Vec::new(),
+            restart: Restart::default(),
             port: DEFAULT_PORT,
             server_key: SERVER_KEY.into(),
         }
@@ -58,8 +61,14 @@ impl Default for Settings {
 struct Sections {
     rollback: Option<Rollback>,
     health_checks: Option<Vec<HealthCheck>>,
+    policy: Option<Policy>,
     server: Option<Server>,
     tls: Option<Tls>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Policy {
+    restart: Option<Restart>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,6 +135,7 @@ impl Settings {
         let settings = Self {
             rollback: sections.rollback.unwrap_or_default(),
             health_checks: sections.health_checks.unwrap_or_default(),
+            restart: sections.policy.and_then(|policy| policy.restart).unwrap_or_default(),
             port: sections.server.and_then(|server| server.port).unwrap_or(DEFAULT_PORT),
             server_key: sections.tls.and_then(|tls| tls.server_key).unwrap_or_else(|| SERVER_KEY.into()),
         };
@@ -135,6 +145,7 @@ impl Settings {
 
     fn problems(&self) -> Vec<String> {
         let rollback = self.rollback.problems().into_iter().map(|(key, problem)| format!("{key}: {problem}"));
+        let restart = self.restart.problems().into_iter().map(|(key, problem)| format!("{key}: {problem}"));
         let checks = self.health_checks.iter().enumerate().flat_map(|(i, check)| {
             check.problems().into_iter().map(move |problem| format!("health_checks[{i}]: {problem}"))
         });
@@ -144,7 +155,7 @@ impl Settings {
         .then(|| {
             format!("tls.server_key: {} is not an absolute path without \"..\"", self.server_key.display())
         });
-        rollback.chain(checks).chain(port).chain(key).collect()
+        rollback.chain(restart).chain(checks).chain(port).chain(key).collect()
     }
 }
 
@@ -195,7 +206,7 @@ mod tests {
     fn the_shipped_sample_equals_the_defaults() {
         let sample = include_str!("../../../packaging/config/config.yaml");
         assert_eq!(parse(sample).unwrap(), Settings::default());
-        for nothing in ["", "# x\n---\n", "rollback:\nserver:\nhealth_checks:\n"] {
+        for nothing in ["", "# x\n---\n", "rollback:\nserver:\nhealth_checks:\npolicy:\n"] {
             assert_eq!(parse(nothing).unwrap(), Settings::default(), "{nothing:?}");
         }
     }
@@ -221,6 +232,9 @@ mod tests {
             ("rollback:\n  auto: yes\n", &["c.yaml:2"][..]),
             ("rollback:\n  aut: true\n", &["c.yaml:2", "aut"]),
             ("rollback: {keep_days: 0}\n", &["rollback.keep_days"]),
+            ("policy: {restart: {mode: restart}}\n", &["policy.restart.services", "name some"]),
+            ("policy: {restart: {services: [nginx]}}\n", &["policy.restart.services", "nginx.service"]),
+            ("policy:\n  mode: agent\n  restart: {mode: always}\n", &["c.yaml:3"]),
             ("server: {port: 0}\n", &["server.port"]),
             ("tls: {server_key: certs/k.pem}\n", &["tls.server_key"]),
             ("tls: {server_key: /etc/../k.pem}\n", &["tls.server_key"]),

@@ -24,7 +24,7 @@ use crate::{
     events::{Events, EventsError},
     journal::{self, Claim, Journal, State},
     paths::Paths,
-    prune, record, turn,
+    prune, reboot, record, restarts, turn,
 };
 
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
@@ -81,6 +81,7 @@ pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
         | State::GoingBack { .. } => {
             return change::resume(paths, journal, events);
         }
+        State::Rebooting { order, .. } => return reboot::resume(paths, journal, events, &order),
     };
     change::finish(paths, &mut journal, &mut events, ended);
     Ok(())
@@ -117,6 +118,13 @@ pub(crate) fn all(paths: &Paths) -> anyhow::Result<()> {
             if matches!(state, State::Confirming { .. }) && hand_over(paths, id).is_ok() {
                 continue;
             }
+            // That may take days, and nobody is to wait for it: if it cannot be handed over, the daemon has it settled.
+            if matches!(state, State::Rebooting { .. }) {
+                if let Err(error) = hand_over(paths, id) {
+                    eprintln!("patch-executor: reboot {id} cannot be watched now: {error:#}");
+                }
+                continue;
+            }
             if let Err(error) = run(paths, id) {
                 failed += 1;
                 eprintln!("patch-executor: {error:#}");
@@ -127,6 +135,9 @@ pub(crate) fn all(paths: &Paths) -> anyhow::Result<()> {
     prune::unfinished(paths);
     // Room that was reserved for going back, if nobody is at work who may need it, or will be.
     let all_settled = failed == 0 && !Journal::all(paths).iter().any(|(id, _)| is_due(paths, *id));
+    if all_settled {
+        restarts::sweep(paths);
+    }
     if all_settled
         && turn::is_free(paths)
         && let Err(error) = ballast::release(paths.root(), &paths.state())
@@ -152,6 +163,7 @@ pub(crate) fn is_due(paths: &Paths, id: JobId) -> bool {
                 | State::Planning
                 | State::Downloading { .. }
                 | State::Snapshotting { .. }
+                | State::Rebooting { .. }
         ),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }

@@ -58,7 +58,7 @@ impl Change<'_> {
 
 /// Whether packages may be half-changed in a state. It is held up from where they first are, which is later than the
 /// state's beginning, up to the end of the last such state.
-fn is_harmed(state: &State) -> bool {
+pub(crate) fn is_harmed(state: &State) -> bool {
     match state {
         State::Repairing | State::Applying { .. } | State::Verifying { .. } | State::GoingBack { .. } => true,
         State::Accepted
@@ -67,6 +67,7 @@ fn is_harmed(state: &State) -> bool {
         | State::Downloading { .. }
         | State::Snapshotting { .. }
         | State::Confirming { .. }
+        | State::Rebooting { .. }
         | State::Ended { .. } => false,
     }
 }

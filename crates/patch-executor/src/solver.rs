@@ -85,6 +85,10 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
             return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() });
         }
         Operation::Hold(hold) => return plan_hold(hold, &inventory),
+        Operation::Reboot(_) => {
+            let message = "a reboot changes no package, so there is nothing to plan";
+            return Err(ErrorDetail::new(ErrorCode::InvalidRequest, message));
+        }
         Operation::Rollback(_) => {
             let message = "undoing a job is planned from its snapshot, not by the solver";
             return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message));

@@ -182,7 +182,7 @@ pub(crate) fn are(packages: &[String]) -> String {
 pub(crate) fn names(operation: &Operation, package: &PackageName) -> bool {
     let same = |name: &PackageName| name.name() == package.name();
     match operation {
-        Operation::Refresh | Operation::Rollback(_) => false,
+        Operation::Refresh | Operation::Rollback(_) | Operation::Reboot(_) => false,
         Operation::Install(install) => install.packages.iter().any(|spec| same(&spec.name)),
         Operation::Update(update) => same(&update.name),
         Operation::Remove(remove) => same(&remove.name),

@@ -45,6 +45,10 @@ impl Change<'_> {
     /// A change of which something stays, if the host is well with it.
     fn checked(&mut self, plan: Plan, tool: ToolEnd, judged: Judged) -> State {
         let is_hold = matches!(self.journal.record.operation, Operation::Hold(_));
+        if !is_hold {
+            // Before the host's health is looked at: what does not come up with the new code is a reason to go back.
+            self.restart_services();
+        }
         if !is_hold
             && self.has_way_back()
             && let Some(error) = self.unhealthy(&plan)
@@ -94,6 +98,8 @@ impl Change<'_> {
     pub(crate) fn conclusion(&mut self, plan: &Plan) -> Result<Box<Ended>, Stop> {
         let tool = ToolEnd::default();
         let judged = self.look(plan, &tool)?;
+        // What was restarted with code that is gone again.
+        self.restart_services();
         self.record_after();
         Ok(verdict::conclude(&self.journal.record, plan, judged, &tool))
     }

@@ -47,7 +47,8 @@ const DPKG_DEB: &str = "/usr/bin/dpkg-deb";
 
 /// The environment of every tool: nothing is inherited.
 ///
-/// `NEEDRESTART_SUSPEND`: its apt hook may restart services, which is not ours to do outside a window.
+/// `NEEDRESTART_SUSPEND`: its apt hook may restart services, which is not ours to do outside a window. `NEEDRESTART_MODE`:
+/// where a script runs it all the same, it only lists.
 pub const ENVIRONMENT: &[(&str, &str)] = &[
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("HOME", "/root"),
@@ -58,6 +59,7 @@ pub const ENVIRONMENT: &[(&str, &str)] = &[
     ("APT_LISTCHANGES_FRONTEND", "none"),
     ("APT_LISTBUGS_FRONTEND", "none"),
     ("NEEDRESTART_SUSPEND", "1"),
+    ("NEEDRESTART_MODE", "l"),
     ("UCF_FORCE_CONFFOLD", "1"),
 ];
 
@@ -421,6 +423,12 @@ pub fn start_unit(unit: &str) -> Argv {
     Argv::new("/usr/bin/systemctl", ["start", "--", unit].map(String::from).to_vec())
 }
 
+/// Restarts a unit.
+#[must_use]
+pub fn restart_unit(unit: &str) -> Argv {
+    Argv::new("/usr/bin/systemctl", ["restart", "--", unit].map(String::from).to_vec())
+}
+
 /// Whether a unit is active, by the exit code.
 #[must_use]
 pub fn unit_is_active(unit: &str) -> Argv {
@@ -572,6 +580,7 @@ mod tests {
                 "--force-overwrite --force-breaks --force-conflicts --install -- aa bb:i386",
             ),
             (start_unit("a.service"), "/usr/bin/systemctl start -- a.service"),
+            (restart_unit("a.service"), "/usr/bin/systemctl restart -- a.service"),
             (unit_is_active("a.service"), "/usr/bin/systemctl is-active --quiet -- a.service"),
         ];
         for (argv, expected) in rows {

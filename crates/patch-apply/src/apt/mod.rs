@@ -8,6 +8,7 @@ pub mod files;
 pub mod hook;
 pub mod litter;
 pub mod lock;
+pub mod policy_rc;
 pub mod rebuild;
 pub mod restore;
 pub mod scripts;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether systemd runs the system at `root`, and not merely lies there.
-pub(super) fn is_systemd_running(root: &Path) -> bool {
+pub(crate) fn is_systemd_running(root: &Path) -> bool {
     root == Path::new("/") && Path::new("/run/systemd/system").is_dir()
 }
 
