@@ -17,6 +17,7 @@ export PATH
 
 user=linux-patch-api
 units="linux-patch-executor.socket linux-patch-executor-recover.service linux-patch-api.service linux-patch-notify.timer"
+units="$units linux-patch-policy.timer"
 config=/etc/linux_patch_api
 state=/var/lib/linux_patch_executor
 turn=$state/journal/turn
@@ -137,7 +138,10 @@ start() {
         fi
     fi
     # The version before may not have had it.
-    if [ "$1" = new-timer ]; then systemctl --quiet enable linux-patch-notify.timer; fi
+    case "$1" in
+    new-timers) systemctl --quiet enable linux-patch-notify.timer linux-patch-policy.timer ;;
+    new-timer) systemctl --quiet enable linux-patch-policy.timer ;;
+    esac
     if [ "$2" = no ]; then return 0; fi
     if systemctl --quiet is-enabled linux-patch-reboot-window.timer 2>/dev/null; then
         systemctl start linux-patch-reboot-window.timer
@@ -145,6 +149,7 @@ start() {
     # A running executor or recovery is never touched: it may be in the middle of a change.
     systemctl start linux-patch-executor.socket
     if systemctl --quiet is-enabled linux-patch-notify.timer; then systemctl start linux-patch-notify.timer; fi
+    if systemctl --quiet is-enabled linux-patch-policy.timer; then systemctl start linux-patch-policy.timer; fi
     rm -f /run/linux-patch-executor-recover.restarted
     systemctl reset-failed linux-patch-api.service 2>/dev/null || true
     if systemctl --quiet is-enabled linux-patch-api.service; then
@@ -165,6 +170,8 @@ install_all() {
     if [ ! -e "$manifest" ]; then
         which=first
     elif ! grep -q '/linux-patch-notify\.timer$' "$manifest"; then
+        which=new-timers
+    elif ! grep -q '/linux-patch-policy\.timer$' "$manifest"; then
         which=new-timer
     fi
     mkdir -p "$config"
@@ -244,14 +251,19 @@ uninstall() {
             fail "all the same, remove $state/reboot-window.json first"
         fi
         if has_systemd; then
-            systemctl stop linux-patch-notify.timer linux-patch-notify.service linux-patch-api.service \
-                linux-patch-executor.socket 2>/dev/null || true
+            systemctl stop linux-patch-policy.timer linux-patch-policy.service linux-patch-notify.timer \
+                linux-patch-notify.service linux-patch-api.service linux-patch-executor.socket 2>/dev/null || true
             systemctl --quiet disable --now linux-patch-reboot-window.timer 2>/dev/null || true
             # shellcheck disable=SC2086 # a list of words
             systemctl --quiet disable $units 2>/dev/null || true
         fi
+        # A reboot that was asked for goes with whoever would carry it out; what watches it sees that and ends.
+        rm -f "$state/reboots/"*.queued
         # Nobody is left who could lift the pins. The register stays.
         rm -f /etc/apt/preferences.d/linux-patch-taken-back
+        # The agent patches this host no more, so the distribution's own updater may again.
+        linux-patch-host policy release >/dev/null 2>&1 || true
+        rm -f /etc/apt/apt.conf.d/99linux-patch-agent-mode
         # Files below /etc stay until they are purged; the list of them stays with them.
         cut -c 67- "$manifest" | while IFS= read -r file; do
             case "$file" in

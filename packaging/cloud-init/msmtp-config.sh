@@ -15,8 +15,9 @@ trap 'if [ -n "$saved" ]; then stty "$saved"; fi; if [ -n "$stored" ]; then rm -
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-printf 'Password of the relay (an app password or API key; it is not shown): '
+# Before anybody is asked: who types at once is not shown either.
 if [ -n "$saved" ]; then stty -echo; fi
+printf 'Password of the relay (an app password or API key; it is not shown): '
 IFS= read -r password
 if [ -n "$saved" ]; then stty "$saved"; fi
 printf '\n'
@@ -48,8 +49,8 @@ case $said in
     echo "The relay does not take the password. With two-factor authentication it wants an app password." >&2 ;;
   *"certificate"*)
     echo "The relay's certificate is not believed: apt-get install ca-certificates, and look at the clock." >&2 ;;
-  *"cannot connect"* | *"onnection refused"* | *"timed out"*)
-    echo "The relay cannot be reached: look at host and port in /etc/msmtprc, and at the firewall." >&2 ;;
+  *"cannot locate host"* | *"cannot connect"* | *"onnection refused"* | *"timed out"*)
+    echo "The relay cannot be reached: look at host and port in /etc/msmtprc, at the name's resolution, and at the firewall." >&2 ;;
   *)
     echo "The end of $log may say more." >&2 ;;
 esac

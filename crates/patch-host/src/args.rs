@@ -81,6 +81,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: WindowAction,
     },
+    /// Keep the distribution's own updater off while the agent patches by itself, and give it back when it does not
+    Policy {
+        #[command(subcommand)]
+        action: PolicyAction,
+    },
     /// Tell people and programs, as config.yaml says
     Notify {
         #[command(subcommand)]
@@ -88,6 +93,8 @@ pub(crate) enum Command {
     },
     /// Say what still runs code that has been replaced on disk, and what brings the new code into memory
     Stale,
+    /// Say how soon each security fix was installed, what runs its code, and what is in the way
+    Report,
     /// Have the distribution's own tools patch this host by themselves
     Provision {
         #[command(subcommand)]
@@ -150,6 +157,17 @@ pub(crate) enum WindowAction {
         #[arg(value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=i64::from(crate::window::MAX_SHOWN)))]
         count: u32,
     },
+}
+
+/// What is to be done about who patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(crate) enum PolicyAction {
+    /// Look once, and switch unattended-upgrades off or give it back; the timer does it every five minutes
+    Tick,
+    /// Show who patches, and what that rests on
+    Status,
+    /// Give unattended-upgrades back now; the next look decides anew
+    Release,
 }
 
 /// What is to be told.
@@ -220,6 +238,10 @@ mod tests {
             "record --json -n 5".to_owned(),
             "record verify".to_owned(),
             "stale --json".to_owned(),
+            "policy tick".to_owned(),
+            "policy status --json".to_owned(),
+            "policy release".to_owned(),
+            "report --json".to_owned(),
             "notify test".to_owned(),
             "notify deliver --json".to_owned(),
             "doctor --json".to_owned(),
@@ -252,6 +274,8 @@ mod tests {
             "reboot-window next 0",
             "reboot-window next 1001",
             "stale now",
+            "policy",
+            "policy tick --force",
             "notify",
             "provision",
             "provision unattended --undo --with-updates",

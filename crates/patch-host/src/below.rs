@@ -91,6 +91,24 @@ impl Below {
         Ok(text)
     }
 
+    /// Reads a file in a directory that others may write in, up to so many bytes: a link there is not followed.
+    ///
+    /// # Errors
+    /// As [`Below::read`]; that of the system for a link.
+    pub(crate) fn read_itself(&self, path: impl AsRef<Path>, most: u64) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
+        let file = File::from(self.open(path.as_ref(), flags)?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a file"));
+        }
+        let mut text = Vec::new();
+        file.take(most.saturating_add(1)).read_to_end(&mut text)?;
+        if text.len() as u64 > most {
+            return Err(io::Error::other(format!("it is larger than {most} bytes")));
+        }
+        Ok(text)
+    }
+
     /// Whether something is there; what cannot be looked at is not.
     pub(crate) fn is_there(&self, path: impl AsRef<Path>) -> bool {
         self.open(path.as_ref(), OFlags::PATH | OFlags::NOFOLLOW).is_ok()

@@ -13,7 +13,9 @@ Exit codes:
   3    the root side cannot be reached
   4    doctor found something that weakens this host or its patching
   5    doctor found something that keeps fixes from being installed, or lets others decide what is
-    6    something still runs old code (only with `stale`)";
+    6    something still runs old code (only with `stale`)
+  7    a security fix took or takes longer than promised (only with `report`)
+  8    whether security fixes are missing cannot be told (only with `report`)";
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(crate) enum Exit {
     Warnings = 4,
     Critical = 5,
     OldCode = 6,
+    OverPromise = 7,
+    Untold = 8,
 }
 
 impl Exit {

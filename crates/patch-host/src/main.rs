@@ -17,8 +17,10 @@ mod log;
 mod notify;
 mod operation;
 mod place;
+mod policy;
 mod provision;
 mod record;
+mod report;
 mod screen;
 mod shell;
 mod stale;
@@ -26,14 +28,13 @@ mod taken_back;
 mod timer;
 mod tools;
 mod window;
-mod worst_case;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::{
-    args::{Cli, Command, NotifyAction, Provision, RecordAction, WindowAction},
+    args::{Cli, Command, NotifyAction, PolicyAction, Provision, RecordAction, WindowAction},
     ask::Root,
     exit::Exit,
     screen::Screen,
@@ -78,8 +79,12 @@ fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Exit> {
         }
         Command::RebootWindow { action: WindowAction::Status } => window::status(&root, screen),
         Command::RebootWindow { action: WindowAction::Next { count } } => window::next(&root, screen, count),
+        Command::Policy { action: PolicyAction::Tick } => policy::tick(root.files(), &tools, screen),
+        Command::Policy { action: PolicyAction::Status } => policy::status(root.files(), &tools, screen),
+        Command::Policy { action: PolicyAction::Release } => policy::release(root.files(), screen),
         Command::Notify { action: NotifyAction::Test } => notify::test(&root, screen),
         Command::Notify { action: NotifyAction::Deliver } => notify::deliver(&root, screen),
+        Command::Report => report::show(&root, screen),
         Command::Stale => stale::show(&root, screen),
         Command::Provision { what: Provision::Unattended(options) } => {
             provision::unattended(root.files(), &tools, screen, &options)

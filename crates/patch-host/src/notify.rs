@@ -179,6 +179,7 @@ fn report(job: JobId, at: Timestamp, state: &Value, host: &str) -> Option<Report
     let outcome = ended.outcome.map_or("", Outcome::as_str);
     let summary = match (&ended.error, result) {
         (Some(error), _) => format!("{kind}: {} ({outcome}): {}", ended.status, error.message),
+        (None, RunResult::Changed) if kind == "reboot" => "reboot: the host was rebooted".to_owned(),
         (None, RunResult::Changed) => format!("{kind}: {changed} packages changed"),
         (None, _) => format!("{kind}: {} ({outcome})", ended.status),
     };

@@ -211,6 +211,8 @@ fn show(screen: &mut Screen, event: &Event) -> anyhow::Result<()> {
         EventKind::Log { stream: LogStream::Executor, line } => format!("[{line}]"),
         EventKind::WayBack { way_back } => format!("[the way back of this is recorded: {}]", way_back.grade),
         EventKind::Confirm { until } => format!("[it goes back unless it is confirmed by {until}]"),
+        EventKind::Scheduled { until: Some(until) } => format!("[it waits until {until:.0}]"),
+        EventKind::Scheduled { until: None } => "[it waits]".to_owned(),
     };
     // One event is one line, whatever is in it.
     screen.text(&patch_types::terminal::line(&text));

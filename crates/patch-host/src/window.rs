@@ -6,17 +6,20 @@ mod command;
 mod environment;
 mod fleet_lock;
 mod machine;
+mod orders;
+mod restarts;
 pub(crate) mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
 mod tick;
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::ensure;
 use jiff::{Timestamp, tz::TimeZone};
 use patch_policy::reboot::{Decision, FleetLock, Forced, Situation, decide};
+use patch_types::reboot::RebootOrder;
 
 use crate::{ask::Root, exit::Exit, screen::Screen};
 use machine::Machine;
@@ -72,14 +75,26 @@ pub(crate) fn status(root: &Root, screen: &mut Screen) -> anyhow::Result<Exit> {
     let settings = Settings::load(&machine.root)?;
     let state = State::load(&machine)?;
     let now = Timestamp::now();
-    let causes = state.ledger().observe(now, machine.uptime(), &machine.causes()?);
-    let changes = machine.changes()?;
+    let boot = machine.boot().unwrap_or_default();
+    // One of another boot reboots nothing.
+    let of_this_boot = |orders: Vec<RebootOrder>| orders.into_iter().filter(|order| order.boot == boot);
+    let queued: Vec<_> = of_this_boot(machine.queued()?).collect();
+    let mut present = machine.causes()?;
+    let due = queued.iter().filter(|order| machine.may_carry_out(order, now, &boot));
+    present.extend(due.map(|order| (orders::fingerprint(order), orders::sentence(order))));
+    let causes = state.ledger().observe(now, machine.uptime(), &present);
+    // Of another root's timer this host's systemd knows nothing.
+    let is_own = root.files().root() == Path::new("/");
+    let why_off = || machine.timer_is_off().unwrap_or_else(|error| Some(format!("{error:#}")));
+    let timer_off = if is_own { why_off() } else { None };
+    // Not held any longer than it takes to look: who reboots at this moment would take it for a change.
+    let transaction = machine.changes()?.transaction;
     let lock = if settings.fleet_lock.is_some() { FleetLock::NotAsked } else { FleetLock::NotConfigured };
     let decision = decide(&Situation {
         now,
         window: settings.window.as_ref(),
         causes: &causes,
-        transaction: changes.transaction.as_deref(),
+        transaction: transaction.as_deref(),
         inhibitors: &machine.inhibitors(),
         fleet_lock: &lock,
         max_defer_days: settings.max_defer_days,
@@ -120,6 +135,15 @@ pub(crate) fn status(root: &Root, screen: &mut Screen) -> anyhow::Result<Exit> {
             "deferred_days": days,
             "reasons": reasons,
             "phase": phase,
+            "timer_off": timer_off,
+            "opens": settings.window.as_ref().map_or_else(BTreeMap::new, |window| {
+                let opens = |order: &RebootOrder| Some((order.job, orders::opens(order, window, now)?));
+                queued.iter().filter_map(opens).collect()
+            }),
+            "queued": of_this_boot(machine.taken()?)
+                .map(|order| orders::shown(&order, true))
+                .chain(queued.iter().map(|order| orders::shown(order, false)))
+                .collect::<Vec<_>>(),
             "warnings": settings.warnings,
         }))?;
         return Ok(Exit::Done);
@@ -142,6 +166,13 @@ pub(crate) fn status(root: &Root, screen: &mut Screen) -> anyhow::Result<Exit> {
     for cause in &causes {
         let rebooted = cause.rebooted.map(|at| format!(", rebooted for at {at:.0}")).unwrap_or_default();
         screen.text(&format!("reboot for {} (since {:.0}{rebooted})", cause.sentence, cause.since));
+    }
+    for order in queued.iter().filter(|order| order.not_before > now && order.boot == boot) {
+        let (said, not_before) = (orders::sentence(order), order.not_before);
+        screen.text(&format!("not before {not_before:.0}: {said}"));
+    }
+    if let (Some(why), true) = (&timer_off, settings.window.is_some()) {
+        screen.text(&format!("timer      {why}"));
     }
     if let Some(phase) = phase {
         screen.text(&format!("at work    {phase}"));

@@ -2,9 +2,10 @@
 
 use jiff::Timestamp;
 use patch_backends::apt::{Database, Installed};
+use patch_types::policy::{Policy, PolicyMode};
 use serde_json::Value;
 
-use crate::{below::Below, provision::check::InForce, tools::Ask};
+use crate::{below::Below, policy, provision::check::InForce, tools::Ask};
 
 /// Where the agent's configuration is.
 pub(super) const CONFIG: &str = "etc/linux_patch_api/config.yaml";
@@ -67,9 +68,30 @@ impl<'a> Host<'a> {
         self.config.as_ref().ok().and_then(|config| config.pointer(pointer)?.as_str()).unwrap_or(default)
     }
 
-    /// Whether the agent is asked to patch by itself, which this version does not do: nothing else may be judged by it.
-    pub(super) fn is_agent_mode(&self) -> bool {
-        self.configured("/policy/mode", "off") == "agent"
+    /// What the agent does by itself.
+    ///
+    /// # Errors
+    /// When that section is not understood.
+    pub(super) fn policy(&self) -> Result<Policy, String> {
+        let config = self.config.as_ref().map_err(Clone::clone)?;
+        match config.get("policy") {
+            None | Some(Value::Null) => Ok(Policy::default()),
+            Some(policy) => {
+                serde_json::from_value(policy.clone()).map_err(|error| format!("policy: {error}"))
+            }
+        }
+    }
+
+    /// Whether the agent patches, and the distribution's updater is kept off for that reason alone. What is said of that
+    /// updater's settings matters only where it is not so.
+    pub(super) fn agent_patches(&self) -> bool {
+        self.policy().is_ok_and(|policy| policy.mode == PolicyMode::Agent)
+            && self
+                .in_force
+                .files
+                .setting(policy::SETTING)
+                .is_some_and(|setting| setting.file == policy::FILE)
+            && self.in_force.conf().value(policy::SETTING) == Some("0")
     }
 }
 
@@ -98,6 +120,8 @@ pub(super) fn yaml(text: &[u8]) -> Result<Value, String> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Value::Null);
     }
-    serde_saphyr::from_str(text)
+    // As the agent reads it: `off` is a word.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
 }

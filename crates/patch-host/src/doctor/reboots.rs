@@ -9,7 +9,7 @@ use super::{
     packages::NO_DATABASE,
     window::{Declared, declared},
 };
-use crate::provision::check::nrconf;
+use crate::provision::check::{is_enabled, nrconf};
 
 /// Packages whose services lose work when they are restarted in its middle. What ends in `*` is a beginning.
 const STATEFUL: &[&str] = &[
@@ -210,7 +210,59 @@ pub(super) fn window(host: &Host<'_>, seen: &mut Seen) {
             "a required reboot is never made",
             "correct the file that it names",
         ),
-        Ok(Declared { problem: None, .. }) => {}
-        Err(reason) => seen.not_looked_at("reboot_window_never", reason),
+        Ok(Declared { has_window: true, .. }) => timer(host, seen),
+        Ok(Declared { .. }) => {
+            if restarts_wait(host) {
+                seen.warning(
+                    "restarts_without_window",
+                    "policy.restart waits for the reboot window, and none is declared".to_owned(),
+                    "the services that it names go on with old code for ever",
+                    "declare a reboot window, or policy.restart.when: at_once",
+                );
+            }
+        }
+        Err(reason) => {
+            seen.not_looked_at("reboot_window_never", reason.clone());
+            seen.not_looked_at(TIMER_OFF, reason);
+        }
     }
+}
+
+/// Whether restarts of services wait for the window.
+fn restarts_wait(host: &Host<'_>) -> bool {
+    let is = |key: &str, value: &str| host.configured(key, "") == value;
+    is("/policy/restart/mode", "restart") && is("/policy/restart/when", "in_window")
+}
+
+const TIMER_OFF: &str = "reboot_window_timer_off";
+
+/// Whether anybody looks at a window that is declared. Not mended without being asked: it may reboot the host within minutes.
+pub(super) fn timer(host: &Host<'_>, seen: &mut Seen) {
+    const UNIT: &str = "linux-patch-reboot-window.timer";
+    // Whoever came from the older one may still go by that; it restarts no services.
+    let has_older = is_enabled(host.files, "kei-reboot-window.timer");
+    if has_older && !restarts_wait(host) {
+        return;
+    }
+    let what = if !is_enabled(host.files, UNIT) {
+        "is not enabled".to_owned()
+    } else if !host.files.is_there("run/systemd/system") {
+        return seen.not_looked_at(TIMER_OFF, format!("systemd does not run here, so neither does {UNIT}"));
+    } else {
+        match host.tools.ask("systemctl", &["show", "-p", "ActiveState", "--value", "--", UNIT]) {
+            Ok(state) if ["active", "activating"].contains(&state.trim()) => return,
+            Ok(state) => format!("is {}", state.trim()),
+            Err(error) => return seen.not_looked_at(TIMER_OFF, error.to_string()),
+        }
+    };
+    seen.warning(
+        TIMER_OFF,
+        format!("a reboot window is declared, and {UNIT} {what}"),
+        if has_older {
+            "kei-reboot-window.timer only reboots: waiting restarts are never made"
+        } else {
+            "nobody looks whether the window is open: required reboots and waiting restarts are never made"
+        },
+        format!("systemctl enable --now {UNIT}"),
+    );
 }

@@ -163,6 +163,11 @@ fn a_healthy_host_is_silent_and_each_fault_is_found() {
                 "server: {bind_address: 10.0.0.1}\npolicy: {mode: agent}\n",
             );
         }),
+        ("agent_mode_without_effect", |b| {
+            b.put(crate::policy::FILE, "APT::Periodic::Unattended-Upgrade \"0\";\n");
+            // Otherwise it is found as well that updates are off.
+            b.put("etc/apt/apt.conf.d/99z", "APT::Periodic::Unattended-Upgrade \"always\";\n");
+        }),
         ("two_reboot_windows", |b| {
             for unit in ["kei-reboot-window.timer", "linux-patch-reboot-window.timer"] {
                 b.link(&format!("etc/systemd/system/timers.target.wants/{unit}"), "/x");
@@ -275,6 +280,74 @@ fn the_agents_mode_silences_nothing() {
     let status = fs::read_to_string(broken.path("var/lib/dpkg/status")).unwrap();
     broken.put("var/lib/dpkg/status", &status.replace("unattended-upgrades", "something-else"));
     assert!(broken.found().contains(&"updater_missing"));
+}
+
+/// A host on which the agent patches, and all is well.
+fn with_agent(policy: &str) -> Broken {
+    let mut broken = Broken::new();
+    broken.put(
+        "etc/linux_patch_api/config.yaml",
+        &format!("server: {{bind_address: 10.0.0.1}}\npolicy: {policy}\n"),
+    );
+    broken.put(crate::policy::FILE, "APT::Periodic::Unattended-Upgrade \"0\";\n");
+    broken.link("etc/systemd/system/timers.target.wants/linux-patch-policy.timer", "/x");
+    broken.put(
+        "var/lib/linux_patch_executor/policy/state.json",
+        r#"{"since": "2026-01-01T00:00:00Z", "last_success": {"job": "0198c5f2-0000-7000-8000-000000000001", "at": "2026-05-31T12:00:00Z"}}"#,
+    );
+    broken.tools = broken.tools.with(
+        "systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service",
+        "ActiveState=active\nUnitFileState=enabled\n",
+    );
+    broken
+}
+
+#[test]
+fn where_the_agent_patches_the_distributions_updater_need_not() {
+    let broken = with_agent("{mode: agent}");
+    assert_eq!(broken.found(), [""; 0], "{:?}", broken.seen());
+    // It matters not what that one could do, nor whether it is there.
+    let status = fs::read_to_string(broken.path("var/lib/dpkg/status")).unwrap();
+    broken.put("var/lib/dpkg/status", &status.replace("unattended-upgrades", "something-else"));
+    broken.put("etc/apt/apt.conf.d/99a", "#clear Unattended-Upgrade::Origins-Pattern;\n");
+    assert_eq!(broken.found(), [""; 0], "{:?}", broken.seen());
+    // But the indexes are fetched by apt's own timer.
+    broken.put("etc/apt/apt.conf.d/99a", "APT::Periodic::Update-Package-Lists \"0\";\n");
+    assert_eq!(broken.found(), ["updates_off"]);
+    // A word that older versions of YAML take for something else.
+    assert!(with_agent("{mode: off}").unseen("agent_mode_without_effect").is_empty());
+    let weekly = with_agent("{mode: agent, window: {days: Sun, hour: 4}}");
+    assert_eq!(weekly.found(), ["too_slow"], "{:?}", weekly.seen());
+}
+
+#[test]
+fn where_it_does_not_the_reason_is_told() {
+    let reason = |broken: &Broken| {
+        let seen = broken.seen();
+        let finding = seen.findings.iter().find(|finding| finding.id == "agent_mode_without_effect");
+        finding.map(|finding| finding.what.clone()).unwrap_or_default()
+    };
+    let broken = with_agent("{mode: agent, paused: true}");
+    assert!(reason(&broken).contains("paused"), "{:?}", broken.seen());
+    let broken = with_agent("{mode: agent}");
+    broken.put("etc/linux_patch_api/freeze", "");
+    assert!(reason(&broken).contains("frozen by /etc/linux_patch_api/freeze"), "{:?}", broken.seen());
+    let broken = with_agent("{mode: agent}");
+    broken.put("var/lib/linux_patch_executor/policy/state.json", r#"{"since": "2026-05-01T00:00:00Z"}"#);
+    assert!(reason(&broken).contains("has not patched since 2026-05-01"), "{:?}", broken.seen());
+    let mut broken = with_agent("{mode: agent}");
+    broken.tools = Script::default().with(
+        "systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service",
+        "ActiveState=failed\n",
+    );
+    assert!(reason(&broken).contains("does not run"), "{:?}", broken.seen());
+    let broken = with_agent("{mode: agent}");
+    fs::remove_file(broken.path("etc/systemd/system/timers.target.wants/linux-patch-policy.timer")).unwrap();
+    assert!(reason(&broken).contains("linux-patch-policy.timer is not enabled"));
+    broken.put("etc/apt/apt.conf.d/99z", "APT::Periodic::Unattended-Upgrade \"always\";\n");
+    assert!(reason(&broken).contains("is not switched off"));
+    let broken = with_agent("{mode: agent, modes: 1}");
+    assert_eq!(broken.unseen("agent_mode_without_effect").len(), 1);
 }
 
 #[test]
@@ -428,6 +501,64 @@ fn the_reboot_window_is_not_judged_here() {
         assert_eq!(broken.found(), [""; 0]);
         assert_eq!(broken.unseen("reboot_window_never"), [format!("the reboot window of /{path}")]);
     }
+}
+
+#[test]
+fn a_window_that_nobody_looks_at_is_found() {
+    const UNIT: &str = "linux-patch-reboot-window.timer";
+    let ask = format!("systemctl show -p ActiveState --value -- {UNIT}");
+    let look = |broken: &Broken| {
+        let files = Below::new(broken.dir.path().to_owned());
+        let host = Host::look(&files, &broken.tools, Timestamp::UNIX_EPOCH);
+        let mut seen = Seen::default();
+        reboots::timer(&host, &mut seen);
+        seen.findings
+            .into_iter()
+            .map(|finding| format!("{}: {}", finding.id, finding.what))
+            .collect::<Vec<_>>()
+    };
+    let broken = Broken::new();
+    let off = "reboot_window_timer_off: a reboot window is declared, and linux-patch-reboot-window.timer";
+    assert_eq!(look(&broken), [format!("{off} is not enabled")]);
+    let enable = |broken: &Broken, unit: &str| {
+        broken.link(
+            &format!("etc/systemd/system/timers.target.wants/{unit}"),
+            &format!("/usr/lib/systemd/system/{unit}"),
+        );
+    };
+    enable(&broken, UNIT);
+    assert_eq!(look(&broken), [""; 0], "not looked at where systemd does not run");
+    for (state, found) in [("active\n", None), ("inactive\n", Some(format!("{off} is inactive")))] {
+        let mut broken = Broken::new();
+        enable(&broken, UNIT);
+        fs::create_dir_all(broken.path("run/systemd/system")).unwrap();
+        broken.tools = Script::default().with(&ask, state);
+        assert_eq!(look(&broken), found.into_iter().collect::<Vec<_>>());
+    }
+    // The older one's own.
+    let broken = Broken::new();
+    enable(&broken, "kei-reboot-window.timer");
+    assert_eq!(look(&broken), [""; 0]);
+    // It restarts nothing.
+    broken.put(
+        "etc/linux_patch_api/config.yaml",
+        "server: {bind_address: 10.0.0.1}\npolicy: {restart: {mode: restart, services: [a.service], when: in_window}}\n",
+    );
+    assert_eq!(look(&broken), [format!("{off} is not enabled")]);
+}
+
+#[test]
+fn restarts_that_wait_for_no_window_are_found() {
+    let config = |when: &str| {
+        let broken = Broken::new();
+        broken.put(
+            "etc/linux_patch_api/config.yaml",
+            &format!("server: {{bind_address: 10.0.0.1}}\npolicy: {{restart: {{mode: restart, services: [a.service], when: {when}}}}}\n"),
+        );
+        broken.found()
+    };
+    assert_eq!(config("in_window"), ["restarts_without_window"]);
+    assert_eq!(config("at_once"), [""; 0]);
 }
 
 /// A certificate that ended in 2025, of an Ed25519 key that nobody has.

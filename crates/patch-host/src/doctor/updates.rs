@@ -1,21 +1,26 @@
 //! Whether updates are installed by themselves at all, which, and how soon.
 
+use jiff::SignedDuration;
+use patch_policy::{
+    handover::Decision,
+    promise::{self, Interval, PROMISED},
+    schedule::Schedule,
+};
+use patch_types::policy::PolicyMode;
+
 use super::{
     Fix, Seen, Severity,
     host::{CONFIG, Host},
     packages::NO_DATABASE,
 };
 use crate::{
+    policy,
     provision::{
-        check::{Promise, is_enabled},
+        check::{Promise, duration, is_enabled},
         content::TIMERS,
     },
     tools::ToolError,
-    worst_case::{Interval, duration},
 };
-
-/// Within how many minutes a fix is to be installed.
-const PROMISE: u64 = 24 * 60;
 
 const PROVISION: &str = "linux-patch-host provision unattended";
 
@@ -76,22 +81,64 @@ pub(super) fn timers(host: &Host<'_>, seen: &mut Seen) {
     }
 }
 
-/// A mode that says that the agent patches, of a version that does not.
+/// A mode that says that the agent patches, where it does not, or not alone.
 pub(super) fn agent_mode(host: &Host<'_>, seen: &mut Seen) {
-    if let Err(error) = &host.config {
-        seen.not_looked_at("agent_mode_without_effect", format!("/{CONFIG}: {error}"));
+    const ID: &str = "agent_mode_without_effect";
+    const WHY: &str =
+        "either nobody installs security fixes, or the agent and unattended-upgrades get in each other's way";
+    const TICK: &str =
+        "systemctl enable --now linux-patch-policy.timer; linux-patch-host policy tick says what it does";
+    let policy = match host.policy() {
+        Ok(policy) => policy,
+        Err(error) => return seen.not_looked_at(ID, format!("/{CONFIG}: {error}")),
+    };
+    let is_held = host.files.is_there(policy::FILE);
+    if policy.mode == PolicyMode::Off {
+        if is_held {
+            let what = format!(
+                "/{} switches unattended-upgrades off, and /{CONFIG} does not have policy.mode: agent",
+                policy::FILE
+            );
+            seen.critical(ID, what, "nobody installs security fixes", TICK);
+        }
+        return;
     }
-    if host.is_agent_mode() {
-        seen.critical(
-            "agent_mode_without_effect",
-            format!("/{CONFIG} has policy.mode: agent, and this version does not act on it"),
-            "the agent installs nothing by itself, whatever that setting promises",
-            format!("{PROVISION}, and policy.mode: off"),
-        );
+    let mut wrong = Vec::new();
+    if !is_enabled(host.files, policy::TIMER) {
+        wrong
+            .push(format!("{} is not enabled, so nobody sees to it that one of them patches", policy::TIMER));
+    }
+    if !host.agent_patches() {
+        wrong.push(format!("unattended-upgrades is not switched off by /{}", policy::FILE));
+    }
+    if policy.is_paused(host.now) {
+        wrong
+            .push("it is paused (policy.paused, policy.paused_until), and nobody patches instead".to_owned());
+    }
+    if let Some(file) = policy::frozen_by(host.files) {
+        wrong.push(format!("the host is frozen by {file}, and nobody patches instead; remove it to go on"));
+    }
+    match policy::State::load(host.files) {
+        Err(error) => seen.not_looked_at(ID, format!("whether the agent succeeds: {error}")),
+        Ok(state) => match policy::service(host.tools) {
+            Err(error) => seen.not_looked_at(ID, format!("whether the agent runs: {error}")),
+            Ok(service) => match policy::judge(host.files, &policy, &state, service, host.now) {
+                Ok(Decision::Agent { .. }) => {}
+                Ok(Decision::Distribution(reason)) => wrong.push(reason.to_string()),
+                Err(error) => wrong.push(error.to_string()),
+            },
+        },
+    }
+    if !wrong.is_empty() {
+        let what = format!("/{CONFIG} has policy.mode: agent, but {}", wrong.join("; "));
+        seen.critical(ID, what, WHY, format!("{TICK}. Or {PROVISION}, and policy.mode: off"));
     }
 }
 
 pub(super) fn updater(host: &Host<'_>, seen: &mut Seen) {
+    if host.agent_patches() {
+        return;
+    }
     if host.database.is_none() {
         seen.not_looked_at("updater_missing", NO_DATABASE);
     } else if host.installed(&["unattended-upgrades"]).is_empty() {
@@ -112,7 +159,7 @@ pub(super) fn periodic(host: &Host<'_>, seen: &mut Seen) {
     }
     host.in_force.files.unread.iter().for_each(|unread| seen.not_looked_at("apt_settings", unread.clone()));
     let conf = host.in_force.conf();
-    let is_off = |name: &str| Interval::parse(conf.value(name).unwrap_or_default()) == Interval::Never;
+    let is_off = |name: &str| host.in_force.interval(name) == Interval::Never;
     let mut off = Vec::new();
     if conf.value("APT::Periodic::Enable") == Some("0") {
         off.push("APT::Periodic::Enable");
@@ -120,8 +167,8 @@ pub(super) fn periodic(host: &Host<'_>, seen: &mut Seen) {
     if is_off("APT::Periodic::Update-Package-Lists") {
         off.push("APT::Periodic::Update-Package-Lists");
     }
-    if is_off("APT::Periodic::Unattended-Upgrade") {
-        off.push("APT::Periodic::Unattended-Upgrade");
+    if is_off(policy::SETTING) && !host.agent_patches() {
+        off.push(policy::SETTING);
     }
     for name in off {
         let set = match host.in_force.files.setting(name) {
@@ -138,7 +185,7 @@ pub(super) fn periodic(host: &Host<'_>, seen: &mut Seen) {
 }
 
 pub(super) fn origins(host: &Host<'_>, seen: &mut Seen) {
-    if host.installed(&["unattended-upgrades"]).is_empty() {
+    if host.installed(&["unattended-upgrades"]).is_empty() || host.agent_patches() {
         return;
     }
     let conf = host.in_force.conf();
@@ -172,8 +219,11 @@ pub(super) fn origins(host: &Host<'_>, seen: &mut Seen) {
 }
 
 pub(super) fn promise(host: &Host<'_>, seen: &mut Seen) {
+    if host.agent_patches() {
+        return agents_promise(host, seen);
+    }
     match host.in_force.promise(host.files) {
-        Promise::Within(case) if case.total() > PROMISE => seen.warning(
+        Promise::Within(case) if case.total() > PROMISED => seen.warning(
             "too_slow",
             format!(
                 "a fix can take {} from its publication to its installation: {} until the lists are fetched, {} more until it is installed",
@@ -187,6 +237,28 @@ pub(super) fn promise(host: &Host<'_>, seen: &mut Seen) {
         // What never happens has a finding of its own.
         Promise::Within(_) | Promise::Never(_) => {}
         Promise::Unknown(reason) => seen.not_looked_at("too_slow", reason),
+    }
+}
+
+/// The same for the agent's own runs.
+fn agents_promise(host: &Host<'_>, seen: &mut Seen) {
+    // What is wrong with the policy has a finding of its own.
+    let Ok(policy) = host.policy() else { return };
+    let Ok(window) = policy::window(&policy) else { return };
+    let schedule = Schedule {
+        window: &window,
+        spread: SignedDuration::from_mins(policy.spread_minutes.into()),
+        host: b"",
+        catch_up: policy.catch_up,
+    };
+    let promise = promise::agent(&schedule, host.now);
+    if promise.worst.is_some() && !promise.is_kept() {
+        seen.warning(
+            "too_slow",
+            format!("a fix can take more than 24 hours from its publication to its installation: {promise}"),
+            "attackers use a published fix within hours",
+            "let policy.window open more often, or leave it out: then it opens every six hours",
+        );
     }
 }
 

@@ -15,6 +15,8 @@ const FILES: [&str; 2] = ["etc/default/linux-patch-reboot-window", "etc/default/
 /// What is declared.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
+    /// Whether a window is declared that opens.
+    pub(super) has_window: bool,
     /// Why no reboot will come of it, if something is wrong with it.
     pub(super) problem: Option<String>,
     /// For how many days a reboot may wait, if that is said.
@@ -51,7 +53,7 @@ fn judge(settings: anyhow::Result<Settings>, now: Timestamp) -> Result<Declared,
             return if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_denied) {
                 Err(told)
             } else {
-                Ok(Declared { problem: Some(told), max_defer_days: None })
+                Ok(Declared { problem: Some(told), ..Declared::default() })
             };
         }
     };
@@ -60,6 +62,7 @@ fn judge(settings: anyhow::Result<Settings>, now: Timestamp) -> Result<Declared,
         .as_ref()
         .is_some_and(|window| window.open_at(now).is_none() && window.next_after(now).is_none());
     Ok(Declared {
+        has_window: settings.window.is_some() && !never,
         problem: never
             .then(|| "the reboot window never opens: the day that it names does not come".to_owned()),
         max_defer_days: settings.max_defer_days,
@@ -82,11 +85,13 @@ mod tests {
             ..Settings::default()
         };
         let good = judge(Ok(with("FREQ=WEEKLY;BYDAY=SU;BYHOUR=4")), now).unwrap();
-        assert_eq!((good.problem, good.max_defer_days), (None, Some(3)));
-        assert_eq!(judge(Ok(Settings::default()), now).unwrap().problem, None);
+        assert_eq!((good.has_window, good.problem, good.max_defer_days), (true, None, Some(3)));
+        let none = judge(Ok(Settings::default()), now).unwrap();
+        assert_eq!((none.has_window, none.problem), (false, None));
         let never = with("FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30;BYHOUR=4");
         assert!(never.window.is_some(), "the rule itself is sound");
-        assert!(judge(Ok(never), now).unwrap().problem.unwrap().contains("never opens"));
+        let never = judge(Ok(never), now).unwrap();
+        assert!(!never.has_window && never.problem.unwrap().contains("never opens"));
         let refused = judge(Err(anyhow::anyhow!("REBOOT_DOW is no day")), now).unwrap();
         assert_eq!(refused.problem.as_deref(), Some("REBOOT_DOW is no day"));
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);

@@ -1,6 +1,8 @@
 //! What is in force, compared with what was meant: settings of apt, of the timers and of needrestart.
 
+use jiff::SignedDuration;
 use patch_backends::apt::{Database, Installed};
+use patch_policy::promise::{self, Apt, Delay, Interval};
 
 use super::content::{Expected, NEEDRESTART, TIMERS, Wish};
 use crate::{
@@ -8,7 +10,6 @@ use crate::{
     below::Below,
     timer::{Timer, span},
     tools::{Ask, ToolError},
-    worst_case::{Interval, Step, WorstCase, duration, worst_case},
 };
 
 /// The settings in force, and how they were learnt.
@@ -37,10 +38,18 @@ impl InForce {
         self.apt.as_ref().unwrap_or(&self.files)
     }
 
-    fn step(&self, index: usize, setting: &str) -> Option<Step> {
+    /// How often one of apt's daily jobs does something. What apt does not understand counts as never.
+    pub(crate) fn interval(&self, setting: &str) -> Interval {
+        Interval::parse(self.conf().value(setting).unwrap_or_default()).unwrap_or(Interval::Never)
+    }
+
+    /// A timer as it is in force; none if it has times that are not of every day.
+    fn timer(&self, index: usize) -> Option<promise::Timer> {
         let timer = self.timers.get(index)?.as_ref().ok()?;
-        let interval = Interval::parse(self.conf().value(setting).unwrap_or_default());
-        Some(Step { starts: timer.starts()?, jitter: timer.jitter()?, interval })
+        let starts: Option<Vec<u16>> =
+            timer.starts()?.into_iter().map(|minute| minute.try_into().ok()).collect();
+        let late = timer.jitter()?.checked_add(ACCURACY)?;
+        promise::Timer::daily(&starts?, late.try_into().ok()?)
     }
 
     /// What comes of all that: the worst case, or why nothing is ever installed, or what cannot be told.
@@ -65,23 +74,28 @@ impl InForce {
             never.push("APT::Periodic::Enable is off".to_owned());
         }
         for name in ["APT::Periodic::Update-Package-Lists", "APT::Periodic::Unattended-Upgrade"] {
-            if Interval::parse(conf.value(name).unwrap_or_default()) == Interval::Never {
+            if self.interval(name) == Interval::Never {
                 never.push(format!("{name} is off"));
             }
         }
         if !never.is_empty() {
             return Promise::Never(never);
         }
-        let steps = (
-            self.step(0, "APT::Periodic::Update-Package-Lists"),
-            self.step(1, "APT::Periodic::Unattended-Upgrade"),
-        );
-        let (Some(lists), Some(upgrade)) = steps else {
-            return Promise::Unknown("the timers have times that are not of every day".to_owned());
+        let has_no_times =
+            |timer: &Result<Timer, ToolError>| timer.as_ref().is_ok_and(|timer| timer.calendars.is_empty());
+        if self.timers.iter().any(has_no_times) {
+            return Promise::Never(vec!["the timers have no times".to_owned()]);
+        }
+        let settings = Apt {
+            is_enabled: true,
+            update: self.interval("APT::Periodic::Update-Package-Lists"),
+            upgrade: self.interval("APT::Periodic::Unattended-Upgrade"),
+            update_timer: self.timer(0),
+            upgrade_timer: self.timer(1),
         };
-        match worst_case(&lists, &upgrade) {
-            Some(case) => Promise::Within(case),
-            None => Promise::Never(vec!["the timers have no times".to_owned()]),
+        match promise::apt_delay(&settings) {
+            Some(delay) => Promise::Within(delay),
+            None => Promise::Unknown("the timers have times that are not of every day".to_owned()),
         }
     }
 
@@ -198,11 +212,27 @@ pub(crate) fn is_enabled(files: &Below, unit: &str) -> bool {
         .any(|dir| files.is_there(format!("{dir}/timers.target.wants/{unit}")))
 }
 
+/// What systemd adds to every start, by `AccuracySec`'s default, in minutes.
+const ACCURACY: u64 = 1;
+
+/// A duration as people say it: `8 h 32 min`.
+pub(crate) fn duration(time: SignedDuration) -> String {
+    minutes_for_people(u64::try_from(time.as_mins()).unwrap_or_default())
+}
+
+fn minutes_for_people(minutes: u64) -> String {
+    match (minutes / 60, minutes % 60) {
+        (0, minutes) => format!("{minutes} min"),
+        (hours, 0) => format!("{hours} h"),
+        (hours, minutes) => format!("{hours} h {minutes} min"),
+    }
+}
+
 /// How long it takes at worst.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Promise {
     /// So long.
-    Within(WorstCase),
+    Within(Delay),
     /// For ever, for these reasons.
     Never(Vec<String>),
     /// It cannot be told, for this reason.
@@ -229,7 +259,7 @@ impl Promise {
             format!(
                 "({unit} at {}, up to {} late; {setting} \"{}\")",
                 calendars.unwrap_or_default(),
-                duration(delay.unwrap_or(0) + 1),
+                minutes_for_people(delay.unwrap_or(0).saturating_add(ACCURACY)),
                 in_force.conf().value(setting).unwrap_or_default()
             )
         };
@@ -255,6 +285,13 @@ impl Promise {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_for_people() {
+        for (minutes, text) in [(0, "0 min"), (120, "2 h"), (511, "8 h 31 min")] {
+            assert_eq!(duration(SignedDuration::from_mins(minutes)), text);
+        }
+    }
 
     #[test]
     fn perl_is_read_as_far_as_it_is_plain() {

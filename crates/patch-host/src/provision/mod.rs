@@ -294,7 +294,10 @@ impl Site<'_> {
         if screen.is_json() {
             let worst = match &promise {
                 Promise::Within(case) => {
-                    json!({"minutes": case.total(), "until_lists": case.lists, "until_installed": case.upgrade})
+                    json!({
+                        "minutes": case.total().as_mins(), "until_lists": case.lists.as_mins(),
+                        "until_installed": case.upgrade.as_mins(),
+                    })
                 }
                 Promise::Never(reasons) => json!({"never": reasons}),
                 Promise::Unknown(reason) => json!({"unknown": reason}),

@@ -52,6 +52,10 @@ const ID_OF: &str = "linux-patch-reboot-window fleet lock:";
 /// A host that boots longer than this does not come up.
 const BOOTS: u64 = 15 * 60;
 
+/// How often, and how far apart, a lock is tried that somebody may hold to look only.
+const GLANCES: u32 = 10;
+const GLANCE: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// The host.
 #[derive(Debug, Clone)]
 pub(super) struct Machine {
@@ -179,7 +183,7 @@ impl Machine {
         };
         let mut transaction = None;
         if let Some(Lock(turn)) = &turn {
-            match flock(turn, FlockOperation::NonBlockingLockExclusive) {
+            match lock_soon(turn) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let mut job = String::new();
@@ -405,6 +409,17 @@ fn inhibitors(answer: &[u8]) -> serde_json::Result<Vec<Inhibitor>> {
             mode == "block" && what.split(':').any(|what| what == "shutdown")
         });
     Ok(held.map(|(_, who, why, ..)| Inhibitor { who, why }).collect())
+}
+
+/// Locks a file. Who only looks holds it for moments, so one refusal means nothing yet.
+fn lock_soon(file: &File) -> rustix::io::Result<()> {
+    for _ in 0..GLANCES {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(GLANCE),
+            other => return other,
+        }
+    }
+    flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
 /// A lock of a kind on all of a file.

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use jiff::{SignedDuration, civil::Date, tz::TimeZone};
 use patch_policy::Window;
+use patch_types::settings::Restart;
 use serde::{Deserialize, Serialize};
 
 use super::{environment, fleet_lock::Server};
@@ -229,6 +230,33 @@ impl Settings {
     }
 }
 
+/// Which services are restarted after a change, as `config.yaml` has it.
+///
+/// # Errors
+/// When the file is not root's alone, or not understood.
+pub(crate) fn restart(root: &Path) -> anyhow::Result<Restart> {
+    #[derive(Debug, Default, Deserialize)]
+    struct Policy {
+        restart: Option<Restart>,
+    }
+    #[derive(Debug, Default, Deserialize)]
+    struct Sections {
+        policy: Option<Policy>,
+    }
+    let path = root.join(CONFIG);
+    let text = read_trusted(&path)?.unwrap_or_default();
+    let says_nothing =
+        text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---");
+    if says_nothing {
+        return Ok(Restart::default());
+    }
+    let sections: Sections = serde_saphyr::from_str(&text).map_err(|error| {
+        let said = error.without_snippet().to_string();
+        anyhow::anyhow!("{}: {}", path.display(), said.lines().next().unwrap_or_default())
+    })?;
+    Ok(sections.policy.and_then(|policy| policy.restart).unwrap_or_default())
+}
+
 fn defer_days(text: &str) -> anyhow::Result<u32> {
     let days = text.parse().ok().filter(|days| *days <= MAX_DEFER && !text.starts_with('+'));
     days.with_context(|| {
@@ -279,7 +307,7 @@ fn an_hour() -> u32 {
 }
 
 /// A file's text, if it is there and nobody but whoever runs this (who is root) can write it.
-fn read_trusted(path: &Path) -> anyhow::Result<Option<String>> {
+pub(crate) fn read_trusted(path: &Path) -> anyhow::Result<Option<String>> {
     let unreadable = || format!("{} cannot be read", path.display());
     // A named pipe would be waited for otherwise.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();

@@ -12,6 +12,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use patch_policy::reboot::Forced;
+use patch_types::reboot::{REBOOTS_DIR, RebootOrder, RebootReport};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{
@@ -43,7 +44,7 @@ impl Host {
             &format!(
                 "#!/bin/sh\ncase \"$1\" in\nreboot) echo reboot >>{at}/log; [ ! -e {at}/refuse ] ;;\n\
              is-system-running) cat {at}/state ;;\nlist-units) cat {at}/failed ;;\n\
-             show) cat {at}/timer ;;\nesac\n"
+             show) cat {at}/timer ;;\ntry-restart) echo \"$1 $3\" >>{at}/log ;;\nesac\n"
             ),
         );
         fs::set_permissions(host.path("systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -468,4 +469,319 @@ fn two_do_not_look_at_once() {
     let path = host.path("var/lib/linux_patch_executor/reboot-window.lock");
     let _held = super::machine::try_lock(&path).unwrap().unwrap();
     assert_eq!(host.tick(), Outcome::Done("another run is at work".into()));
+}
+
+/// What the root side leaves when somebody asks for a reboot.
+fn order(host: &Host, number: u8, force: bool, not_before: &str) -> RebootOrder {
+    let order = RebootOrder {
+        job: format!("0198c5f2-0000-7000-8000-0000000000{number:02x}").parse().unwrap(),
+        by: "ann".into(),
+        reason: Some("new firmware".into()),
+        force,
+        at: INSIDE.parse().unwrap(),
+        not_before: not_before.parse().unwrap(),
+        boot: "first".into(),
+        due_uptime: None,
+    };
+    host.write(&format!("{REBOOTS_DIR}/{}.queued", order.job), &serde_json::to_string(&order).unwrap());
+    order
+}
+
+/// A host that nothing asks to be rebooted.
+fn quiet(settings: &str) -> Host {
+    let host = Host::new(settings);
+    fs::remove_file(host.path("run/reboot-required")).unwrap();
+    host
+}
+
+impl Host {
+    fn place(&self, order: &RebootOrder) -> Vec<&'static str> {
+        let is_there = |suffix: &&str| self.path(&format!("{REBOOTS_DIR}/{}.{suffix}", order.job)).exists();
+        ["queued", "taken", "over"].into_iter().filter(is_there).collect()
+    }
+
+    fn report(&self, order: &RebootOrder) -> RebootReport {
+        assert_eq!(self.place(order), ["over"]);
+        let text = fs::read(self.path(&format!("{REBOOTS_DIR}/{}.over", order.job))).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+}
+
+#[test]
+fn an_order_waits_for_the_window_and_for_its_delay_and_is_answered_after_the_boot() {
+    let host = quiet(WINDOW);
+    let (first, late) = (order(&host, 1, false, INSIDE), order(&host, 2, false, "2026-01-04T05:00:00Z"));
+    assert!(said(&host.at(OUTSIDE).tick()).contains("the window is closed"));
+    assert_eq!(host.place(&first), ["queued"]);
+    let outcome = host.at(INSIDE).tick();
+    assert!(
+        matches!(&outcome, Outcome::Reboots(what) if what.contains("ann asked for it (job")),
+        "{outcome:?}"
+    );
+    assert_eq!(
+        (host.place(&first), host.place(&late), host.log()),
+        (vec!["taken"], vec!["queued"], vec!["reboot".to_owned()])
+    );
+    host.tick();
+    assert_eq!(host.place(&first), ["taken"], "the host is about to reboot");
+    host.boot();
+    host.write("state", "starting");
+    host.tick();
+    assert_eq!(host.place(&first), ["taken"], "it still starts");
+    host.write("state", "running");
+    assert!(said(&host.tick()).contains("nothing asks for a reboot"));
+    let report = host.report(&first);
+    assert!(report.is_rebooted && report.is_well && report.what.contains("new firmware"), "{report:?}");
+    // One of an earlier boot is fulfilled, and not for this program to answer.
+    host.at("2026-01-04T05:05:00Z").tick();
+    assert_eq!((host.place(&late), host.log().len()), (vec!["queued"], 1));
+}
+
+#[test]
+fn an_order_that_does_not_wait_reboots_outside_the_window_or_is_answered_at_once() {
+    let host = quiet("");
+    let now = order(&host, 1, true, INSIDE);
+    let turn = File::open(host.path("var/lib/linux_patch_executor/journal/turn")).unwrap();
+    flock(&turn, FlockOperation::LockExclusive).unwrap();
+    assert!(said(&host.tick()).contains("packages are being changed"));
+    let report = host.report(&now);
+    assert!(!report.is_rebooted && report.what.contains("packages are being changed"), "{report:?}");
+    flock(&turn, FlockOperation::Unlock).unwrap();
+    assert!(said(&host.tick()).contains("nothing asks for a reboot"), "it is over");
+
+    let later = order(&host, 2, true, "2026-01-04T04:21:00Z");
+    assert!(!matches!(host.tick(), Outcome::Reboots(_)), "not before its delay");
+    let outcome = host.at("2026-01-04T04:21:00Z").tick();
+    assert!(
+        matches!(&outcome, Outcome::Reboots(what) if what.contains("new firmware, by order of ann (job")),
+        "{outcome:?}"
+    );
+    host.boot();
+    host.write("failed", "old.service x\nnew.service x\n");
+    assert!(said(&host.tick()).contains("new.service failed"));
+    let report = host.report(&later);
+    assert!(report.is_rebooted && !report.is_well && report.what.contains("new.service"), "{report:?}");
+    assert_eq!(host.log(), ["reboot"]);
+}
+
+#[test]
+fn an_order_fails_with_the_drain_or_with_systemd_and_is_not_tried_again() {
+    for force in [false, true] {
+        let host = Host::draining("exit 7");
+        fs::remove_file(host.path("run/reboot-required")).unwrap();
+        let order = order(&host, 1, force, INSIDE);
+        assert!(said(&host.tick()).contains("could not be drained"));
+        let report = host.report(&order);
+        assert!(!report.is_rebooted && report.what.contains("could not be drained"), "{report:?}");
+        host.tick();
+        assert_eq!(host.log(), ["drain", "undrain"]);
+    }
+    let host = quiet(WINDOW);
+    host.write("refuse", "");
+    let refused = order(&host, 1, false, INSIDE);
+    host.tick();
+    assert!(host.report(&refused).what.contains("systemctl reboot failed"));
+    // One that was accepted by systemd and did not come.
+    fs::remove_file(host.path("refuse")).unwrap();
+    let lost = order(&host, 2, false, INSIDE);
+    assert!(matches!(host.tick(), Outcome::Reboots(_)));
+    host.at("2026-01-04T05:00:00Z").tick();
+    assert!(host.report(&lost).what.contains("did not"), "{:?}", host.report(&lost));
+}
+
+#[test]
+fn an_order_that_is_taken_back_while_the_host_is_drained_does_not_reboot_it() {
+    let host = Host::draining("true");
+    fs::remove_file(host.path("run/reboot-required")).unwrap();
+    let order = order(&host, 1, false, INSIDE);
+    let (log, file) = (host.path("log"), host.path(&format!("{REBOOTS_DIR}/{}.queued", order.job)));
+    let settings = format!(
+        "{WINDOW}DRAIN_CMD='echo drain >>{log}; rm {file}'\nUNDRAIN_CMD='echo undrain >>{log}'\n",
+        log = log.display(),
+        file = file.display()
+    );
+    host.settings(&settings);
+    let outcome = host.tick();
+    assert!(said(&outcome).contains("does not want it any more"), "{outcome:?}");
+    assert_eq!(host.log(), ["drain", "undrain"]);
+    assert!(host.place(&order).is_empty());
+}
+
+#[test]
+fn a_run_that_was_cut_off_lets_an_order_wait_again_and_a_damaged_one_is_passed_over() {
+    let host = quiet(WINDOW);
+    let (waits, forced) = (order(&host, 1, false, INSIDE), order(&host, 2, true, INSIDE));
+    host.write(&format!("{REBOOTS_DIR}/x.queued"), "{");
+    for order in [&waits, &forced] {
+        let from = host.path(&format!("{REBOOTS_DIR}/{}.queued", order.job));
+        fs::rename(&from, from.with_extension("taken")).unwrap();
+    }
+    host.at(OUTSIDE).tick();
+    assert_eq!(host.place(&waits), ["queued"]);
+    assert!(host.report(&forced).what.contains("cut off"));
+    assert!(host.log().is_empty());
+}
+
+#[test]
+fn an_order_that_is_too_old_or_not_allowed_any_more_is_not_carried_out() {
+    let host = quiet(WINDOW);
+    let late = order(&host, 1, true, "2026-01-04T03:30:00Z");
+    assert!(!matches!(host.tick(), Outcome::Reboots(_)));
+    assert_eq!(host.place(&late), ["queued"], "who left it says so");
+    fs::remove_file(host.path(&format!("{REBOOTS_DIR}/{}.queued", late.job))).unwrap();
+    let (forced, waits) = (order(&host, 2, true, INSIDE), order(&host, 3, false, INSIDE));
+    for (path, text) in [
+        ("etc/linux_patch_api/freeze", "inventory"),
+        ("etc/linux_patch_api/ceiling.yaml", "operations: [install]\nprotected: [linux-image-*]\n"),
+        ("etc/linux_patch_api/ceiling.yaml", "operations:\n"),
+        ("etc/linux_patch_api/ceiling.yaml", "freeze_file: /etc/default/linux-patch-reboot-window\n"),
+        ("etc/linux_patch_api/ceiling.yaml", "operations: [\n"),
+    ] {
+        host.write(path, text);
+        assert!(!matches!(host.tick(), Outcome::Reboots(_)), "{text}");
+        assert_eq!((host.place(&forced), host.place(&waits)), (vec!["queued"], vec!["queued"]), "{text}");
+        fs::remove_file(host.path(path)).unwrap();
+    }
+    host.write("etc/linux_patch_api/ceiling.yaml", "# operations: []\n");
+    assert!(matches!(host.tick(), Outcome::Reboots(_)));
+}
+
+#[test]
+fn what_comes_between_the_drain_and_the_reboot_holds_for_orders_too() {
+    let host = Host::draining("true");
+    fs::remove_file(host.path("run/reboot-required")).unwrap();
+    let order = order(&host, 1, false, INSIDE);
+    let (log, freeze) = (host.path("log"), host.path("etc/linux_patch_api/freeze"));
+    fs::create_dir_all(host.path("etc/linux_patch_api")).unwrap();
+    host.settings(&format!(
+        "{WINDOW}DRAIN_CMD='echo drain >>{log}; touch {freeze}'\nUNDRAIN_CMD='echo undrain >>{log}'\n",
+        log = log.display(),
+        freeze = freeze.display()
+    ));
+    assert!(!matches!(host.tick(), Outcome::Reboots(_)));
+    assert_eq!((host.log(), host.place(&order)), (vec!["drain".into(), "undrain".into()], vec!["queued"]));
+}
+
+#[test]
+fn orders_that_wait_outlive_the_failure_of_one_that_does_not() {
+    let host = Host::draining("exit 7");
+    fs::remove_file(host.path("run/reboot-required")).unwrap();
+    let (waits, forced) = (order(&host, 1, false, INSIDE), order(&host, 2, true, INSIDE));
+    assert!(said(&host.tick()).contains("could not be drained"));
+    assert!(host.report(&forced).what.contains("could not be drained"));
+    assert_eq!(host.place(&waits), ["queued"]);
+    // Nor does somebody's own order answer them.
+    assert!(said(&host.force()).contains("could not be drained"));
+    assert_eq!(host.place(&waits), ["queued"]);
+}
+
+#[test]
+fn of_two_orders_that_do_not_wait_one_that_is_taken_back_leaves_the_other() {
+    let host = Host::draining("true");
+    fs::remove_file(host.path("run/reboot-required")).unwrap();
+    let (first, second) = (order(&host, 1, true, INSIDE), order(&host, 2, true, INSIDE));
+    let (log, file) = (host.path("log"), host.path(&format!("{REBOOTS_DIR}/{}.queued", first.job)));
+    // Without a window, by order alone.
+    host.settings(&format!(
+        "DRAIN_CMD='echo drain >>{log}; rm {file}'\nUNDRAIN_CMD='echo undrain >>{log}'\n",
+        log = log.display(),
+        file = file.display()
+    ));
+    let outcome = host.tick();
+    assert!(
+        matches!(&outcome, Outcome::Reboots(what) if what.contains(&second.job.to_string())),
+        "{outcome:?}"
+    );
+    assert_eq!((host.place(&first), host.place(&second)), (vec![], vec!["taken"]));
+}
+
+#[test]
+fn an_order_that_is_answered_is_not_carried_out_again() {
+    let host = quiet(WINDOW);
+    let order = order(&host, 1, false, INSIDE);
+    let report = RebootReport { is_rebooted: false, is_well: false, what: "so it went".into() };
+    host.write(&format!("{REBOOTS_DIR}/{}.over", order.job), &serde_json::to_string(&report).unwrap());
+    assert!(!matches!(host.tick(), Outcome::Reboots(_)));
+    assert_eq!(host.report(&order), report);
+}
+
+#[test]
+fn of_a_host_that_was_rebooted_meanwhile_its_health_is_told() {
+    for (state, places) in [("starting", ["taken"]), ("maintenance", ["over"]), ("degraded", ["over"])] {
+        let host = quiet(WINDOW);
+        let order = order(&host, 1, false, INSIDE);
+        let from = host.path(&format!("{REBOOTS_DIR}/{}.queued", order.job));
+        fs::rename(&from, from.with_extension("taken")).unwrap();
+        host.boot();
+        host.write("state", state);
+        host.at(OUTSIDE).tick();
+        assert_eq!(host.place(&order), places, "{state}");
+        if places == ["over"] {
+            let report = host.report(&order);
+            assert_eq!((report.is_rebooted, report.is_well), (true, state == "degraded"), "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn when_the_window_opens_for_an_order_stays_the_same() {
+    let host = quiet(WINDOW);
+    let window = super::settings::Settings::load(&host.machine.root).unwrap().window.unwrap();
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    let opens = |not_before: &str, now: &str| {
+        super::orders::opens(&order(&host, 1, false, not_before), &window, at(now)).unwrap()
+    };
+    for now in [INSIDE, "2026-01-04T04:50:00Z"] {
+        assert_eq!(opens("2026-01-01T00:00:00Z", now), at("2026-01-04T04:15:00Z"));
+        assert_eq!(opens("2026-01-04T05:00:00Z", now), at("2026-01-04T05:00:00Z"));
+    }
+    assert_eq!(opens(OUTSIDE, OUTSIDE), at("2026-01-11T04:15:00Z"));
+    // Between two openings it is closed.
+    assert_eq!(opens("2026-01-13T00:00:00Z", INSIDE), at("2026-01-18T04:15:00Z"));
+}
+
+/// Two services wait. They are restarted while the window is open and nobody changes packages, the second one not when the
+/// first has taken until the window closed.
+#[test]
+fn services_are_restarted_only_while_the_window_is_open_and_apt_is_not_at_work() {
+    let host = Host::new(WINDOW);
+    fs::remove_file(host.path("run/reboot-required")).unwrap();
+    let note = |unit: &str| {
+        let note = serde_json::json!({
+            "unit": unit, "job": "0198c5f2-0000-7000-8000-000000000001", "since": "2026-01-03T00:00:00Z",
+            "boot": "first", "monotonic_us": 100, "held_back": true,
+        });
+        host.write(&format!("var/lib/linux_patch_executor/restarts/{unit}"), &note.to_string());
+    };
+    for unit in ["a.service", "b.service"] {
+        note(unit);
+    }
+    host.write(
+        "etc/linux_patch_api/config.yaml",
+        "policy: {restart: {mode: restart, when: in_window, services: [a.service, b.service]}}\n",
+    );
+    host.write("timer", "ActiveState=active\nUnitFileState=enabled\nInactiveExitTimestampMonotonic=50\n");
+    let log = || fs::read_to_string(host.path("log")).unwrap();
+    host.at(OUTSIDE).tick();
+    let apt = host.machine.keep_apt_out().unwrap().unwrap();
+    host.at(INSIDE).tick();
+    assert_eq!(log(), "");
+    drop(apt);
+    // The window closes at 5:15, which it does while the first one is restarted.
+    let restarted = || log().contains("try-restart a.service");
+    let clock = || {
+        if restarted() {
+            "2026-01-04T05:15:00Z".parse().unwrap()
+        } else {
+            INSIDE.parse::<Timestamp>().unwrap()
+        }
+    };
+    let Outcome::Done(said) = tick(&host.machine, &clock, None, &mut |_| {}).unwrap() else {
+        unreachable!("{}", log())
+    };
+    assert_eq!(log(), "try-restart a.service\n", "{said}");
+    assert!(said.contains("the window is closed"), "{said}");
+    host.at(INSIDE).tick();
+    assert_eq!(log(), "try-restart a.service\ntry-restart b.service\n");
+    assert!(fs::read_dir(host.path("var/lib/linux_patch_executor/restarts")).unwrap().next().is_none());
 }

@@ -9,11 +9,14 @@ use anyhow::{Context, anyhow};
 use jiff::{SignedDuration, Timestamp};
 use patch_audit::Priority;
 use patch_policy::reboot::{Cause, Decision, FleetLock, Forced, Situation, decide};
+use patch_types::reboot::{RebootOrder, RebootReport};
 
 use super::{
     command,
     fleet_lock::{LockError, Step},
     machine::{Changes, Health, Lock, Machine, try_lock, until},
+    orders::{self, fingerprint, sentence},
+    restarts,
     settings::Settings,
     state::{Back, Pending, Phase, State, Told},
 };
@@ -50,6 +53,8 @@ pub(super) struct Tick<'a> {
     state: State,
     clock: &'a dyn Fn() -> Timestamp,
     forced: Option<Forced>,
+    /// The reboots that were asked for and may come now.
+    orders: Vec<RebootOrder>,
     reboots: &'a mut dyn FnMut(&str),
     _alone: Lock,
 }
@@ -93,11 +98,16 @@ fn look(
     let state = State::load(machine)?;
     let broken = loaded.as_ref().err().map(|error| format!("{error:#}"));
     let settings = loaded.unwrap_or_default();
-    let mut tick = Tick { machine, settings, state, clock, forced, reboots, _alone: alone };
+    let now = clock();
+    let boot = machine.boot().unwrap_or_default();
+    let mut orders = machine.queued()?;
+    orders.retain(|order| machine.may_carry_out(order, now, &boot));
+    let mut tick = Tick { machine, settings, state, clock, forced, orders, reboots, _alone: alone };
     let outcome = match broken {
         Some(broken) => tick.run_without_settings(&broken),
-        None => tick.run(),
+        None => tick.run().and_then(|outcome| tick.restart_services(outcome)),
     };
+    tick.answer_forced(&outcome);
     if let Err(error) = &outcome {
         // The error itself is shown by the caller.
         let _ = tick.tell(Priority::Medium, &format!("it cannot do its work: {error:#}"));
@@ -145,9 +155,45 @@ impl Tick<'_> {
         Ok(Outcome::Failed(what))
     }
 
+    /// Says what came of orders that do not wait, if the host does not reboot for them. Those that wait stay.
+    fn answer_forced(&self, outcome: &anyhow::Result<Outcome>) {
+        let why = match outcome {
+            Ok(Outcome::Reboots(_)) => return,
+            // It is about to reboot, or has just done so: the next look knows more.
+            Ok(Outcome::Done(_)) if self.state.pending.is_some() => return,
+            Ok(Outcome::Done(what) | Outcome::Failed(what)) => what.clone(),
+            Err(error) => format!("{error:#}"),
+        };
+        for order in self.orders.iter().filter(|order| order.force) {
+            self.answer(order, false, false, &format!("the host was not rebooted: {why}"));
+        }
+    }
+
+    /// Says what came of an order.
+    fn answer(&self, order: &RebootOrder, is_rebooted: bool, is_well: bool, what: &str) {
+        let report = RebootReport { is_rebooted, is_well, what: what.to_owned() };
+        // What was done was done, whether or not anybody can be told.
+        if let Err(error) = self.machine.report(order, &report) {
+            eprintln!("linux-patch-host: job {} is not told: {error:#}", order.job);
+        }
+    }
+
+    /// Puts an order back among those that wait, if it was taken up.
+    fn put_back(&self, order: &RebootOrder) {
+        // Taking back what was done for the reboot goes before this, and a later look finds the order.
+        if let Err(error) = self.machine.put_back(order) {
+            eprintln!("linux-patch-host: the order of job {} is not put back: {error:#}", order.job);
+        }
+    }
+
     fn run(&mut self) -> anyhow::Result<Outcome> {
         if let Some(outcome) = self.settle()? {
             return Ok(outcome);
+        }
+        if self.forced.is_none()
+            && let Some(order) = self.orders.iter().find(|order| order.force)
+        {
+            self.forced = Some(orders::forced(order));
         }
         let causes = self.observe()?;
         let mut changes = self.machine.changes()?;
@@ -184,8 +230,23 @@ impl Tick<'_> {
         }
     }
 
+    /// Restarts the services that wait for the window, if it is open and the host does not reboot.
+    fn restart_services(&mut self, outcome: Outcome) -> anyhow::Result<Outcome> {
+        let now = self.now();
+        let opening = self.settings.window.as_ref().and_then(|window| window.open_at(now));
+        let Outcome::Done(what) = outcome else { return Ok(outcome) };
+        let Some(opening) = opening.filter(|_| self.state.pending.is_none() && self.forced.is_none()) else {
+            return Ok(Outcome::Done(what));
+        };
+        let done = restarts::carry_out(self.machine, self.clock, opening.ends)?;
+        let said = std::iter::once(what).chain(done.said).collect::<Vec<_>>().join("; ");
+        Ok(if done.failed { Outcome::Failed(said) } else { Outcome::Done(said) })
+    }
+
     fn observe(&mut self) -> anyhow::Result<Vec<Cause>> {
-        let present = self.machine.causes()?;
+        let mut present = self.machine.causes()?;
+        let waiting = self.orders.iter().filter(|order| !order.force);
+        present.extend(waiting.map(|order| (fingerprint(order), sentence(order))));
         let mut ledger = self.state.ledger();
         let causes = ledger.observe(self.now(), self.machine.uptime(), &present);
         if ledger != self.state.ledger() {
@@ -270,6 +331,16 @@ impl Tick<'_> {
             Ok(Some(outcome)) => Ok(outcome),
             Err(error) => Err(error),
         };
+        for order in &self.orders {
+            match &failure {
+                // What failed once is not tried again and again for an order; an attempt that somebody else forced is not its own.
+                Ok(Outcome::Failed(what)) if !order.force && self.forced.is_none() => {
+                    self.answer(order, false, false, what);
+                }
+                // The others are answered when all is taken back.
+                _ => self.put_back(order),
+            }
+        }
         let undone = self.undo();
         let outcome = failure?;
         Ok(undone?.unwrap_or(outcome))
@@ -306,6 +377,13 @@ impl Tick<'_> {
             self.note(Priority::Medium, &what)?;
             return Ok(Some(Outcome::Done(what)));
         };
+        let Some(causes) = &self.take_orders(causes, changes, lock)? else {
+            let what =
+                "the host is not rebooted after all: who asked for it does not want it any more, or may not any more"
+                    .to_owned();
+            self.note(Priority::Medium, &what)?;
+            return Ok(Some(Outcome::Done(what)));
+        };
         let now = self.now();
         let mut ledger = self.state.ledger();
         ledger.reboot(now, causes);
@@ -324,6 +402,90 @@ impl Tick<'_> {
         Ok(None)
     }
 
+    /// Takes the orders up, so that nobody can take them back any more. The causes that are left; none if they are not enough.
+    fn take_orders(
+        &mut self,
+        causes: &[Cause],
+        changes: &Changes,
+        lock: &FleetLock,
+    ) -> anyhow::Result<Option<Vec<Cause>>> {
+        let mut causes = causes.to_vec();
+        let (now, boot) = (self.now(), self.machine.boot()?);
+        let (mut taken, mut gone) = (Vec::new(), Vec::new());
+        for order in &self.orders {
+            // The orders stay known if this fails: those that were taken are put back. The drain took time.
+            let is_taken = self.machine.may_carry_out(order, now, &boot) && self.machine.take(order)?;
+            if is_taken { taken.push(order.clone()) } else { gone.push(order.clone()) }
+        }
+        self.orders = taken;
+        if gone.is_empty() {
+            return Ok(Some(causes));
+        }
+        causes.retain(|cause| !gone.iter().any(|order| fingerprint(order) == cause.fingerprint));
+        let is_by_order =
+            |forced: &Forced| gone.iter().any(|order| order.force && forced.by == orders::forced(order).by);
+        if self.forced.as_ref().is_some_and(is_by_order) {
+            // Another one may stand for it.
+            self.forced = self.orders.iter().find(|order| order.force).map(orders::forced);
+        }
+        let decision = self.decide(&causes, changes.transaction.as_deref(), lock);
+        Ok(matches!(decision, Decision::Reboot { .. }).then_some(causes))
+    }
+
+    /// Says what came of the orders that an earlier run took up, which may have been cut off before the reboot. `undone` is what
+    /// failed of taking back what was done for it.
+    /// `health` is how the host is since it was rebooted, if that was asked.
+    fn answer_taken(
+        &self,
+        was_cut_off: bool,
+        undone: Option<&Outcome>,
+        health: Option<&Health>,
+    ) -> anyhow::Result<()> {
+        let boot = self.machine.boot()?;
+        let taken = self.machine.taken()?;
+        let asked = match health {
+            // Somebody else rebooted it, and what had failed before is not known.
+            None if taken.iter().any(|order| order.boot != boot) => {
+                Some(self.machine.health(&self.machine.failed_units()?)?)
+            }
+            _ => None,
+        };
+        for order in taken {
+            let why = sentence(&order);
+            match undone {
+                None | Some(Outcome::Done(_) | Outcome::Reboots(_))
+                    if order.boot != boot && asked.as_ref().is_some_and(|health| *health != Health::Well) =>
+                {
+                    // A later look knows more of one that still starts.
+                    if let Some(Health::Sick(sick)) = &asked {
+                        let what = format!("the host was rebooted meanwhile and is not in health: {sick}");
+                        self.answer(&order, true, false, &what);
+                    }
+                }
+                _ if order.boot == boot && was_cut_off && order.force => {
+                    let what = "the host was not rebooted: the run that was to do it was cut off";
+                    self.answer(&order, false, false, what);
+                }
+                _ if order.boot == boot && was_cut_off => self.put_back(&order),
+                _ if order.boot == boot => {
+                    self.answer(&order, false, false, &format!("the host was to reboot and did not: {why}"));
+                }
+                None | Some(Outcome::Done(_) | Outcome::Reboots(_)) => {
+                    self.answer(
+                        &order,
+                        true,
+                        true,
+                        &format!("the host has rebooted and is in service: {why}"),
+                    );
+                }
+                Some(Outcome::Failed(what)) => {
+                    self.answer(&order, true, false, &format!("the host has rebooted, but {what}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back that the host was rebooted for anything at that moment.
     fn forget_reboot(&mut self, at: Timestamp) -> anyhow::Result<()> {
         let mut ledger = self.state.ledger();
@@ -334,9 +496,14 @@ impl Tick<'_> {
 
     /// Settles what an earlier run has begun; what there is to say if nothing else may be done now.
     fn settle(&mut self) -> anyhow::Result<Option<Outcome>> {
-        let Some(pending) = self.state.pending.clone() else { return Ok(None) };
+        let Some(pending) = self.state.pending.clone() else {
+            // A run that had nothing to take back may have been cut off all the same.
+            self.answer_taken(true, None, None)?;
+            return Ok(None);
+        };
         let now = self.now();
         let is_same_boot = self.machine.boot()? == pending.boot;
+        let mut health = None;
         match pending.phase {
             Phase::Rebooting if is_same_boot => {
                 if now >= pending.at && until(pending.at, now) < SHUTDOWN {
@@ -357,11 +524,15 @@ impl Tick<'_> {
                          mend it, or `systemctl reset-failed` if it is well as it is"
                     );
                     self.tell(Priority::High, &what)?;
+                    for order in self.machine.taken()? {
+                        self.answer(&order, true, false, &what);
+                    }
                     return Ok(Some(Outcome::Failed(what)));
                 }
                 Health::Well => {
                     let what = format!("the host has rebooted and is in health: {}", pending.why);
                     self.note(Priority::Info, &what)?;
+                    health = Some(Health::Well);
                 }
             },
             Phase::Preparing => {
@@ -372,7 +543,9 @@ impl Tick<'_> {
             }
             Phase::Undoing => {}
         }
-        self.undo()
+        let undone = self.undo()?;
+        self.answer_taken(pending.phase == Phase::Preparing, undone.as_ref(), health.as_ref())?;
+        Ok(undone)
     }
 
     /// Undrains the host and gives the fleet's lock back, if need be; what failed, if something did. Then it is tried again by
