@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller, CertificateRole};
 use patch_service::{Door, ExpiredCrl, LoadedTls, PemInput, ServerPair, TlsError, TlsOptions, Trust, tls};
 
+pub(crate) use self::crl::write_durably;
 use self::crl::{Choice, Origin, Problem, Signers, Store};
 pub use self::{upload::UploadError, watch::watch};
 use crate::{

@@ -15,8 +15,9 @@ use std::{
 };
 
 pub use diff::{Change, Steps, diff, sentence};
-pub use fragment::{Fragment, HealthCheck, Inputs, PolicyMode, Rollback};
+pub use fragment::{Fragment, HealthCheck, Inputs, Policy, PolicyMode, Rollback};
 pub use patch_types::rollback::Require as RollbackRequire;
+pub(crate) use settings::zone;
 pub use settings::{Invalid, LogLevel, Role, Settings, TlsPaths};
 
 /// The configuration file, below the root prefix.
@@ -169,6 +170,14 @@ mod tests {
             ("rollback:\n  keep_mib: 63\n", &["rollback.keep_mib", "64"]),
             ("rollback:\n  keep_mb: 64\n", &["keep_mb", "keep_mib", "2"]),
             ("policy:\n  mode: on\n", &["2"]),
+            ("policy:\n  exclude: [\"--force\"]\n", &["2"]),
+            ("policy:\n  spread_minutes: 9999\n", &["policy.spread_minutes", "1440"]),
+            ("policy:\n  window: {days: Funday, hour: 2}\n", &["policy.window", "Funday"]),
+            ("policy:\n  window: {rule: \"FREQ=DAILY\", days: Mon, hour: 2}\n", &["policy.window", "either"]),
+            (
+                "policy:\n  window: {days: Mon, hour: 2, timezone: Mars/Olympus}\n",
+                &["policy.window.timezone", "Mars"],
+            ),
             ("health_checks:\n  - {type: tcp, address: nowhere}\n", &["health_checks[0]", "address"]),
             ("health_checks:\n  - {type: command, command: [\"true\"]}\n", &["health_checks[0]"]),
             (
@@ -221,10 +230,15 @@ mod tests {
     }
 
     #[test]
-    fn sections_without_effect_are_named() {
-        let settings = check("rollback: {auto: false}\npolicy: {mode: agent}\n").unwrap();
-        assert_eq!(settings.inactive, ["policy"]);
-        assert!(check("").unwrap().inactive.is_empty());
+    fn what_the_agent_does_by_itself_is_declared() {
+        let settings = check(
+            "policy: {mode: agent, window: {days: Mon-Fri, hour: 2, duration_minutes: 180, timezone: Europe/Berlin}, \
+             updates: all, exclude: [linux-image-amd64], paused_until: 2026-01-01T00:00:00Z, spread_minutes: 0}\n",
+        )
+        .unwrap();
+        assert_eq!(settings.policy.mode, PolicyMode::Agent);
+        assert!(settings.inactive.is_empty());
+        assert_eq!(check("policy: {mode: \"off\"}\n").unwrap().policy, Policy::default());
     }
 
     #[test]

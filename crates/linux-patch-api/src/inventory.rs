@@ -28,7 +28,8 @@ use patch_types::{
 };
 use tokio::sync::{Notify, watch};
 
-use self::{filter::PackageFilter, render::Candidate, stamp::Stamp};
+pub(crate) use self::stamp::Stamp;
+use self::{filter::PackageFilter, render::Candidate};
 use crate::executor::Executor;
 
 /// How long a list waits for the solver when it cannot do without.
@@ -361,7 +362,8 @@ impl Solving {
     }
 }
 
-fn cached<T: serde::Serialize>(data: &T) -> Result<Cached, ErrorDetail> {
+/// The JSON and its tag.
+pub(crate) fn cached<T: serde::Serialize>(data: &T) -> Result<Cached, ErrorDetail> {
     let body = serde_json::to_vec(data).map_err(|e| {
         ErrorDetail::new(ErrorCode::ServiceUnhealthy, format!("the list cannot be written as JSON: {e}"))
     })?;

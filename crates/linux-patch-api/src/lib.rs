@@ -14,8 +14,10 @@
 //! | [`ends`] | how the runs before this one ended |
 //! | [`http`] | the API: routes, roles, answers |
 //! | [`inventory`] | what is installed and what could be updated |
+//! | [`compliance`] | how soon fixes were installed |
 //! | [`jobs`] | changes, from acceptance to their end |
 //! | [`executor`] | the client of the root side |
+//! | [`policy`] | patching by itself |
 //! | [`audit`] | the audit trail |
 //! | [`checkpoint`] | having its head signed by the root side |
 //! | [`syslog`] | its remote sink's settings and TLS |
@@ -24,6 +26,7 @@ pub mod audit;
 pub mod certificates;
 pub mod checkpoint;
 pub mod cli;
+pub mod compliance;
 pub mod config;
 pub mod control;
 pub mod door;
@@ -33,6 +36,7 @@ pub mod http;
 pub mod inventory;
 pub mod jobs;
 pub mod log;
+pub mod policy;
 pub mod reload;
 pub mod run;
 pub mod syslog;

@@ -22,6 +22,7 @@ use crate::{
     inventory::Inventory,
     jobs::Jobs,
     log::Level,
+    policy::Scheduler,
     reload::{self, Reloader, Running, tell},
 };
 
@@ -97,9 +98,12 @@ async fn serve(
     let Running { door, app, jobs, stop, .. } = reloader.running();
     let (door, jobs, stop) = (door.clone(), jobs.clone(), stop.clone());
     let fresh = tokio::spawn(app.inventory().clone().keep_fresh(jobs.ends()));
+    let complying = tokio::spawn(app.compliance().clone().keep(jobs.ends()));
     let expiring = tokio::spawn(certificates::watch(door.clone(), app.clone(), Arc::clone(log)));
     let checkpoints = Checkpoints::new(Executor::new(root), Arc::clone(log), app.signing());
     let checkpoints = tokio::spawn(checkpoints.keep(jobs.ends()));
+    let scheduler = Scheduler::new(app.clone(), jobs.clone(), Audit::new(Arc::clone(log)));
+    let scheduler = tokio::spawn(scheduler.keep());
     let control = Control::start(root);
     tracing::info!(address = %reloader.settings().listen, version = crate::VERSION, "serving");
     reloader.tell_ready();
@@ -123,8 +127,11 @@ async fn serve(
     tell(&[NotifyState::Stopping]);
     stop.cancel();
     fresh.abort();
+    complying.abort();
     expiring.abort();
     checkpoints.abort();
+    // What it is just submitting is a task of the jobs' own.
+    scheduler.abort();
     // Streams would last as long as their clients like, so they are ended after a moment for the requests in flight.
     tokio::join!(door.drain(DRAIN), async {
         if door.open_connections() > 0 {

@@ -9,6 +9,7 @@ use patch_types::{
         PackageList, PatchSet, RebootRequest, RebootState, RemoveRequest, RollbackRequest, Service,
         ServiceList, SystemInfo, UpdateRequest, WhyNot,
     },
+    compliance::Compliance,
 };
 use reqwest::Method;
 use uuid::Uuid;
@@ -198,6 +199,14 @@ impl Client {
     /// See [`Client`].
     pub async fn service(&self, name: &str) -> Result<Answer<Service>, Error> {
         self.transport.send(&Request::get(&["system", "services", name])).await
+    }
+
+    /// `GET /compliance`.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn compliance(&self) -> Result<Answer<Compliance>, Error> {
+        self.transport.send(&Request::get(&["compliance"])).await
     }
 
     /// `GET /system/reboot`.

@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use patch_client::{Address, PackageSort};
 use patch_manual::Shell;
 use patch_types::{
-    JobId, JobStatus, OnFailure, PackageName, PlanHash, operation::PackageSpec, rollback::MAX_CONFIRM_SECONDS,
+    JobId, JobStatus, OnFailure, PackageName, PlanHash, operation::PackageSpec, reboot::MAX_DELAY_SECONDS,
+    rollback::MAX_CONFIRM_SECONDS,
 };
 
 use crate::exit;
@@ -155,6 +156,8 @@ pub(crate) enum Command {
         /// Its id
         id: JobId,
     },
+    /// Reboot the host: in its reboot window, or at once with --force
+    Reboot(RebootArgs),
     /// Show the host: system, kernel, last updates, pending reboot
     Info,
     /// List units that failed or still run old code
@@ -162,6 +165,8 @@ pub(crate) enum Command {
         /// Show this unit instead
         name: Option<String>,
     },
+    /// Show how soon each security fix was installed, what runs its code, and what is in the way
+    Compliance,
     /// Show how the agent is; exits with 1 when it is unhealthy
     Health,
     /// Hand the agent a newer revocation list
@@ -370,6 +375,13 @@ pub(crate) struct ApplyArgs {
     /// Allow the package manager to remove packages for it
     #[arg(long)]
     pub(crate) allow_removals: bool,
+    /// Queue a reboot for the reboot window if the changes ask for one
+    #[arg(long)]
+    pub(crate) allow_reboot: bool,
+    /// That reboot does not come before so many minutes after the job
+    #[arg(long, value_name = "MINUTES", requires = "allow_reboot",
+          value_parser = clap::value_parser!(u32).range(0..=10_080))]
+    pub(crate) reboot_delay: Option<u32>,
     /// Fetch the indexes first, however old they are
     #[arg(long, conflicts_with = "dry_run")]
     pub(crate) refresh: bool,
@@ -377,6 +389,29 @@ pub(crate) struct ApplyArgs {
     pub(crate) change: ChangeArgs,
     #[command(flatten)]
     pub(crate) back: BackArgs,
+}
+
+/// Arguments of `reboot`.
+#[derive(Debug, Args)]
+pub(crate) struct RebootArgs {
+    /// Show whether a reboot is needed, when the window opens, what is queued and what stands against it; reboot nothing
+    #[arg(long, conflicts_with_all = ["force", "reason", "delay", "yes", "detach"])]
+    pub(crate) status: bool,
+    /// Now, whatever the reboot window says; never while packages are being changed
+    #[arg(long, requires = "reason")]
+    pub(crate) force: bool,
+    /// Why, in one line
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Not before so many seconds have passed
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=MAX_DELAY_SECONDS))]
+    pub(crate) delay: Option<u64>,
+    /// Do not ask; without a terminal nothing is asked anyway
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Print the job's id and return; one that waits for the window is not followed anyway
+    #[arg(long, short)]
+    pub(crate) detach: bool,
 }
 
 /// Arguments of `jobs`.
@@ -467,6 +502,10 @@ mod tests {
             "apply --confirm-within 0",
             "apply --confirm-within 86401",
             "hold apt --confirm-within 5",
+            "reboot --force",
+            "reboot --delay 604801",
+            "reboot --status --force --reason x",
+            "apply --reboot-delay 5",
         ] {
             let error = parse(line).map(|_| line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

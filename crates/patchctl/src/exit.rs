@@ -17,6 +17,8 @@ Exit codes:
   3    the agent cannot be reached, or it refused the connection
   4    the job was cancelled or timed out, or the question was answered with no
   5    updates are available (only with `patches --check`)
+  7    a security fix took or takes longer than promised (only with `compliance`)
+  8    whether security fixes are missing cannot be told (only with `compliance`)
   130  watching was interrupted; the job goes on";
 
 /// How the program ends.
@@ -29,6 +31,8 @@ pub(crate) enum Exit {
     Unreachable = 3,
     Stopped = 4,
     UpdatesAvailable = 5,
+    OverPromise = 7,
+    Untold = 8,
     Interrupted = 130,
 }
 

@@ -362,7 +362,7 @@ impl Store {
 }
 
 /// Writes a file so that whatever happens there is either the old one or the new one.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let new = directory.join(format!(".{name}.new"));

@@ -3,10 +3,14 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use patch_types::notifications::Notifications;
+use patch_types::{
+    PackageName,
+    notifications::Notifications,
+    settings::{Restart, RestartMode, RestartTime},
+};
 
 use super::{
-    fragment::{HealthCheck, Reboot},
+    fragment::{HealthCheck, Policy, Reboot},
     settings::{Roles, Settings, TlsPaths},
 };
 
@@ -135,7 +139,7 @@ pub fn diff(old: &Settings, new: &Settings) -> Vec<Change> {
     found.compare("rollback.keep_days", &rollback.keep_days, &new.rollback.keep_days, ToString::to_string);
     found.compare("rollback.keep_mib", &rollback.keep_mib, &new.rollback.keep_mib, ToString::to_string);
     found.compare("health_checks", health_checks, &new.health_checks, |checks| summary_of_checks(checks));
-    found.compare("policy.mode", &policy.mode, &new.policy.mode, |mode| format!("{mode:?}").to_lowercase());
+    found.policy(policy, &new.policy);
     found.compare("reboot", reboot, &new.reboot, summary_of_reboot);
     found.compare("notifications", notifications, &new.notifications, summary_of_notifications);
     found.0
@@ -152,6 +156,48 @@ impl Differences {
             let after = if before == after { format!("{after}, with other contents") } else { after };
             self.0.push(Change { key: key.to_owned(), old: before, new: after });
         }
+    }
+
+    fn policy(&mut self, old: &Policy, new: &Policy) {
+        // Taken apart whole, for the same reason.
+        let Policy {
+            mode,
+            window,
+            spread_minutes,
+            catch_up,
+            updates,
+            exclude,
+            paused,
+            paused_until,
+            restart,
+        } = old;
+        self.compare("policy.mode", mode, &new.mode, |mode| format!("{mode:?}").to_lowercase());
+        self.compare("policy.window", window, &new.window, |window| {
+            window.as_ref().map_or_else(
+                || "every six hours".to_owned(),
+                |window| {
+                    let when = window.rule.clone().unwrap_or_else(|| {
+                        let (hour, minute) = (window.hour.unwrap_or(0), window.minute.unwrap_or(0));
+                        format!("{} at {hour:02}:{minute:02}", window.days.as_deref().unwrap_or_default())
+                    });
+                    format!("{when} {} for {} min", window.timezone, window.duration_minutes)
+                },
+            )
+        });
+        self.compare("policy.spread_minutes", spread_minutes, &new.spread_minutes, ToString::to_string);
+        self.compare("policy.catch_up", catch_up, &new.catch_up, ToString::to_string);
+        self.compare("policy.updates", updates, &new.updates, |updates| {
+            format!("{updates:?}").to_lowercase()
+        });
+        self.compare("policy.exclude", exclude, &new.exclude, |exclude| {
+            let names: Vec<&str> = exclude.iter().map(PackageName::as_str).collect();
+            if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+        });
+        self.compare("policy.paused", paused, &new.paused, ToString::to_string);
+        self.compare("policy.paused_until", paused_until, &new.paused_until, |until| {
+            until.map_or_else(|| "none".to_owned(), |until| until.to_string())
+        });
+        self.compare("policy.restart", restart, &new.restart, summary_of_restart);
     }
 
     fn tls(&mut self, old: &TlsPaths, new: &TlsPaths) {
@@ -222,6 +268,16 @@ fn summary_of_reboot(reboot: &Reboot) -> String {
     format!("{window}, {drain}{undrain}{lock}{defer}")
 }
 
+fn summary_of_restart(restart: &Restart) -> String {
+    match (restart.mode, restart.when) {
+        (RestartMode::List, _) => "list".to_owned(),
+        (RestartMode::Restart, RestartTime::AtOnce) => format!("at once: {}", restart.services.join(", ")),
+        (RestartMode::Restart, RestartTime::InWindow) => {
+            format!("in the window: {}", restart.services.join(", "))
+        }
+    }
+}
+
 /// The address of a webhook is its password.
 fn summary_of_notifications(notifications: &Notifications) -> String {
     let mail = notifications.mail.as_ref().map_or_else(
@@ -251,6 +307,16 @@ mod tests {
             ("", "server: {}\n", &[][..]),
             ("", "policy: {}\n", &[]),
             ("", "server: {port: 1}\n", &["server.port: 12443 -> 1"]),
+            (
+                "",
+                "policy: {mode: agent, window: {days: Sun, hour: 4}, exclude: [aa], paused: true}\n",
+                &[
+                    "policy.mode: off -> agent",
+                    "policy.window: every six hours -> Sun at 04:00 UTC for 60 min",
+                    "policy.exclude: nothing -> aa",
+                    "policy.paused: false -> true",
+                ],
+            ),
             ("", "server: {timeout: 5}\n", &["server.timeout: 30 s -> 5 s"]),
             (
                 "server: {bind_address: 10.0.0.1}\nlogging: {level: debug}\n",
@@ -261,6 +327,11 @@ mod tests {
                     "logging.retention_days: 30 -> 7",
                     "logging.remote_syslog: none -> udp://a:1",
                 ],
+            ),
+            (
+                "policy: {restart: {mode: restart, services: [a.service, b.service]}}\n",
+                "policy: {restart: {mode: restart, services: [a.service], when: in_window}}\n",
+                &["policy.restart: at once: a.service, b.service -> in the window: a.service"],
             ),
             ("", "tls: {crl: /x}\n", &["tls.crl: /etc/linux_patch_api/certs/crl.pem -> /x"]),
             (

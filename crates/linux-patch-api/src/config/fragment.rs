@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use patch_types::notifications::Notifications;
-pub use patch_types::settings::{HealthCheck, Rollback};
+pub use patch_types::{
+    policy::{Policy, PolicyMode},
+    settings::{HealthCheck, Rollback},
+};
 use serde::Deserialize;
 
 /// What a file says. Every key is optional; unknown ones are refused.
@@ -58,7 +61,6 @@ pub struct Inputs {
 
 impl From<Fragment> for Inputs {
     fn from(f: Fragment) -> Self {
-        let inactive = [("policy", f.policy.is_some())];
         Self {
             server: f.server.unwrap_or_default(),
             tls: f.tls.unwrap_or_default(),
@@ -69,7 +71,8 @@ impl From<Fragment> for Inputs {
             policy: f.policy.unwrap_or_default(),
             reboot: f.reboot.unwrap_or_default(),
             notifications: f.notifications.unwrap_or_default(),
-            inactive: inactive.into_iter().filter_map(|(name, there)| there.then_some(name)).collect(),
+            // Every section has its effect in this version.
+            inactive: Vec::new(),
         }
     }
 }
@@ -149,24 +152,6 @@ impl Default for Security {
             roles: BTreeMap::new(),
         }
     }
-}
-
-/// Who patches without being asked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PolicyMode {
-    /// Nobody, or the distribution's own tools.
-    #[default]
-    Off,
-    /// This agent.
-    Agent,
-}
-
-/// `policy:`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Policy {
-    pub mode: PolicyMode,
 }
 
 /// A recurring span of time.

@@ -151,7 +151,7 @@ pub struct Settings {
     pub rollback: Rollback,
     /// Checked here; the root side acts by it.
     pub health_checks: Vec<HealthCheck>,
-    /// Checked, not acted upon yet.
+    /// Whether the agent patches by itself.
     pub policy: Policy,
     /// Checked; the reboot window acts upon it.
     pub reboot: Reboot,
@@ -202,6 +202,10 @@ impl Settings {
                 check.refuse(format!("health_checks[{i}]"), message);
             }
         }
+        check.policy(&inputs.policy);
+        for (key, message) in inputs.policy.restart.problems() {
+            check.refuse(key, message);
+        }
         check.reboot(&inputs.reboot);
         for (key, message) in inputs.notifications.problems() {
             check.refuse(key, message);
@@ -239,6 +243,11 @@ impl Settings {
         }
         self.roles.by_fingerprint.get(fingerprint).or_else(|| self.roles.by_name.get(name)).copied()
     }
+}
+
+/// The time zone of a name; none if this host does not know it. The one that needs no database is always known.
+pub(crate) fn zone(name: &str) -> Option<jiff::tz::TimeZone> {
+    if name == "UTC" { Some(jiff::tz::TimeZone::UTC) } else { jiff::tz::TimeZone::get(name).ok() }
 }
 
 /// Collects what is wrong, so that one run of `check-config` names everything.
@@ -373,12 +382,18 @@ impl Checker {
         }
     }
 
+    fn policy(&mut self, policy: &Policy) {
+        for (key, message) in policy.problems() {
+            self.refuse(key, message);
+        }
+        if let Err((key, message)) = crate::policy::window(policy) {
+            self.refuse(key, message);
+        }
+    }
+
     fn reboot(&mut self, reboot: &Reboot) {
         if let Some(window) = &reboot.window {
-            let zone = match window.timezone.as_str() {
-                "UTC" => Some(jiff::tz::TimeZone::UTC),
-                name => jiff::tz::TimeZone::get(name).ok(),
-            };
+            let zone = zone(&window.timezone);
             if zone.is_none() {
                 self.refuse(
                     "reboot.window.timezone",

@@ -58,7 +58,9 @@ impl Lane {
     fn of(body: &RequestBody) -> Self {
         match body {
             RequestBody::Query { query: Query::Package { .. } | Query::WhyNot { .. } } => Self::Details,
-            RequestBody::Query { query: Query::Services } => Self::Other,
+            RequestBody::Query { query: Query::Services | Query::RebootWindow | Query::Evidence { .. } } => {
+                Self::Other
+            }
             _ => Self::First,
         }
     }

@@ -114,6 +114,11 @@ impl Executor {
         }
     }
 
+    /// The root prefix.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the events of an operation are.
     #[must_use]
     pub fn events_of(&self, id: JobId) -> PathBuf {

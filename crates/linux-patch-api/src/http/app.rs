@@ -11,18 +11,21 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::Timestamp;
 use patch_audit::AuditLog;
 use patch_service::{CrlFacts, Door, LoadedTls, tls};
-use patch_types::api::CrlStatus;
+use patch_types::{JobId, api::CrlStatus};
+use tokio::sync::watch;
 
 use super::{metrics::Metrics, rate::RateLimit, shown::Shown};
 use crate::{
     audit::{self, Looks},
     certificates::Problems,
     checkpoint::Signing,
+    compliance::Compliance,
     config::Settings,
     door::DoorCounters,
     executor::Executor,
     inventory::Inventory,
     jobs::Jobs,
+    policy::Note,
 };
 
 /// How long the health check believes what it knows of the root side: each look has the root side start a process.
@@ -164,9 +167,13 @@ pub struct Parts {
 struct Inner {
     root: PathBuf,
     settings: ArcSwap<Settings>,
+    settings_changed: watch::Sender<()>,
+    /// What the agent does by itself.
+    policy: ArcSwap<Note>,
     jobs: Jobs,
     executor: Executor,
     inventory: Inventory,
+    compliance: Compliance,
     audit: Arc<AuditLog>,
     door: Arc<DoorCounters>,
     metrics: Metrics,
@@ -193,9 +200,14 @@ impl App {
     /// Puts the parts together. The clock of the uptime starts here.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
+        let compliance =
+            Compliance::new(&parts.root, parts.executor.clone(), parts.inventory.clone(), parts.jobs.clone());
         Self(Arc::new(Inner {
+            compliance,
             root: parts.root,
             settings: ArcSwap::from_pointee(parts.settings),
+            settings_changed: watch::Sender::new(()),
+            policy: ArcSwap::default(),
             jobs: parts.jobs,
             executor: parts.executor,
             inventory: parts.inventory,
@@ -226,6 +238,26 @@ impl App {
     /// Puts another configuration into effect for the requests that come.
     pub fn put_settings(&self, settings: Arc<Settings>) {
         self.0.settings.store(settings);
+        self.0.settings_changed.send_replace(());
+    }
+
+    /// Tells of every change of the configuration.
+    pub(crate) fn settings_changes(&self) -> watch::Receiver<()> {
+        self.0.settings_changed.subscribe()
+    }
+
+    /// Takes note of what the agent does by itself.
+    pub(crate) fn note_policy(&self, note: Note) {
+        self.0.policy.store(Arc::new(note));
+    }
+
+    pub(crate) fn policy(&self) -> Arc<Note> {
+        self.0.policy.load_full()
+    }
+
+    /// The job that could not be rolled back and was not repaired, as the root side says.
+    pub(crate) fn rollback_failed(&self) -> Option<JobId> {
+        self.metrics().root_status(self.root())?.rollback_failed
     }
 
     /// Takes note of how it went when the configuration was last read: why it was refused, if it was.
@@ -249,6 +281,12 @@ impl App {
     #[must_use]
     pub fn inventory(&self) -> &Inventory {
         &self.0.inventory
+    }
+
+    /// How well this host keeps its promise.
+    #[must_use]
+    pub fn compliance(&self) -> &Compliance {
+        &self.0.compliance
     }
 
     pub(crate) fn audit(&self) -> &AuditLog {

@@ -5,7 +5,7 @@ use std::path::Path;
 use axum::{extract::State, response::Response};
 use jiff::Timestamp;
 use patch_service::Refusal;
-use patch_types::api::{AuditHead, Health, HealthCheck, HealthStatus};
+use patch_types::api::{AuditHead, Health, HealthCheck, HealthStatus, PolicyState};
 
 use super::{
     app::{App, Certificates},
@@ -87,6 +87,7 @@ async fn examine(app: &App) -> Health {
         part("config", Weight::Attention, config(app)),
         part("packages", Weight::Attention, packages(app)),
         part("jobs", Weight::Attention, jobs(app)),
+        part("policy", Weight::Attention, policy(app)),
         part("rollback", Weight::Attention, rollback(app, now)),
         part("state", Weight::Vital, directory(&app.root().join(crate::config::STATE_DIR))),
         part("log", Weight::Vital, space(&app.root().join(crate::config::LOG_DIR))),
@@ -135,6 +136,7 @@ async fn examine(app: &App) -> Health {
         crl_next_update: certificates.crl_next_update(now),
         certificate_expires: certificates.server_expires,
         ca_expires: certificates.ca_expires,
+        policy: Some(policy_state(app)),
         audit_head: app.audit().head().map(|h| AuditHead { seq: h.seq, hash: h.hash.to_string() }),
     }
 }
@@ -226,6 +228,23 @@ fn jobs(app: &App) -> Result<String, String> {
     if problems.is_empty() { Ok("all job files can be read".to_owned()) } else { Err(problems.join("; ")) }
 }
 
+/// What the scheduler says of itself, with the state of the run that is at work at this moment.
+fn policy_state(app: &App) -> PolicyState {
+    let mut state = app.policy().state.clone();
+    if let Some(run) = &mut state.last_run
+        && run.ended_at.is_none()
+        && let Some(job) = run.job_id.and_then(|id| app.jobs().summary(id))
+    {
+        run.status = Some(job.status);
+    }
+    state
+}
+
+fn policy(app: &App) -> Result<String, String> {
+    let note = app.policy();
+    note.trouble.clone().map_or_else(|| Ok(note.state.decision.clone()), Err)
+}
+
 /// The root side's word is taken before our own memory: it alone knows what root did on the host itself.
 fn rollback(app: &App, now: Timestamp) -> Result<String, String> {
     let (failed, none) = match app.metrics().root_status(app.root()) {
@@ -256,11 +275,7 @@ fn space(path: &Path) -> Result<String, String> {
     let total = stat.f_blocks.saturating_mul(stat.f_frsize).max(1);
     let percent = free.saturating_mul(100) / total;
     let said = format!("{} has {} MiB ({percent} %) free", path.display(), free >> 20);
-    if is_too_full(free, total) {
-        Err(format!("{said}; make room"))
-    } else {
-        Ok(said)
-    }
+    if is_too_full(free, total) { Err(format!("{said}; make room")) } else { Ok(said) }
 }
 
 /// Whether so many free bytes of a file system are too few.

@@ -36,7 +36,7 @@ pub(super) struct JobQuery {
     #[param(inline)]
     status: Option<JobStatus>,
     /// Only jobs of this kind, such as `install`.
-    #[param(pattern = "^(install|update|remove|hold|apply_patches|refresh|rollback)$")]
+    #[param(pattern = "^(install|update|remove|hold|apply_patches|refresh|rollback|reboot)$")]
     kind: Option<String>,
     /// Only jobs that name, or changed, this package.
     #[param(inline)]
@@ -51,7 +51,8 @@ pub(super) struct JobQuery {
     offset: Option<usize>,
 }
 
-const KINDS: [&str; 7] = ["install", "update", "remove", "hold", "apply_patches", "refresh", "rollback"];
+const KINDS: [&str; 8] =
+    ["install", "update", "remove", "hold", "apply_patches", "refresh", "rollback", "reboot"];
 
 impl JobQuery {
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -177,6 +178,13 @@ async fn undoing(app: &App, id: JobId, force: bool) -> Result<Operation, ErrorDe
         return Err(ErrorDetail::new(
             ErrorCode::RollbackUnavailable,
             "a refresh changes no package: there is nothing to roll back",
+        )
+        .with("job_id", id.to_string()));
+    }
+    if job.kind == "reboot" {
+        return Err(ErrorDetail::new(
+            ErrorCode::RollbackUnavailable,
+            "a reboot changes no package: there is nothing to roll back",
         )
         .with("job_id", id.to_string()));
     }

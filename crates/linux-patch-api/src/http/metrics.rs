@@ -18,7 +18,9 @@ use patch_service::Refusal;
 use patch_types::{
     JobStatus,
     api::CrlStatus,
+    compliance::FixState,
     executor::{RootStatus, STATUS_FILE},
+    policy::PolicyMode,
 };
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -58,6 +60,11 @@ struct RouteLabels {
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StatusLabel {
     status: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -101,6 +108,11 @@ struct Scraped {
     packages: Gauge,
     upgradable: Gauge,
     security: Gauge,
+    fixes: Family<StateLabel, Gauge>,
+    fixes_over_promise: Gauge,
+    fixes_uncertain: Gauge,
+    last_good_look: Gauge,
+    oldest_fix_hours: Gauge,
     certificate_expiry: Gauge,
     ca_expiry: Gauge,
     expires_in: Family<CertificateLabel, Gauge>,
@@ -109,6 +121,10 @@ struct Scraped {
     started: Gauge,
     unplanned: Counter<u64, AtomicU64>,
     checked: Gauge,
+    policy: Gauge,
+    policy_next: Gauge,
+    policy_success: Gauge,
+    policy_failures: Gauge,
     log_size: Gauge,
     log_free: Gauge,
 }
@@ -220,6 +236,27 @@ impl Default for Metrics {
         registry.register("packages_installed", "Installed packages", s.packages.clone());
         registry.register("packages_upgradable", "Packages with an update", s.upgradable.clone());
         registry.register("packages_security", "Packages with a security update", s.security.clone());
+        registry.register("fixes", "Security fixes by state, as in GET /compliance", s.fixes.clone());
+        registry.register(
+            "fixes_over_promise",
+            "Security fixes that certainly took or take longer than promised",
+            s.fixes_over_promise.clone(),
+        );
+        registry.register(
+            "fixes_uncertain",
+            "Security fixes that perhaps took or take longer than promised",
+            s.fixes_uncertain.clone(),
+        );
+        registry.register(
+            "fixes_last_good_look_timestamp_seconds",
+            "When the agent last saw all that tells of security fixes, 0 if never since the start",
+            s.last_good_look.clone(),
+        );
+        registry.register(
+            "oldest_open_fix_hours",
+            "For how long, at the least, the oldest security fix that is not installed has been out, 0 if none",
+            s.oldest_fix_hours.clone(),
+        );
         registry.register(
             "certificate_expiry_timestamp_seconds",
             "When the server's certificate expires",
@@ -261,6 +298,26 @@ impl Default for Metrics {
             "indexes_refreshed_timestamp_seconds",
             "When the package indexes were fetched last, 0 if never",
             s.checked.clone(),
+        );
+        registry.register(
+            "policy_agent_mode",
+            "1 if the agent patches by itself (policy.mode: agent), 0 if it does not",
+            s.policy.clone(),
+        );
+        registry.register(
+            "policy_next_run_timestamp_seconds",
+            "When the agent patches by itself next, 0 if that is not known",
+            s.policy_next.clone(),
+        );
+        registry.register(
+            "policy_last_success_timestamp_seconds",
+            "When a run of the agent's own last ended well, 0 if never",
+            s.policy_success.clone(),
+        );
+        registry.register(
+            "policy_failures",
+            "Runs of the agent's own that have failed since the last that did not",
+            s.policy_failures.clone(),
         );
         registry.register(
             "log_disk_size_bytes",
@@ -364,6 +421,19 @@ impl Metrics {
         s.packages.set(signed(counts.installed as u64));
         s.upgradable.set(signed(counts.upgradable as u64));
         s.security.set(signed(counts.security as u64));
+        let fixes = app.compliance().summary();
+        for (state, count) in [
+            (FixState::Open, fixes.open),
+            (FixState::Blocked, fixes.blocked),
+            (FixState::OnDisk, fixes.on_disk),
+            (FixState::Effective, fixes.effective),
+        ] {
+            s.fixes.get_or_create(&StateLabel { state: state.as_str() }).set(signed(count as u64));
+        }
+        s.fixes_over_promise.set(signed(fixes.over_promise as u64));
+        s.fixes_uncertain.set(signed(fixes.uncertain as u64));
+        s.last_good_look.set(app.compliance().last_good_look().map_or(0, Timestamp::as_second));
+        s.oldest_fix_hours.set(fixes.oldest_open_hours.unwrap_or_default().into());
         let certificates = app.certificates();
         s.certificate_expiry.set(certificates.server_expires.map_or(0, Timestamp::as_second));
         s.ca_expiry.set(certificates.ca_expires.map_or(0, Timestamp::as_second));
@@ -392,6 +462,11 @@ impl Metrics {
         s.uptime.set(signed(app.uptime().as_secs()));
         s.unplanned.inner().store(ends::unplanned(app.root()), Ordering::Relaxed);
         s.checked.set(apt::last_update_check(app.root()).map_or(0, Timestamp::as_second));
+        let policy = &app.policy().state;
+        s.policy.set((policy.mode == PolicyMode::Agent).into());
+        s.policy_next.set(policy.next_run.map_or(0, Timestamp::as_second));
+        s.policy_success.set(policy.last_success.map_or(0, Timestamp::as_second));
+        s.policy_failures.set(policy.failures.into());
         if let Some((size, free)) = log_disk(app.root()) {
             s.log_size.set(signed(size));
             s.log_free.set(signed(free));

@@ -10,6 +10,7 @@ use patch_types::{
     event::QueryResult,
     name::MAX_NAME_LEN,
     operation::{ApplyPatches, MAX_PACKAGES},
+    reboot::MAX_DELAY_SECONDS,
 };
 
 use super::{
@@ -149,6 +150,19 @@ fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
             body.patches.len()
         ));
     }
+    if let Some(minutes) = body.reboot_delay_minutes {
+        let most = MAX_DELAY_SECONDS / 60;
+        let refuse = |message: String| {
+            let error = ErrorDetail::new(ErrorCode::InvalidRequest, message);
+            Err(error.with("field", "reboot_delay_minutes"))
+        };
+        if !body.allow_reboot {
+            return refuse("reboot_delay_minutes means nothing without allow_reboot".to_owned());
+        }
+        if u64::from(minutes) > most {
+            return refuse(format!("reboot_delay_minutes is {minutes}; at most {most} are possible"));
+        }
+    }
     for id in &body.patches {
         let printable = id.bytes().all(|b| b.is_ascii_graphic());
         if id.is_empty() || id.len() > MAX_NAME_LEN || id.starts_with('-') || !printable {
@@ -160,14 +174,7 @@ fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
 
 /// What is understood and checked but not acted upon yet is refused, never silently ignored.
 fn not_yet(body: &ApplyRequest) -> Result<(), Refusal> {
-    let asked = [
-        ("allow_reboot", body.allow_reboot, "leave it out and reboot the host by hand in its window"),
-        ("rehearse", body.rehearse, "use dry_run to see the plan"),
-    ];
-    match asked.into_iter().find(|(_, asked, _)| *asked) {
-        Some((field, _, instead)) => Err(reply::later(field, instead)),
-        None => Ok(()),
-    }
+    if body.rehearse { Err(reply::later("rehearse", "use dry_run to see the plan")) } else { Ok(()) }
 }
 
 /// The packages that advisory ids and package names stand for.

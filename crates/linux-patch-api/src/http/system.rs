@@ -1,17 +1,33 @@
 //! `/system`: the host, its units, its reboots, its revocation list.
 
-use axum::{extract::State, http::StatusCode, response::Response};
+use axum::{
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
-    ErrorCode, ErrorDetail, Query,
-    api::{CrlInForce, CrlRequest, Job, RebootRequest, RebootState, Service, ServiceList, SystemInfo},
+    ChangeOptions, ErrorCode, ErrorDetail, Operation, Query,
+    api::{
+        CrlInForce, CrlRequest, Job, RebootRequest, RebootState, RebootWindow, Service, ServiceList,
+        SystemInfo,
+    },
+    compliance::Compliance,
     event::QueryResult,
+    operation::{OperationError, Reboot},
+    reboot::{RebootObstacle, WindowStatus},
     settings::is_unit_name,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{app::App, caller::Caller, changes, path::StrictPath, reply};
+use super::{
+    app::App,
+    caller::Caller,
+    changes::{self, Asked, Change},
+    path::StrictPath,
+    reply,
+};
 use crate::certificates::UploadError;
 use crate::inventory::{host, unreadable};
 
@@ -117,7 +133,7 @@ async fn units(app: &App) -> Result<ServiceList, Refusal> {
     }
 }
 
-/// Says whether a reboot is due and why.
+/// Says whether a reboot is due and why, when the reboot window opens, what is queued for it and what stands against it.
 #[utoipa::path(
     get,
     path = "/system/reboot",
@@ -127,10 +143,27 @@ async fn units(app: &App) -> Result<ServiceList, Refusal> {
 )]
 pub(super) async fn reboot_state(State(app): State<App>) -> Result<Response, Refusal> {
     let state = host::reboot(app.root()).map_err(|e| unreadable(&e))?;
-    reply::ok(state)
+    // Without the root side, what can be read without it is still answered.
+    let status = reboot_window(&app).await.unwrap_or_else(|error| WindowStatus {
+        reasons: vec![RebootObstacle { code: "unknown".to_owned(), message: error.message }],
+        ..WindowStatus::default()
+    });
+    let window = status.has_window.then_some(RebootWindow {
+        open_until: status.open_until,
+        next: status.next,
+        timer_off: status.timer_off,
+    });
+    reply::ok(RebootState {
+        window,
+        queued: status.queued,
+        against: status.reasons,
+        phase: status.phase,
+        ..state
+    })
 }
 
-/// Schedules a reboot. Not available in this version.
+/// Asks for a reboot: queued for the reboot window, or, with `force` and a reason, now. The job waits until then, holds no other
+/// job up, and ends after the boot.
 #[utoipa::path(
     post,
     path = "/system/reboot",
@@ -138,19 +171,55 @@ pub(super) async fn reboot_state(State(app): State<App>) -> Result<Response, Ref
     tag = "system",
     params(changes::ChangeHeaders),
     request_body(content = Option<RebootRequest>, description = "When and why"),
-    responses((status = 202, description = "Accepted as a job", body = Job))
+    responses(
+        (status = 200, description = "The ended job, with `Prefer: wait`", body = Job),
+        (status = 202, description = "Accepted as a job", body = Job),
+        (status = 409, description = "No reboot window is declared, or nothing looks after it (REBOOT_WINDOW_CLOSED); or too many jobs are waiting (JOB_CONFLICT)"),
+    )
 )]
-pub(super) async fn reboot(body: Option<StrictJson<RebootRequest>>) -> Result<Response, Refusal> {
+pub(super) async fn reboot(
+    State(app): State<App>,
+    asked: Asked,
+    body: Option<StrictJson<RebootRequest>>,
+) -> Result<Response, Refusal> {
     let body = body.map(|StrictJson(b)| b).unwrap_or_default();
-    if body.reason.is_some_and(|r| r.chars().count() > 1000) {
-        return Err(
-            ErrorDetail::new(ErrorCode::InvalidRequest, "reason has more than 1000 characters").into()
-        );
+    let request = changes::as_asked(&body);
+    let change = Change {
+        operation: rebooting(&app, body),
+        dry_run: false,
+        if_plan: None,
+        options: ChangeOptions::default(),
+        request,
+    };
+    changes::carry_out(&app, asked, change).await
+}
+
+/// A reboot that can be waited for. The root side asks again.
+async fn rebooting(app: &App, body: RebootRequest) -> Result<Operation, ErrorDetail> {
+    let RebootRequest { delay_seconds, reason, force } = body;
+    let reboot =
+        Reboot { delay_seconds: delay_seconds.unwrap_or_default(), reason, force, ..Reboot::default() };
+    let operation = Operation::Reboot(reboot.clone());
+    operation.check().map_err(|error| {
+        let field = match error {
+            OperationError::Delay(_) => "delay_seconds",
+            _ => "reason",
+        };
+        ErrorDetail::new(ErrorCode::InvalidRequest, error.to_string()).with("field", field)
+    })?;
+    let window = reboot_window(app).await?;
+    if !force && let Some(objection) = window.objection() {
+        return Err(ErrorDetail::new(ErrorCode::RebootWindowClosed, objection));
     }
-    Err(reply::later(
-        "scheduling a reboot",
-        "reboot the host by hand; GET /system/reboot says whether it is due",
-    ))
+    // However long it takes to hand it over: after a boot nobody wants it any more.
+    Ok(Operation::Reboot(Reboot { boot: window.boot, ..reboot }))
+}
+
+async fn reboot_window(app: &App) -> Result<WindowStatus, ErrorDetail> {
+    match app.executor().query(Query::RebootWindow).await? {
+        QueryResult::RebootWindow(status) => Ok(status),
+        _ => Err(reply::wrong_answer("the reboot window").error().clone()),
+    }
 }
 
 /// Replaces the revocation list by a newer one of the same CA. It takes effect at once, on open connections too. It is the
@@ -192,16 +261,22 @@ fn not_in_force(error: &UploadError) -> Refusal {
     }
 }
 
-/// How well this host keeps the promises about patching. Not available in this version.
+/// How well this host keeps its promise: for every security fix when it was published, seen, planned, installed, and since
+/// when its code is what runs; and what is in the way.
 #[utoipa::path(
     get,
     path = "/compliance",
     operation_id = "getCompliance",
     tag = "system",
-    responses((status = 200, description = "The report"))
+    params(("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses(
+        (status = 200, description = "The report", body = Compliance),
+        (status = 304, description = "Nothing has changed since the ETag given"),
+    )
 )]
-pub(super) async fn compliance() -> Result<Response, Refusal> {
-    Err(reply::later("the compliance report", "GET /patches lists the security updates that are due"))
+pub(super) async fn compliance(State(app): State<App>, headers: HeaderMap) -> Result<Response, Refusal> {
+    let report = app.compliance().report().await?;
+    reply::cached(&headers, &report)
 }
 
 #[cfg(test)]

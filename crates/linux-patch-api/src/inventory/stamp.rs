@@ -10,7 +10,7 @@ use std::{
 /// What a set of files looked like. Two equal stamps mean that none was written, replaced, added or removed between.
 /// (The time is the kernel's of the last change of the inode, which no program can set back.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp(u64);
+pub(crate) struct Stamp(u64);
 
 impl Stamp {
     /// The stamp of the installed packages: dpkg's status, what dpkg has not merged into it yet, and apt's marks.
@@ -27,7 +27,7 @@ impl Stamp {
     /// The stamp of all that the solver's choice of candidates depends on, and of what tells when the indexes were last
     /// fetched: a fetch that brings nothing new changes only that.
     #[must_use]
-    pub(super) fn of_candidates(root: &Path) -> Self {
+    pub(crate) fn of_candidates(root: &Path) -> Self {
         let mut hasher = DefaultHasher::new();
         Self::of_packages(root).0.hash(&mut hasher);
         for file in ["var/lib/apt/lists", "var/lib/apt/periodic/update-success-stamp"] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use patch_audit::{AuditEvent, AuditKind, Caller};
 use patch_types::{
-    ErrorCode, ErrorDetail, JobId,
+    ErrorCode, ErrorDetail, JobId, Phase,
     api::{Job, Requester, ServerMessage},
     event::Ended,
     executor::{Reply, RequestBody},
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Jobs,
+    following::Stopping,
     mirror::end,
     record::{Record, full},
     run::{End, cancelled, end_events},
@@ -39,7 +40,11 @@ enum Way {
 impl Jobs {
     /// Records a job's end and shows it.
     pub(super) async fn finish(&self, id: JobId, End { ended, at, is_durable }: End) {
-        let Some(record) = self.ending(id, &ended, at) else { return };
+        let Some(mut record) = self.ending(id, &ended, at) else { return };
+        match self.follow_with_reboot(&record, &ended, at).await {
+            Ok(reboot) => record.head.job.reboot = reboot,
+            Err(Stopping) => return,
+        }
         let caller = Caller::from(&record.head.job.requested_by);
         let mut events = end_events(&caller, &record.head.job, &ended);
         let (mut pause, held_back) = {
@@ -118,6 +123,7 @@ impl Jobs {
             let Some(live) = table.live(id) else { return };
             self.inner.hub.publish_end(live, &complete);
             let ended = live.ended.clone();
+            let is_counted = live.is_counted();
             let confirmed = live.mirror.head.confirmed;
             let mut past = Past::new(record.head.clone());
             // The root side may end the job before its answer to the confirmation is here.
@@ -126,7 +132,7 @@ impl Jobs {
                 past.unsaved = Some(Box::new(record.clone()));
             }
             table.slots.insert(id, Slot::Past(Box::new(past)));
-            if was_active {
+            if was_active && is_counted {
                 table.active -= 1;
             }
             self.pump_table(&mut table);
@@ -242,6 +248,9 @@ impl Jobs {
                 Ok(Way::Noted(Box::new(full(live.shown(false), None, Vec::new(), Vec::new()))))
             }
             Stage::Following => match live.mirror.head.job.phase {
+                Some(Phase::Rebooting) => conflict(
+                    "the host is being rebooted for this job: it cannot be cancelled any more".to_owned(),
+                ),
                 Some(phase) if !phase.is_cancellable() => conflict(format!(
                     "the job is {}: it cannot be cancelled any more, because that would leave the packages half done; \
                      wait for its end and roll it back if need be",

@@ -139,6 +139,9 @@ impl Mirror {
             EventKind::Accepted => Effect::Status,
             EventKind::Phase { phase } => {
                 job.phase = Some(phase);
+                if phase != Phase::Waiting {
+                    job.scheduled_for = None;
+                }
                 if phase != Phase::Confirming {
                     job.confirm_by = None;
                     self.confirming = None;
@@ -182,6 +185,10 @@ impl Mirror {
                 });
                 Effect::Status
             }
+            EventKind::Scheduled { until } => {
+                job.scheduled_for = until;
+                Effect::Status
+            }
             EventKind::WentBack { report } => {
                 job.went_back = Some(brief::went_back(job.job_id, &report));
                 self.went_back = Some(Arc::new(report));
@@ -214,6 +221,7 @@ pub(super) fn end(job: &mut Job, ended: &Ended, at: Timestamp) {
     job.current_package = None;
     job.waiting_for = None;
     job.confirm_by = None;
+    job.scheduled_for = None;
     if status == JobStatus::Completed {
         job.progress_percent = 100;
     }

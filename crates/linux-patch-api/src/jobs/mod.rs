@@ -32,6 +32,7 @@ use crate::{audit::Audit, executor::Executor};
 
 mod confirm;
 mod end;
+mod following;
 mod mirror;
 mod open;
 mod outcome;

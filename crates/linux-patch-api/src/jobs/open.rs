@@ -49,6 +49,7 @@ impl Jobs {
         .map_err(|_| JobsError::Interrupted)??;
         let mut table = Table::new(settings, problems);
         let mut begin = Vec::new();
+        let mut active = 0;
         let now = Timestamp::now();
         for (id, found) in found {
             let slot = match found {
@@ -62,16 +63,19 @@ impl Jobs {
                     let begun = has_begun(&events);
                     let status = head.job.status;
                     let mut live = Live::new(afresh(*head), Stage::Queued);
+                    let count = usize::from(live.is_counted());
                     live.mirror.taken_up = last_number(&events);
                     if begun {
                         live.stage = Stage::Following;
                         begin.push((id, Start::Follow));
+                        active += count;
                     } else if status == JobStatus::Running {
                         live.stage = Stage::Ending;
                         let mut ended = unchanged(lost());
                         // What it did is not known, and nothing is claimed.
                         ended.outcome = None;
                         begin.push((id, Start::End(Box::new(ended))));
+                        active += count;
                     } else {
                         live.audit_first = true;
                         table.queue.push_back(id);
@@ -81,7 +85,7 @@ impl Jobs {
             };
             table.slots.insert(id, slot);
         }
-        table.active = begin.len();
+        table.active = active;
         let jobs = Self {
             inner: Arc::new(Inner {
                 table: Mutex::new(table),
@@ -126,6 +130,7 @@ fn afresh(mut head: Head) -> Head {
     head.job.last_seq = 0;
     head.job.log_truncated = false;
     head.job.confirm_by = None;
+    head.job.scheduled_for = None;
     head
 }
 

@@ -205,7 +205,7 @@ pub(super) fn full(mut job: Job, plan: Option<Plan>, results: Vec<PackageResult>
 fn named(operation: &Operation) -> impl Iterator<Item = &str> {
     let names: Vec<&str> = match operation {
         // Those of the job that is undone, see `Jobs::accept`.
-        Operation::Refresh | Operation::Rollback(_) => Vec::new(),
+        Operation::Refresh | Operation::Rollback(_) | Operation::Reboot(_) => Vec::new(),
         Operation::Install(install) => install.packages.iter().map(|p| p.name.as_str()).collect(),
         Operation::Update(update) => vec![update.name.as_str()],
         Operation::Remove(remove) => vec![remove.name.as_str()],

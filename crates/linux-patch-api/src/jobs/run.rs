@@ -5,8 +5,8 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use patch_audit::{AuditEvent, Caller};
 use patch_types::{
-    ErrorCode, ErrorDetail, Event, JobId, JobStatus, Outcome,
-    event::Ended,
+    ErrorCode, ErrorDetail, Event, JobId, JobStatus, Outcome, Query,
+    event::{Ended, QueryResult},
     executor::{OnBehalf, PROTOCOL, Reply, Request, RequestBody},
 };
 use tokio::time::{Instant, sleep};
@@ -53,12 +53,14 @@ impl Jobs {
         if self.inner.stop.is_cancelled() {
             return;
         }
-        while table.active < table.settings.max_active.max(1)
-            && let Some(id) = table.queue.pop_front()
+        let most = table.settings.max_active.max(1);
+        while let Some(first) =
+            table.queue.iter().position(|id| table.active < most || !table.is_counted(*id))
+            && let Some(id) = table.queue.remove(first)
         {
             let Some(live) = table.live(id) else { continue };
             live.stage = Stage::Dispatching;
-            table.active += 1;
+            table.active += usize::from(live.is_counted());
             self.start(id, Start::Dispatch);
         }
     }
@@ -214,6 +216,10 @@ impl Jobs {
                     if let Some(end) = self.mirror(id, events) {
                         return Ok(end);
                     }
+                    // Who waits for a reboot may do so for weeks, and die now and then.
+                    if self.is_reboot(id) {
+                        settling.failures = 0;
+                    }
                     // A long file is read in chunks; between two of them subscribers get their turn.
                     tokio::task::yield_now().await;
                 }
@@ -283,7 +289,9 @@ impl Jobs {
     /// Has the root side repair what a dead executor left. What comes of it stands in the job's own event file, so
     /// `None` says: look there.
     async fn settle(&self, id: JobId, settling: &mut Settling) -> Option<End> {
-        if settling.failures >= self.table().settings.settle_attempts {
+        if settling.failures >= self.table().settings.settle_attempts
+            && !self.may_reboot_for(id, settling).await
+        {
             let words = settling.last_words.take().unwrap_or_else(|| "it gave no reason".to_owned());
             return Some(now(ended_by_us(
                 JobStatus::Failed,
@@ -312,6 +320,29 @@ impl Jobs {
             }
         }
         None
+    }
+}
+
+impl Jobs {
+    fn is_reboot(&self, id: JobId) -> bool {
+        self.table().live(id).is_some_and(|live| !live.is_counted())
+    }
+
+    /// Whether the host may still be rebooted for a job: it must not be called failed before.
+    async fn may_reboot_for(&self, id: JobId, settling: &Settling) -> bool {
+        if !self.is_reboot(id) {
+            return false;
+        }
+        let is_gone = match self.inner.executor.query(Query::RebootWindow).await {
+            Ok(QueryResult::RebootWindow(status)) => !status.queued.iter().any(|queued| queued.job_id == id),
+            // As long as nobody can be asked, it may be.
+            _ => false,
+        };
+        if !is_gone {
+            let words = settling.last_words.as_deref().unwrap_or("it gives no reason");
+            tracing::error!(job = %id, "the root side cannot settle the reboot, which is still queued ({words})");
+        }
+        !is_gone
     }
 }
 

@@ -124,6 +124,8 @@ impl Jobs {
             way_back: None,
             confirm_by: None,
             went_back: None,
+            scheduled_for: None,
+            reboot: None,
             last_seq: 0,
         };
         let undone = match &submission.operation {
@@ -132,7 +134,10 @@ impl Jobs {
             }
             _ => None,
         };
-        let Submission { operation, if_plan, options, idempotency, .. } = submission;
+        let Submission { mut operation, if_plan, options, idempotency, .. } = submission;
+        if let Operation::Reboot(reboot) = &mut operation {
+            reboot.at = Some(job.created_at);
+        }
         let mut head = Head::new(operation, limits, if_plan, options, idempotency, job);
         head.packages = undone.unwrap_or(head.packages);
         self.make_durable(&head).await?;

@@ -7,7 +7,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use patch_types::{
-    JobId,
+    JobId, Operation,
     api::{Job, JobList},
 };
 use tokio::sync::{Notify, watch};
@@ -65,6 +65,12 @@ impl Live {
             wake: Arc::default(),
             ended: watch::Sender::new(false),
         }
+    }
+
+    /// Whether it takes one of the places of active jobs. A reboot does nothing but wait, for days if need be, and holds no
+    /// other change up.
+    pub(super) fn is_counted(&self) -> bool {
+        !matches!(self.mirror.head.operation, Operation::Reboot(_))
     }
 
     pub(super) fn id(&self) -> JobId {
@@ -200,6 +206,11 @@ impl Table {
             settings,
             problems,
         }
+    }
+
+    /// Whether a job takes one of the places of active jobs.
+    pub(super) fn is_counted(&self, id: JobId) -> bool {
+        !matches!(self.slots.get(&id), Some(Slot::Live(live)) if !live.is_counted())
     }
 
     pub(super) fn live(&mut self, id: JobId) -> Option<&mut Live> {

@@ -65,6 +65,8 @@ pub(super) fn head() -> Head {
         way_back: None,
         confirm_by: None,
         went_back: None,
+        scheduled_for: None,
+        reboot: None,
         last_seq: 0,
     };
     Head::new(Operation::Refresh, Limits::default(), None, ChangeOptions::default(), None, job)

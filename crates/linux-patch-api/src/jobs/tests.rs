@@ -20,6 +20,7 @@ mod back;
 mod cancel;
 mod ends;
 mod keys;
+mod reboot;
 
 async fn submitted(jobs: &Jobs) -> JobId {
     jobs.submit(submission()).await.unwrap().job.job_id

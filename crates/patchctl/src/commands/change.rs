@@ -7,16 +7,16 @@ use jiff::{SignedDuration, Timestamp};
 use patch_client::{Answer, Client, Error, Submit};
 use patch_types::{
     ErrorCode, JobId, PackageName, Plan, PlanHash,
-    api::{ApplyRequest, InstallRequest, Job, RemoveRequest, RollbackRequest, UpdateRequest},
+    api::{ApplyRequest, InstallRequest, Job, RebootRequest, RemoveRequest, RollbackRequest, UpdateRequest},
 };
 
 use super::Context;
 use crate::{
-    args::{ApplyArgs, ChangeArgs},
+    args::{ApplyArgs, ChangeArgs, RebootArgs},
     exit::Exit,
     follow,
     output::confirm,
-    render::{job, plan},
+    render::{host, job, plan},
 };
 
 /// How old indexes may be before a plan is made on them: the age from which the agent fetches them by itself, which it
@@ -155,6 +155,8 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<
         security_only: args.security_only,
         exclude: args.exclude,
         allow_removals: args.allow_removals,
+        allow_reboot: args.allow_reboot,
+        reboot_delay_minutes: args.reboot_delay,
         on_failure: args.back.on_failure.map(Into::into),
         confirm_within: args.back.confirm_within,
         ..Default::default()
@@ -205,6 +207,31 @@ async fn freshen(context: &Context) -> anyhow::Result<bool> {
 pub(super) async fn refresh(context: &Context, detach: bool) -> anyhow::Result<Exit> {
     let job = context.client.refresh(&Submit::repeatable()).await?;
     accepted(context, &job, detach).await
+}
+
+/// Reboots the host, or queues that. A person sees how the host stands, and is asked.
+pub(super) async fn reboot(context: &Context, args: RebootArgs) -> anyhow::Result<Exit> {
+    let Context { client, out } = context;
+    if args.status {
+        let state = client.reboot_state().await?;
+        out.answer(&state.raw, |_| host::reboot(&state))?;
+        return Ok(Exit::Done);
+    }
+    if out.person && !args.yes {
+        let state = client.reboot_state().await?;
+        out.print(&host::reboot(&state))?;
+        let when = if args.force { "now" } else { "in its window" };
+        if !confirm(&format!("Reboot {} {when}?", client.address()))? {
+            out.remark("Nothing was changed.");
+            return Ok(Exit::Stopped);
+        }
+    }
+    let request = RebootRequest { delay_seconds: args.delay, reason: args.reason, force: args.force };
+    let job = client.reboot(&request, &Submit::repeatable()).await?;
+    if !args.force && !args.detach {
+        out.remark(&format!("It waits for the reboot window; `patchctl watch {}` follows it.", job.job_id));
+    }
+    accepted(context, &job, args.detach || !args.force).await
 }
 
 /// Undoes a job. A person sees what it changed and is asked.

@@ -13,7 +13,7 @@ use patch_types::api::HealthStatus;
 use super::Context;
 use crate::{
     exit::Exit,
-    render::{clean, host},
+    render::{clean, compliance, host},
 };
 
 pub(super) async fn info(context: &Context) -> anyhow::Result<Exit> {
@@ -31,6 +31,16 @@ pub(super) async fn services(context: &Context, name: Option<&str>) -> anyhow::R
         context.out.answer(&answer.raw, |style| host::services(style, &answer))?;
     }
     Ok(Exit::Done)
+}
+
+pub(super) async fn compliance(context: &Context) -> anyhow::Result<Exit> {
+    let answer = context.client.compliance().await?;
+    context.out.answer(&answer.raw, |style| compliance::report(style, &answer))?;
+    Ok(match &answer.cannot_tell {
+        _ if answer.summary.over_promise > 0 => Exit::OverPromise,
+        Some(_) => Exit::Untold,
+        None => Exit::Done,
+    })
 }
 
 pub(super) async fn health(context: &Context) -> anyhow::Result<Exit> {

@@ -87,7 +87,9 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
         }
         Command::Confirm { id } => jobs::confirm(context, id).await,
         Command::Cancel { id } => jobs::cancel(context, id).await,
+        Command::Reboot(args) => change::reboot(context, args).await,
         Command::Info => host::info(context).await,
+        Command::Compliance => host::compliance(context).await,
         Command::Services { name } => host::services(context, name.as_deref()).await,
         Command::Health => host::health(context).await,
         Command::Crl(CrlCommand::Put { file }) => host::put_crl(context, &file).await,

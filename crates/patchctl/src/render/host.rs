@@ -1,6 +1,6 @@
 //! The host and its agent: system, units, health.
 
-use patch_types::api::{CrlInForce, Health, HealthStatus, Service, ServiceList, SystemInfo};
+use patch_types::api::{CrlInForce, Health, HealthStatus, RebootState, Service, ServiceList, SystemInfo};
 
 use super::{Rows, Style, Tone, clean, fields, plain, values};
 
@@ -25,6 +25,48 @@ pub(crate) fn info(info: &SystemInfo) -> String {
         ("Boot", info.boot_id.clone()),
         ("Agent", info.agent_version.clone()),
     ])
+}
+
+/// Whether a reboot is needed, and when it may come.
+pub(crate) fn reboot(state: &RebootState) -> String {
+    let needed = match (state.pending_reboot, state.reasons.is_empty()) {
+        (false, _) => "no".to_owned(),
+        (true, true) => "yes".to_owned(),
+        (true, false) => format!("yes: {}", state.reasons.join("; ")),
+    };
+    let window = match &state.window {
+        None => "none: the host never reboots by itself".to_owned(),
+        Some(window) => match (window.open_until, window.next) {
+            (Some(until), _) => format!("open until {}", values::time(until)),
+            (None, Some(next)) => format!("opens {}", values::time(next)),
+            (None, None) => "can never open".to_owned(),
+        },
+    };
+    let timer = state.window.as_ref().and_then(|window| window.timer_off.clone()).unwrap_or_default();
+    let against: Vec<&str> = state.against.iter().map(|obstacle| obstacle.message.as_str()).collect();
+    let mut text = fields(&[
+        ("Reboot needed", needed),
+        ("Window", window),
+        ("Not looked after", timer),
+        ("Under way", state.phase.clone().unwrap_or_default()),
+        ("Against it", against.join("; ")),
+    ]);
+    for queued in &state.queued {
+        let how = match (queued.is_under_way, queued.force) {
+            (true, _) => "under way",
+            (false, true) => "at once",
+            (false, false) => "in the window",
+        };
+        let reason =
+            queued.reason.as_deref().map(|reason| format!(": {}", clean::line(reason))).unwrap_or_default();
+        text.push_str(&format!(
+            "  job {} of {}, {how}, not before {}{reason}\n",
+            queued.job_id,
+            clean::line(&queued.by),
+            values::time(queued.not_before)
+        ));
+    }
+    text
 }
 
 /// Units.
@@ -126,6 +168,7 @@ mod tests {
             crl_next_update: None,
             certificate_expires: None,
             ca_expires: None,
+            policy: None,
             audit_head: None,
         };
         let text = health(&NARROW, &value);

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use patch_types::{
-    Grade, JobStatus, LockHolder, Outcome, WayBack, WentBack,
-    api::{Job, JobList, LogLine},
+    Grade, JobStatus, LockHolder, Outcome, Phase, WayBack, WentBack,
+    api::{Job, JobList, LogLine, Requester},
     event::{LogStream, PackageResult},
 };
 
@@ -52,6 +52,15 @@ fn tone(status: JobStatus) -> Tone {
     }
 }
 
+/// Who asked. What the agent does by itself comes from no certificate and no address.
+fn asked_by(by: &Requester) -> String {
+    if by.fingerprint.is_empty() && by.address.is_empty() {
+        format!("the agent itself ({}), request {}", by.identity, by.request_id)
+    } else {
+        format!("{} at {}, request {}", by.identity, by.address, by.request_id)
+    }
+}
+
 /// One job.
 pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
     let by = &job.requested_by;
@@ -60,12 +69,13 @@ pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
         ("Kind", job.kind.replace('_', " ")),
         ("State", state(job)),
         ("Outcome", job.outcome.map_or(String::new(), |outcome| values::word(&outcome))),
-        ("Asked by", format!("{} at {}, request {}", by.identity, by.address, by.request_id)),
+        ("Asked by", asked_by(by)),
         ("Created", values::time(job.created_at)),
         ("Started", job.started_at.map_or(String::new(), values::time)),
         ("Ended", job.completed_at.map_or(String::new(), values::time)),
         ("Exit code", job.exit_code.map_or(String::new(), |code| code.to_string())),
         ("Confirm by", job.confirm_by.map_or(String::new(), values::time)),
+        ("Reboot", job.reboot.as_ref().map_or(String::new(), |reboot| reboot.message.clone())),
         ("Way back", job.way_back.as_ref().map_or(String::new(), |way| way.grade.to_string())),
     ]);
     if let Some(way) = &job.way_back {
@@ -138,6 +148,9 @@ pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
     }
     if let Some(error) = &job.error {
         text.push_str(&error_text(job, error));
+    }
+    if let Some(reboot) = &job.reboot {
+        text.push_str(&format!("Reboot: {}\n", clean::line(&reboot.message)));
     }
     let outcome = match job.outcome {
         Some(Outcome::Unchanged) if job.status == JobStatus::Completed => {
@@ -234,6 +247,12 @@ pub(crate) fn state(job: &Job) -> String {
     if let Some(until) = job.confirm_by {
         return format!("waiting to be confirmed until {}", values::time(until));
     }
+    if let Some(at) = job.scheduled_for {
+        return format!("waiting until {}", values::time(at));
+    }
+    if matches!(job.phase, Some(Phase::Waiting | Phase::Rebooting)) {
+        return job.phase.map_or(String::new(), |phase| values::word(&phase));
+    }
     let phase = job.phase.map_or("running".to_owned(), |phase| values::word(&phase));
     let package =
         job.current_package.as_ref().map_or(String::new(), |name| format!(" ({})", clean::line(name)));
@@ -261,7 +280,7 @@ pub(crate) fn log_line(line: &LogLine) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use patch_types::{Action, ErrorCode, ErrorDetail, Phase};
+    use patch_types::{Action, ErrorCode, ErrorDetail};
 
     use super::*;
     use crate::render::NARROW;
@@ -290,6 +309,16 @@ pub(crate) mod tests {
         job.waiting_for =
             Some(LockHolder { lock: "/l".into(), pid: Some(7), command: Some("apt-get\u{7} update".into()) });
         assert_eq!(state(&job), "waiting for apt-get update (process 7), which holds /l");
+    }
+
+    #[test]
+    fn who_asked_is_told_and_the_agent_itself_from_a_client_of_that_name() {
+        let mut job = job(JobStatus::Running);
+        assert!(detail(&NARROW, &job, false).contains("ops at 10.0.0.1"));
+        job.requested_by.identity = "policy".into();
+        assert!(detail(&NARROW, &job, false).contains("policy at 10.0.0.1"));
+        (job.requested_by.fingerprint, job.requested_by.address) = (String::new(), String::new());
+        assert!(detail(&NARROW, &job, false).contains("the agent itself (policy)"));
     }
 
     #[test]

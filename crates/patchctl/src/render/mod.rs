@@ -1,5 +1,6 @@
 //! Values as text for people. Nothing here prints; whatever the agent sent is cleaned on its way in.
 
+pub(crate) mod compliance;
 pub(crate) mod host;
 pub(crate) mod job;
 pub(crate) mod packages;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::http::{Method, StatusCode};
 use jiff::Timestamp;
-use patch_types::{Plan, event::QueryResult, executor::RequestBody, operation::Operation};
+use patch_types::{
+    Plan, event::QueryResult, executor::RequestBody, operation::Operation, reboot::WindowStatus,
+};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -187,20 +189,67 @@ async fn patches_are_named_by_package_or_advisory() {
 #[tokio::test]
 async fn what_cannot_be_done_yet_is_refused() {
     let api = Api::new().await;
-    for (method, path, body) in [
-        (Method::POST, "/patches/apply", json!({"rehearse": true})),
-        (Method::POST, "/patches/apply", json!({"allow_reboot": true})),
-        (Method::POST, "/system/reboot", json!({"delay_seconds": 5})),
+    let answer = api.post("/patches/apply", json!({"rehearse": true})).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNHEALTHY"),
+    );
+    assert_eq!(answer.json()["error"]["retryable"], false);
+}
+
+#[tokio::test]
+async fn the_compliance_report_is_not_sent_twice() {
+    let api = Api::new().await;
+    let first = api.get("/compliance").await;
+    let data = first.data();
+    assert_eq!((&data["promise_hours"], &data["fixes"]), (&json!(24), &json!([])));
+    assert!(data["not_known"].to_string().contains("no indexes of an archive of security fixes"), "{data}");
+    let mut again = request("ops", Method::GET, "/compliance", None);
+    again.headers_mut().insert("if-none-match", first.header("etag").parse().unwrap());
+    assert_eq!(api.send(again).await.status, StatusCode::NOT_MODIFIED);
+}
+
+/// A window that opens at the given instant.
+fn window(next: &str) -> WindowStatus {
+    WindowStatus { has_window: true, next: Some(next.parse().unwrap()), ..WindowStatus::default() }
+}
+
+#[tokio::test]
+async fn a_reboot_is_queued_where_there_is_a_window_or_ordered_with_a_reason() {
+    let api = Api::new().await;
+    api.answers(QueryResult::RebootWindow(WindowStatus::default()));
+    let answer = api.post("/system/reboot", json!({})).await;
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::CONFLICT, "REBOOT_WINDOW_CLOSED"));
+    for (body, field) in [
+        (json!({"force": true}), "reason"),
+        (json!({"reason": "a\nb"}), "reason"),
+        (json!({"delay_seconds": 604_801}), "delay_seconds"),
     ] {
-        let answer = api.send(request("ops", method, path, Some(body.to_string()))).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNHEALTHY"),
-            "{path} {body}"
-        );
-        assert_eq!(answer.json()["error"]["retryable"], false);
+        let answer = api.post("/system/reboot", body).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.json());
+        assert_eq!(answer.json()["error"]["details"]["field"], field);
     }
-    assert_eq!(api.get("/compliance").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    let order = json!({"force": true, "reason": "the disk is new", "delay_seconds": 5});
+    let answer = api.post("/system/reboot", order).await;
+    assert_eq!((answer.status, answer.data()["kind"].clone()), (StatusCode::ACCEPTED, json!("reboot")));
+    api.root
+        .until(|requests| {
+            requests.iter().any(|request| {
+                matches!(&request.body, RequestBody::Change { operation: Operation::Reboot(reboot), .. }
+                    if reboot.force && reboot.delay_seconds == 5 && reboot.reason.as_deref() == Some("the disk is new"))
+            })
+        })
+        .await;
+
+    api.answers(QueryResult::RebootWindow(window("2100-01-03T04:15:00Z")));
+    let state = api.get("/system/reboot").await.data();
+    assert_eq!(
+        state["window"],
+        json!({"open_until": null, "next": "2100-01-03T04:15:00Z", "timer_off": null})
+    );
+    assert_eq!(api.post("/system/reboot", json!({})).await.status, StatusCode::ACCEPTED);
+    let answer = api.post("/patches/apply", json!({"reboot_delay_minutes": 5})).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
 #[tokio::test]
@@ -402,7 +451,7 @@ async fn without_its_writer_the_trail_refuses_changes_and_reads_go_on() {
         (Method::POST, "/packages", Some(json!({"packages": [{"name": "curl"}]}))),
         (Method::DELETE, "/packages/bash", None),
         (Method::POST, "/patches/refresh", Some(json!({}))),
-        (Method::POST, "/system/reboot", Some(json!({}))),
+        (Method::POST, "/system/reboot", Some(json!({"force": true, "reason": "x"}))),
     ];
     for (method, path, body) in changes {
         let (status, answer) = ask(method, path, body).await;

@@ -1,6 +1,7 @@
 //! Real answers against the document: above all that what can be null is said to be nullable.
 
 use axum::http::Method;
+use patch_types::{event::QueryResult, reboot::WindowStatus};
 use serde_json::{Value, json};
 
 use super::{Api, request};
@@ -72,6 +73,19 @@ fn violations(schema: &Value, value: &Value, document: &Value, at: &str, found: 
     }
 }
 
+/// A reboot window, and a reboot that is queued for it.
+fn status() -> WindowStatus {
+    serde_json::from_value(json!({
+        "has_window": true, "next": "2100-01-03T04:15:00Z",
+        "reasons": [{"code": "outside_window", "message": "the window is closed"}],
+        "queued": [{
+            "job_id": "0198c5f2-0000-7000-8000-000000000001", "by": "ann", "reason": null, "force": false,
+            "asked_at": "2100-01-01T00:00:00Z", "not_before": "2100-01-01T00:00:00Z", "is_under_way": false
+        }]
+    }))
+    .unwrap()
+}
+
 #[tokio::test]
 async fn answers_are_as_described() {
     let api = Api::new().await;
@@ -88,9 +102,13 @@ async fn answers_are_as_described() {
         (Method::GET, "/jobs/00000000-0000-0000-0000-000000000000".to_owned(), "/jobs/{id}", None),
         (Method::GET, "/system/info".to_owned(), "/system/info", None),
         (Method::GET, "/system/reboot".to_owned(), "/system/reboot", None),
+        (Method::GET, "/compliance".to_owned(), "/compliance", None),
         (Method::GET, "/health".to_owned(), "/health", None),
         (Method::POST, "/packages".to_owned(), "/packages", Some(install)),
     ] {
+        if route == "/system/reboot" {
+            api.answers(QueryResult::RebootWindow(status()));
+        }
         let answer = api.send(request("ops", method.clone(), &path, body)).await;
         let operation = &document["paths"][format!("/api/v1{route}")][method.as_str().to_lowercase()];
         let schema = &operation["responses"][answer.status.as_str()]["content"]["application/json"]["schema"];
