@@ -86,7 +86,15 @@ impl Agent {
     /// # Errors
     /// When the host or the agent does not do as it should; the message says what it did.
     pub fn without_agent(name: &str, packages: &[&str]) -> Result<Self> {
-        Self::on(HostOptions::named(name), packages)
+        Self::without_agent_on(HostOptions::named(name), packages)
+    }
+
+    /// The same on a host that is to be special.
+    ///
+    /// # Errors
+    /// When the host or the agent does not do as it should; the message says what it did.
+    pub fn without_agent_on(host: HostOptions, packages: &[&str]) -> Result<Self> {
+        Self::on(host, packages)
     }
 
     fn on(options: HostOptions, packages: &[&str]) -> Result<Self> {

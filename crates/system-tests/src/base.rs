@@ -17,6 +17,16 @@ use crate::process::{Input, capture, require_success, run_ok};
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,iproute2,iputils-ping,curl,ca-certificates,\
                         unattended-upgrades,needrestart,apt-utils,procps,openssl,gpgv,debconf,bash,logrotate";
 
+/// What a base of a cloud's has besides: cloud-init, and what the documents that are made for it install.
+const CLOUD: &str = "cloud-init,gnupg,apt-listchanges,msmtp,msmtp-mta";
+
+/// cloud-init begins when a trial has given the host its data, and leaves alone what the harness has set up.
+const CLOUD_HOOKS: [&str; 2] = [
+    "touch \"$1/etc/cloud/cloud-init.disabled\"",
+    "printf 'network: {config: disabled}\\nlocale: false\\nssh_deletekeys: false\\nssh_genkeytypes: []\\napt: {preserve_sources_list: true}\\ndatasource_list: [NoCloud]\\n' \
+     >\"$1/etc/cloud/cloud.cfg.d/99-trial.cfg\"",
+];
+
 /// Change this when [`HOOKS`] or the arguments of `mmdebstrap` change.
 const RECIPE: &str = "1";
 
@@ -110,17 +120,30 @@ fn is_in_path(tool: &str) -> bool {
 /// # Errors
 /// When it cannot be built.
 pub fn root() -> Result<PathBuf> {
+    of("base", PACKAGES, &HOOKS)
+}
+
+/// The same with cloud-init, which is off until `/etc/cloud/cloud-init.disabled` is removed, and with msmtp.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn cloud_root() -> Result<PathBuf> {
+    let hooks: Vec<&str> = HOOKS.into_iter().chain(CLOUD_HOOKS).collect();
+    of("cloud", &format!("{PACKAGES},{CLOUD}"), &hooks)
+}
+
+fn of(kind: &str, packages: &str, hooks: &[&str]) -> Result<PathBuf> {
     let sources = sources()?;
     let release = release()?;
     let mut hash = Sha256::new();
-    for part in [RECIPE, PACKAGES, &release.codename].into_iter().chain(HOOKS) {
+    for part in [RECIPE, packages, &release.codename].iter().chain(hooks) {
         hash.update(part);
     }
     for source in &sources {
         hash.update(fs::read(source).with_context(|| format!("cannot read {}", source.display()))?);
     }
-    let name = format!("base-{}", short_hash(hash));
-    build_once(&name, |directory| build(directory, &release, &sources))
+    let name = format!("{kind}-{}", short_hash(hash));
+    build_once(&name, |directory| build(directory, packages, hooks, &release, &sources))
 }
 
 pub(crate) fn short_hash(hash: Sha256) -> String {
@@ -170,14 +193,20 @@ pub fn clear_cache() -> Result<()> {
     Ok(())
 }
 
-fn build(directory: &Path, release: &Release, sources: &[PathBuf]) -> Result<()> {
+fn build(
+    directory: &Path,
+    packages: &str,
+    hooks: &[&str],
+    release: &Release,
+    sources: &[PathBuf],
+) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=minbase", "--mode=root", "--dpkgopt=force-unsafe-io"]);
     command.args(["man", "locale", "doc"].map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")));
     command.args(["--aptopt=Acquire::Languages \"none\"", "--aptopt=APT::Install-Recommends \"false\""]);
     command.args(machine_apt_options()?.iter().map(|option| format!("--aptopt={option}")));
-    command.arg(format!("--include={PACKAGES}"));
-    command.args(HOOKS.map(|hook| format!("--customize-hook={hook}")));
+    command.arg(format!("--include={packages}"));
+    command.args(hooks.iter().map(|hook| format!("--customize-hook={hook}")));
     command.arg(&release.codename).arg(directory).args(sources);
     let captured = capture(command, "mmdebstrap", Input::Nothing, Duration::from_secs(1800))?;
     require_success("mmdebstrap", captured)?;

@@ -42,6 +42,8 @@ pub struct HostOptions {
     pub binds: Vec<(PathBuf, String)>,
     /// Directories of the host that must not lie on an overlay, `/var/lib/docker` for one.
     pub real_directories: Vec<String>,
+    /// Whether it is one of a cloud's: with cloud-init, which is off until the trial lets it begin, and msmtp.
+    pub is_of_cloud: bool,
     /// Further arguments of `systemd-nspawn`.
     pub nspawn_arguments: Vec<String>,
 }
@@ -55,6 +57,7 @@ impl HostOptions {
             disk: "1g".to_owned(),
             binds: Vec::new(),
             real_directories: Vec::new(),
+            is_of_cloud: false,
             nspawn_arguments: Vec::new(),
         }
     }
@@ -63,6 +66,13 @@ impl HostOptions {
     #[must_use]
     pub fn disk(mut self, size: &str) -> Self {
         size.clone_into(&mut self.disk);
+        self
+    }
+
+    /// The same as one of a cloud's.
+    #[must_use]
+    pub fn of_cloud(mut self) -> Self {
+        self.is_of_cloud = true;
         self
     }
 
@@ -113,7 +123,7 @@ impl Host {
     }
 
     fn create(network: &Network, options: HostOptions) -> Result<Self> {
-        let base = base::root()?;
+        let base = if options.is_of_cloud { base::cloud_root()? } else { base::root()? };
         let run = Arc::clone(network.run());
         let directory = run.host_directory(&options.name)?;
         let holder = hold_disk(&directory, &base, &options)?;
@@ -249,6 +259,25 @@ impl Host {
         let boots = self.boots();
         self.supervision.want(Want::On);
         self.wait_boot(boots + 1)
+    }
+
+    /// Starts `count` processes of one service, `crowd.service`, each with some hundred mappings as a daemon has, and waits
+    /// until they are there.
+    ///
+    /// # Errors
+    /// When they do not start.
+    pub fn crowd(&self, count: usize) -> Result<()> {
+        let script = "libs=$(ldconfig -p | sed -nE 's,.* => (/.*/lib(z|crypto|ssl|gcrypt|gpg-error|lzma|zstd|lz4|bz2|\
+                      selinux|pcre2-8|cap|mount|blkid|uuid|audit|cap-ng|crypt|kmod|seccomp|udev|systemd|curl|sqlite3|expat)\
+                      \\.so\\.[0-9]+)$,\\1,p' | tr '\\n' ' ')\n\
+                      cat >/etc/systemd/system/crowd.service <<END\n[Service]\nTasksMax=infinity\nEnvironment=\"LD_PRELOAD=$libs\"\n\
+                      ExecStart=/bin/sh -c 'i=0; while [ \\$\\$i -lt COUNT ]; do sleep infinity & i=\\$\\$((i+1)); done; wait'\nEND\n\
+                      systemctl daemon-reload; systemctl start crowd";
+        self.shell(&script.replace("COUNT", &count.to_string()))?;
+        wait::until(&format!("{count} processes"), Duration::from_secs(60), || {
+            let there = self.shell("{ pgrep -x sleep || true; } | wc -l")?;
+            Ok(there.trim().parse::<usize>().is_ok_and(|there| there >= count).then_some(()))
+        })
     }
 
     /// Makes the disk full: from now on there is room for not one byte more than lies on it.

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         trial("a_change_under_way_keeps_the_package", a_change_under_way_keeps_the_package),
         trial("a_reboot_under_way_keeps_the_package", a_reboot_under_way_keeps_the_package),
         trial("a_removal_takes_the_pins_along", a_removal_takes_the_pins_along),
+        trial("a_removal_puts_policy_rc_d_back", a_removal_puts_policy_rc_d_back),
         trial("a_purge_leaves_nothing_but_a_way_back_in_use", a_purge_leaves_nothing_but_a_way_back_in_use),
         trial("recovery_starts_the_daemon_once_an_hour", recovery_starts_the_daemon_once_an_hour),
     ])
@@ -83,6 +84,28 @@ fn a_removal_takes_the_pins_along() -> Result<()> {
     root.shell("sh /scripts/postrm remove")?;
     ensure!(!root.path().join(PINS).exists());
     ensure!(root.path().join(STATE).join("taken_back.json").exists());
+    Ok(())
+}
+
+fn a_removal_puts_policy_rc_d_back() -> Result<()> {
+    let root = root()?;
+    let policy = "usr/sbin/policy-rc.d";
+    let ours = "#!/bin/sh\n# Made by linux-patch-api for the time of one change, and taken away after it:\n";
+    let theirs = "#!/bin/sh\nexit 104\n";
+    // The administrator's own, ours over it, ours alone.
+    for (now, before, left) in
+        [(theirs, None, Some(theirs)), (ours, Some(theirs), Some(theirs)), (ours, None, None)]
+    {
+        write(&root, policy, now)?;
+        if let Some(before) = before {
+            write(&root, &format!("{policy}.linux-patch-before"), before)?;
+        }
+        root.shell("sh /scripts/postrm upgrade 9.9")?;
+        ensure!(fs::read_to_string(root.path().join(policy))? == now, "an upgrade changes nothing");
+        root.shell("sh /scripts/postrm remove")?;
+        ensure!(fs::read_to_string(root.path().join(policy)).ok().as_deref() == left);
+        ensure!(!root.path().join(format!("{policy}.linux-patch-before")).exists());
+    }
     Ok(())
 }
 

@@ -189,6 +189,16 @@ fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str)
                     "lib/systemd/system/linux-patch-notify.timer",
                     0o644,
                 ),
+                (
+                    root.join("packaging/systemd/linux-patch-policy.service"),
+                    "lib/systemd/system/linux-patch-policy.service",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/systemd/linux-patch-policy.timer"),
+                    "lib/systemd/system/linux-patch-policy.timer",
+                    0o644,
+                ),
                 (of_executor, "usr/share/man/man8/patch-executor.8.gz", 0o644),
                 (
                     root.join("packaging/systemd/sysusers.conf"),

@@ -23,6 +23,11 @@ const DAEMON_POSTINST: &str = r#"[ "$1" = configure ] && [ -d /run/systemd/syste
 const DAEMON_PRERM: &str =
     r#"[ "$1" = remove ] && [ -d /run/systemd/system ] && systemctl disable --now lp-daemon; exit 0"#;
 
+/// As debhelper writes it for a service that is restarted after an upgrade, with NAME for its own.
+const RESTARTED: &str = r#"[ "$1" = configure ] && [ -d /run/systemd/system ] || exit 0
+systemctl --system daemon-reload
+if [ -n "$2" ]; then HOW restart; else systemctl enable NAME; HOW start; fi"#;
+
 const QUESTION: &str = "Template: lp-ask/colour\nType: string\nDefault: blue\nDescription: Which colour?\n The colour of the test.\n";
 
 /// Says that it has begun and goes on until `/run/NAME-go` appears, whatever signal it is asked to end by.
@@ -174,6 +179,28 @@ fn behaviours() -> Vec<Package> {
             .script("postinst", DAEMON_POSTINST)
             .script("prerm", DAEMON_PRERM)
     }));
+    // Services that their scripts restart, by both of Debian's tools.
+    for (name, how) in [
+        ("lp-served", "deb-systemd-invoke ACTION lp-served.service"),
+        ("lp-classic", "invoke-rc.d lp-classic ACTION"),
+    ] {
+        let how = |action: &str| how.replace("ACTION", action);
+        let script = RESTARTED
+            .replace("HOW restart", &how("restart"))
+            .replace("HOW start", &how("start"))
+            .replace("NAME", name);
+        packages.extend(both(name, Security, |package| {
+            package
+                .machine_dependent()
+                .file(&format!("/usr/sbin/{name}"), Content::Program)
+                .file(
+                    &format!("/lib/systemd/system/{name}.service"),
+                    Content::Text(DAEMON_UNIT.replace("lp-daemon", name)),
+                )
+                .script("postinst", &script)
+                .script("prerm", &DAEMON_PRERM.replace("lp-daemon", name))
+        }));
+    }
     // A library, which a running service may have mapped.
     packages.extend(both("lp-mapped", Security, |package| {
         package.machine_dependent().file("/usr/lib/lp-mapped/liblp.so.1", Content::Library)

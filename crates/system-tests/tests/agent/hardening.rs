@@ -100,6 +100,8 @@ fn the_units_are_what_they_promise() -> Result<()> {
         "linux-patch-reboot-window.timer",
         "linux-patch-notify.service",
         "linux-patch-notify.timer",
+        "linux-patch-policy.service",
+        "linux-patch-policy.timer",
     ])?;
     let ours: Vec<&str> = verified.stderr.lines().filter(|line| line.contains("linux-patch")).collect();
     ensure!(verified.success() && ours.is_empty(), "systemd-analyze verify: {ours:#?}");

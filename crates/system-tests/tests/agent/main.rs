@@ -7,6 +7,8 @@ mod bad_input;
 mod certificates;
 mod changing;
 mod cli;
+mod cloud;
+mod compliance;
 mod configuration;
 mod documentation;
 mod door;
@@ -15,10 +17,13 @@ mod lifecycle;
 mod monitoring;
 mod openssl;
 mod package;
+mod policy;
 mod prometheus;
 mod reading;
+mod reboot_api;
 mod reboot_window;
 mod recovery;
+mod restarts;
 mod stale;
 mod streaming;
 mod unattended;
@@ -36,6 +41,7 @@ fn main() -> ExitCode {
     all.extend(streaming::trials());
     all.extend(audit::trials());
     all.extend(cli::trials());
+    all.extend(compliance::trials());
     all.extend(configuration::trials());
     all.extend(changing::trials());
     all.extend(back::trials());
@@ -44,9 +50,13 @@ fn main() -> ExitCode {
     all.extend(documentation::trials());
     all.extend(lifecycle::trials());
     all.extend(hardening::trials());
+    all.extend(reboot_api::trials());
     all.extend(reboot_window::trials());
+    all.extend(restarts::trials());
     all.extend(package::trials());
     all.extend(monitoring::trials());
     all.extend(unattended::trials());
+    all.extend(policy::trials());
+    all.extend(cloud::trials());
     trials::main(all)
 }

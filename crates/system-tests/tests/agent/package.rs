@@ -171,6 +171,7 @@ fn the_tarball_installs_upgrades_and_goes() -> Result<()> {
         "linux-patch-api",
         "linux-patch-executor.socket",
         "linux-patch-notify.timer",
+        "linux-patch-policy.timer",
     ])?;
     ensure!(enabled.lines().all(|line| line == "enabled"), "{enabled}");
     ensure!(

@@ -24,7 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 const FILE: &str = "/etc/default/linux-patch-reboot-window";
 
 /// Always open, and what it does to the host is written down.
-const OPEN: &str = "REBOOT_DOW=\"*\"\nREBOOT_HOUR=0\nREBOOT_MIN=0\nREBOOT_DURATION_MIN=1440\n";
+pub(crate) const OPEN: &str = "REBOOT_DOW=\"*\"\nREBOOT_HOUR=0\nREBOOT_MIN=0\nREBOOT_DURATION_MIN=1440\n";
 
 const LIMIT: Duration = Duration::from_secs(60);
 

@@ -44,6 +44,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     ));
     trials.push(trial("a_boot_loop_does_not_keep_what_nobody_confirmed", a_boot_loop_keeps_nothing));
     trials.push(trial("a_dpkg_that_outlives_apt_is_waited_for", a_dpkg_that_outlives_apt_is_waited_for));
+    trials.push(trial(
+        "policy_rc_d_comes_back_however_the_change_ends",
+        policy_rc_d_comes_back_however_the_change_ends,
+    ));
     trials.push(trial("a_stranger_with_the_event_file_holds_nothing_up", a_stranger_holds_nothing_up));
     trials
 }
@@ -65,6 +69,50 @@ fn a_dpkg_that_outlives_apt_is_waited_for() -> Result<()> {
     place.root.push("", "/run/lp-slow-go", "644")?;
     place.ends(job, Outcome::Applied)?;
     place.state()?.assert_in_order()
+}
+
+/// It is in place while scripts run, and the administrator's own is there again: after a kill of everything, as a power
+/// cut is, of the executor alone, and of none.
+fn policy_rc_d_comes_back_however_the_change_ends() -> Result<()> {
+    let policy = "/usr/sbin/policy-rc.d";
+    for (kills, had) in [("everything", true), ("everything", false), ("executor", true), ("nothing", true)] {
+        let place = Place::on_day1(&["lp-slow"])?;
+        let config = "policy: {restart: {mode: restart, services: [nginx.service], when: in_window}}\n";
+        // Nothing is held back where systemd does not run.
+        place.root.shell("mkdir -p /etc/linux_patch_api /run/systemd/system")?;
+        place.root.push(config, "/etc/linux_patch_api/config.yaml", "644")?;
+        place.root.push("60", "/run/lp-slow-seconds", "644")?;
+        let state = || {
+            place.root.shell(&format!(
+                "ls /usr/sbin | grep policy-rc.d; stat -c '%d %i %a %y' {policy}; cat {policy}; true"
+            ))
+        };
+        if had {
+            place.root.push("#!/bin/sh\nexit 104\n", policy, "751")?;
+        }
+        let before = state()?;
+        let job = place.executor.change(place::update("lp-slow")?, ChangeOptions::default(), None)?;
+        let started = place.root.path().join("run/lp-slow-started");
+        system_tests::wait::until("the script", LIMIT, || Ok(started.exists().then_some(())))?;
+        let meanwhile = state()?;
+        ensure!(meanwhile.contains(&job.to_string()) && meanwhile.contains("'nginx.service'"), "{meanwhile}");
+        match kills {
+            "everything" => place.executor.kill_everything()?,
+            "executor" => place.executor.kill_all(&["patch-executor"]).map(drop)?,
+            _ => {}
+        }
+        place.root.push("", "/run/lp-slow-go", "644")?;
+        // One that was just killed may still hold what tells that it lives.
+        system_tests::wait::until("the end", LIMIT, || {
+            if kills != "nothing" {
+                place.executor.recover()?;
+            }
+            Ok(place.executor.seen(job)?.ended().is_some().then_some(()))
+        })?;
+        let after = state()?;
+        ensure!(after == before, "{kills}: {after} instead of {before}");
+    }
+    Ok(())
 }
 
 /// The network side can read event files, so it can lock them.

@@ -8,6 +8,7 @@ mod memory;
 mod numbers;
 mod patches;
 mod stage;
+mod stale;
 mod table;
 mod way_back;
 mod wire;
@@ -56,6 +57,8 @@ enum Subject {
     Memory,
     /// Throughput and handshakes.
     Wire,
+    /// What runs old code.
+    Stale,
     /// What the way back costs, and the verdict after a crash.
     WayBack,
 }
@@ -129,6 +132,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         }
     }
 
+    if wants(Subject::Stale) {
+        println!("\nBooting a host with many processes");
+        let bench = Bench::new(work.path(), "crowd", &agent, HostOptions::named("crowd"))?;
+        stale::measure(&bench, &mut report, rounds)?;
+    }
     if wants(Subject::WayBack) {
         println!("\nChanging throw-away roots");
         let programs = work.path().join("programs");
