@@ -50,7 +50,7 @@ fn a_change_under_way_keeps_the_package() -> Result<()> {
     root.shell("touch /var/lib/linux_patch_executor/journal/turn; sh /scripts/prerm remove")?;
     // Without flock(1) the kernel's list of locks says the same.
     let without =
-        "mkdir -p /few; for t in sh stat grep; do ln -sf \"$(command -v $t)\" /few/; done; PATH=/few";
+        "mkdir -p /few; for t in sh stat grep rm; do ln -sf \"$(command -v $t)\" /few/; done; PATH=/few";
     root.shell(&format!("{without} sh /scripts/prerm remove"))?;
     for way in ["", without] {
         let script = format!("sh /scripts/prerm upgrade 9.9; {way} sh /scripts/prerm remove");
