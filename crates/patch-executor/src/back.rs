@@ -583,6 +583,16 @@ impl Change<'_> {
         }
     }
 
+    /// [`Self::sweep`], once no package is left half-done.
+    pub(crate) fn sweep_if_in_order(&mut self, plan: &Plan) {
+        if change::findings(self.paths.root()).is_ok_and(|findings| findings.is_empty())
+            // Somebody else may be at work by now, whose files these are then.
+            && let Ok(Some(_lock)) = lock::Frontend::take(self.paths.root())
+        {
+            self.sweep(plan);
+        }
+    }
+
     /// Removes what a killed dpkg left beside the files of the plan's packages.
     pub(crate) fn sweep(&mut self, plan: &Plan) {
         let Ok(snapshot) = Snapshot::load(&self.journal.way_back()) else { return };

@@ -21,7 +21,7 @@ use patch_apply::{
         archives, argv,
         argv::Task,
         hook::HookCommand,
-        lock::{Frontend, Locks},
+        lock::Locks,
         snapshot::{Kept, PackageKey},
     },
     run::RunError,
@@ -302,13 +302,8 @@ impl<'a> Change<'a> {
             _ => None,
         };
         let ended = self.run_to_end(state, turn);
-        if let Some(plan) = plan
-            && ended.is_ok()
-            && findings(self.paths.root()).is_ok_and(|findings| findings.is_empty())
-            // Somebody else may be at work by now, whose files these are then.
-            && let Ok(Some(_lock)) = Frontend::take(self.paths.root())
-        {
-            self.sweep(&plan);
+        if let Some(plan) = plan.filter(|_| ended.is_ok()) {
+            self.sweep_if_in_order(&plan);
         }
         self.tidy(&ended);
         ended

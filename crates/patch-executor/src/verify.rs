@@ -201,6 +201,8 @@ impl Change<'_> {
         }
         let reason = failure.error.message.clone();
         self.journal.record.failure.get_or_insert(failure);
+        // dpkg may have died of a full disk before it began: nothing goes back then, and its drafts would stay.
+        self.sweep_if_in_order(&plan);
         if judged.is_untouched(&plan) && judged.standing.iter().all(|s| *s != Standing::TakenBack) {
             return self.well(&plan, tool, judged);
         }

@@ -125,6 +125,9 @@ pub fn judge(guest: &Guest, case: &Case<'_>) -> Result<()> {
             let is_new = match change.action {
                 Action::Hold | Action::Unhold => was != is,
                 Action::Configure | Action::Reinstall => true,
+                // What is half-installed has no version either.
+                Action::Purge => is.is_none_or(|is| is.contains(" ok not-installed")),
+                Action::Remove => is.is_none_or(|is| is.contains(" ok config-files ")),
                 _ => version == change.new_version.as_ref().map(PackageVersion::as_str),
             };
             new += u32::from(is_new);

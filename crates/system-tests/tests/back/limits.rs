@@ -19,6 +19,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_freeze_file_stops_changes", a_freeze_file_stops_changes),
         trial("a_ceiling_that_cannot_be_read_forbids_everything", a_broken_ceiling_forbids_everything),
         trial("a_full_disk_never_strands_the_host", a_full_disk_never_strands_the_host),
+        trial(
+            "a_dpkg_that_dies_of_a_full_disk_leaves_no_draft",
+            a_dpkg_that_dies_of_a_full_disk_leaves_no_draft,
+        ),
         trial("a_full_state_directory_never_strands_the_host", a_full_state_directory_never_strands_the_host),
     ]
 }
@@ -215,6 +219,24 @@ fn a_full_disk_never_strands_the_host() -> Result<()> {
         }
     }
     place.executor.assert_no_panic()
+}
+
+/// The disk fills up when all is fetched and recorded, just before dpkg begins: dpkg dies of its first write.
+fn a_dpkg_that_dies_of_a_full_disk_leaves_no_draft() -> Result<()> {
+    let place = Place::on_day1(&["lp-app", "lp-plain"])?;
+    let before = place.state()?;
+    let hook = "DPkg::Pre-Invoke {\"cat /dev/zero >/filler 2>/dev/null || true\";};\n";
+    place.root.push(hook, "/etc/apt/apt.conf.d/99fill", "644")?;
+    place.root.fill_disk(64 << 20)?;
+    let job = place.executor.change(place::apply(&[])?, ChangeOptions::default(), None)?;
+    let seen = system_tests::chaos::settle(&place.executor, job)?;
+    place.root.shell("rm -f /filler /etc/apt/apt.conf.d/99fill")?;
+    place.root.free_disk()?;
+    let ended = seen.ended().context("no end")?;
+    ensure!(matches!(ended.outcome, Some(Outcome::Unchanged | Outcome::RolledBack)), "{ended:#?}");
+    ensure!(seen.log().contains("No space left on device"), "dpkg had room: {}", seen.log());
+    before.assert_same(&place.state()?).with_context(|| seen.log())?;
+    place.must(place::apply(&[])?, Outcome::Applied).map(drop)
 }
 
 fn full(place: &Place) -> Result<(Option<Outcome>, Option<patch_types::JobId>)> {
