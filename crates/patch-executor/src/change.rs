@@ -889,8 +889,10 @@ impl<'a> Change<'a> {
             }
         }
         // A script that hung would hang again.
-        if tool.code != Some(0) && !tool.timed_out && !findings(&root).unwrap_or_default().is_empty() {
-            self.remark("the run failed and left packages unfinished; trying once to finish them");
+        if tool.code != Some(0)
+            && left(&root).is_some_and(|left| matches!(left, Left::Unmerged) || !tool.timed_out)
+        {
+            self.remark("the run failed and left something unfinished; trying once to finish it");
             // Its result is in the database, which is looked at next.
             let _ = self.configure_pending(turn);
         }
@@ -930,10 +932,7 @@ impl<'a> Change<'a> {
         let mut tool = ToolEnd::default();
         // A host that dies of finishing it does so only so often.
         let again = self.journal.record.resumed > MOST_REPAIRS;
-        // Running dpkg also merges what a killed one had written down and not merged.
-        let unmerged =
-            solver::inventory(&root).is_ok_and(|inventory| inventory.database.pending_updates() > 0);
-        if !again && (unmerged || !findings(&root).unwrap_or_default().is_empty()) {
+        if !again && left(&root).is_some() {
             self.remark("finishing what was left unpacked or half-configured");
             // The repair's exit code says nothing of the change itself.
             match self.configure_pending(turn) {
@@ -1031,6 +1030,26 @@ pub(crate) fn give_to_apt(directory: &Path) -> io::Result<()> {
     match User::from_name("_apt") {
         Ok(Some(user)) => chown(directory, Some(user.uid.as_raw()), None),
         _ => Ok(()),
+    }
+}
+
+/// What a run that did not end well leaves for dpkg to finish.
+enum Left {
+    /// Packages that are half-done; to finish them runs their scripts.
+    Packages,
+    /// What dpkg had written down in `updates/` and not merged into `status`, which any run of it does.
+    Unmerged,
+}
+
+/// What there is for dpkg to finish, if anything. A database that cannot be read is judged later.
+fn left(root: &Path) -> Option<Left> {
+    let inventory = solver::inventory(root).ok()?;
+    if !inventory.database.audit().is_empty() {
+        Some(Left::Packages)
+    } else if inventory.database.pending_updates() > 0 {
+        Some(Left::Unmerged)
+    } else {
+        None
     }
 }
 

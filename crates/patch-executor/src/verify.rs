@@ -21,6 +21,10 @@ use crate::{
 
 impl Change<'_> {
     pub(crate) fn verify(&mut self, plan: Plan, tool: ToolEnd) -> Result<State, Stop> {
+        // A dpkg that died leaves drafts also where nothing has to go back: because it never began, or was done.
+        if tool.code != Some(0) {
+            self.sweep_if_in_order(&plan);
+        }
         let judged = self.look(&plan, &tool)?;
         let was_taken_back = !self.journal.record.taken_back.is_empty();
         let settled = judged.complete || (was_taken_back && is_settled(&judged));
@@ -201,8 +205,6 @@ impl Change<'_> {
         }
         let reason = failure.error.message.clone();
         self.journal.record.failure.get_or_insert(failure);
-        // dpkg may have died of a full disk before it began: nothing goes back then, and its drafts would stay.
-        self.sweep_if_in_order(&plan);
         if judged.is_untouched(&plan) && judged.standing.iter().all(|s| *s != Standing::TakenBack) {
             return self.well(&plan, tool, judged);
         }

@@ -58,6 +58,19 @@ impl HostState {
         }
     }
 
+    /// Whether nothing is left of a package, by its fact.
+    #[must_use]
+    pub fn is_purged(&self, name: &str) -> bool {
+        self.fact(name).is_none_or(|recorded| status(recorded) == Some("not-installed"))
+    }
+
+    /// Whether nothing but its configuration is left of a package, by its fact.
+    #[must_use]
+    pub fn is_removed(&self, name: &str) -> bool {
+        self.is_purged(name)
+            || self.fact(name).is_some_and(|recorded| status(recorded) == Some("config-files"))
+    }
+
     /// Whether a package is held.
     #[must_use]
     pub fn is_held(&self, package: &str) -> bool {
@@ -89,7 +102,7 @@ impl HostState {
                 .map(|(path, _)| format!("file {path} is missing")),
         );
         faults.extend(self.all("package ").filter_map(|(name, recorded)| {
-            let status = recorded.split(' ').nth(3)?;
+            let status = status(recorded)?;
             let flag = recorded.split(' ').nth(2)?;
             (flag != "ok" || !matches!(status, "installed" | "config-files" | "not-installed"))
                 .then(|| format!("package {name} is {recorded}"))
@@ -146,12 +159,31 @@ impl HostState {
     }
 }
 
+/// dpkg's status in a package's fact.
+fn status(recorded: &str) -> Option<&str> {
+    recorded.split(' ').nth(3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn state(facts: &[(&str, &str)]) -> HostState {
         HostState { facts: facts.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect() }
+    }
+
+    #[test]
+    fn half_removed_is_not_removed() {
+        let host = state(&[
+            ("package a:all", "1.0 deinstall ok config-files"),
+            ("package b:all", "1.0 purge ok not-installed"),
+            ("package c:all", "1.0 install ok half-installed manual"),
+            ("package d:all", "1.0 install ok installed auto"),
+        ]);
+        let are =
+            |of: &dyn Fn(&str) -> bool| ["a", "b", "c", "d", "e"].map(|p| of(&format!("package {p}:all")));
+        assert_eq!(are(&|name| host.is_removed(name)), [true, true, false, false, true]);
+        assert_eq!(are(&|name| host.is_purged(name)), [false, true, false, false, true]);
     }
 
     #[test]

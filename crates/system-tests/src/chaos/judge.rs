@@ -75,12 +75,14 @@ impl Case<'_> {
                     self.after.edited_conffile(name).is_some_and(|is| is.on_disk == was.on_disk)
                 })
         };
-        let marked = |name: &str| {
-            self.marked.iter().any(|package| name.starts_with(&format!("package {package}:")))
-                && self.before.fact(name).map(|was| was.replace(" auto", " manual")).as_deref()
-                    == self.after.fact(name)
-        };
-        self.before.diff_but(self.after, |name| excused(name) || marked(name))
+        self.before.diff_but(self.after, |name| excused(name) || self.is_marked(name))
+    }
+
+    /// Whether all that differs of a package's fact is the mark that the change says that it set.
+    fn is_marked(&self, name: &str) -> bool {
+        self.marked.iter().any(|package| name.starts_with(&format!("package {package}:")))
+            && self.before.fact(name).map(|was| was.replace(" auto", " manual")).as_deref()
+                == self.after.fact(name)
     }
 }
 
@@ -126,8 +128,8 @@ pub fn judge(guest: &Guest, case: &Case<'_>) -> Result<()> {
                 Action::Hold | Action::Unhold => was != is,
                 Action::Configure | Action::Reinstall => true,
                 // What is half-installed has no version either.
-                Action::Purge => is.is_none_or(|is| is.contains(" ok not-installed")),
-                Action::Remove => is.is_none_or(|is| is.contains(" ok config-files ")),
+                Action::Purge => case.after.is_purged(&name),
+                Action::Remove => case.after.is_removed(&name),
                 _ => version == change.new_version.as_ref().map(PackageVersion::as_str),
             };
             new += u32::from(is_new);
@@ -176,9 +178,12 @@ pub fn judge(guest: &Guest, case: &Case<'_>) -> Result<()> {
                 && told.and_then(|told| told.as_array()).is_some_and(|all| all.iter().any(|one| one == name))
         };
         for (name, recorded) in case.before.all("package ") {
-            let now = case.after.fact(&format!("package {name}"));
+            let fact = format!("package {name}");
             ensure!(
-                planned(name) || harmed(name) || now == Some(recorded),
+                planned(name)
+                    || harmed(name)
+                    || case.is_marked(&fact)
+                    || case.after.fact(&fact) == Some(recorded),
                 "{name} is not in the plan, and changed: {}",
                 told()
             );

@@ -44,6 +44,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ));
     trials.push(trial("a_boot_loop_does_not_keep_what_nobody_confirmed", a_boot_loop_keeps_nothing));
     trials.push(trial("a_dpkg_that_outlives_apt_is_waited_for", a_dpkg_that_outlives_apt_is_waited_for));
+    trials.push(trial("a_dpkg_that_dies_when_it_is_done_leaves_nothing", a_dpkg_that_dies_when_it_is_done));
     trials.push(trial(
         "policy_rc_d_comes_back_however_the_change_ends",
         policy_rc_d_comes_back_however_the_change_ends,
@@ -69,6 +70,31 @@ fn a_dpkg_that_outlives_apt_is_waited_for() -> Result<()> {
     place.root.push("", "/run/lp-slow-go", "644")?;
     place.ends(job, Outcome::Applied)?;
     place.state()?.assert_in_order()
+}
+
+/// Killed between its last entry in `updates/` and merging them: all is as planned then, and nothing has to go back.
+fn a_dpkg_that_dies_when_it_is_done() -> Result<()> {
+    // The real one does the work; what it merged is put back to what it was a moment before.
+    let dies = "#!/bin/sh\n\
+        case \" $* \" in *' --purge '*|*' --remove '*) [ -e /run/dies ] || exec /usr/bin/dpkg.real \"$@\";;\n\
+        *) exec /usr/bin/dpkg.real \"$@\";; esac\n\
+        rm /run/dies; cd /var/lib/dpkg; cp -p status /run/status; /usr/bin/dpkg.real \"$@\"\n\
+        cp -p /run/status status; : >status-new; : >updates/tmp.i\n\
+        printf 'Package: lp-plain\\nStatus: purge ok not-installed\\nArchitecture: all\\n' >updates/0000\n\
+        kill -9 $$\n";
+    for on_failure in [OnFailure::Group, OnFailure::All, OnFailure::Keep] {
+        let place = Place::on_day1(&["lp-plain", "lp-app"])?;
+        place.root.shell("mv /usr/bin/dpkg /usr/bin/dpkg.real; : >/run/dies")?;
+        place.root.push(dies, "/usr/bin/dpkg", "755")?;
+        let options = ChangeOptions { on_failure, confirm_within: None };
+        let job = place.executor.change(place::purge("lp-plain")?, options, None)?;
+        let seen = place.ends(job, Outcome::Applied)?;
+        ensure!(!place.root.path().join("run/dies").exists(), "dpkg did not die: {}", seen.log());
+        let after = place.state()?;
+        after.assert_in_order().with_context(|| seen.log())?;
+        ensure!(after.version("lp-plain").is_none(), "{:?}", after.version("lp-plain"));
+    }
+    Ok(())
 }
 
 /// It is in place while scripts run, and the administrator's own is there again: after a kill of everything, as a power
