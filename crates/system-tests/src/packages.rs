@@ -1,10 +1,12 @@
 //! The products' packages, as the runner or this process built them.
 
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    time::UNIX_EPOCH,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -120,24 +122,47 @@ impl Packages {
         Ok(Self::get()?.programs()?.join("usr/bin/linux-patch-api"))
     }
 
-    /// The programs of the packages, unpacked once a process.
+    /// The programs of the packages, unpacked beside them, once for all processes.
     ///
     /// # Errors
     /// When they cannot be unpacked.
     pub fn programs(&self) -> Result<&'static Path> {
-        static UNPACKED: OnceLock<Result<tempfile::TempDir, String>> = OnceLock::new();
-        let unpack = || -> Result<tempfile::TempDir> {
-            let dir = tempfile::tempdir()?;
-            for deb in [self.agent()?, self.find("new", "patchctl")?] {
-                let status = Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir.path()).status()?;
-                ensure!(status.success(), "cannot unpack {}", deb.display());
-            }
-            Ok(dir)
-        };
-        match UNPACKED.get_or_init(|| unpack().map_err(|error| format!("{error:#}"))) {
-            Ok(dir) => Ok(dir.path()),
+        static UNPACKED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+        match UNPACKED.get_or_init(|| self.unpack().map_err(|error| format!("{error:#}"))) {
+            Ok(dir) => Ok(dir),
             Err(error) => Err(anyhow!("{error}")),
         }
+    }
+
+    fn unpack(&self) -> Result<PathBuf> {
+        let packages = [self.agent()?, self.find("new", "patchctl")?];
+        let mut name = String::from("programs");
+        for package in &packages {
+            let built = fs::metadata(package)?.modified()?.duration_since(UNIX_EPOCH)?;
+            write!(name, "-{:x}", built.as_nanos())?;
+        }
+        let place = self.dir.join(name);
+        if place.exists() {
+            return Ok(place);
+        }
+        // Of packages that are no longer there; another process may be doing the same.
+        for old in fs::read_dir(&self.dir)?.flatten() {
+            if old.file_name().to_string_lossy().starts_with("programs-") {
+                let _ = fs::remove_dir_all(old.path());
+            }
+        }
+        let dir = tempfile::Builder::new().prefix(".programs-").tempdir_in(&self.dir)?;
+        for package in &packages {
+            let status = Command::new("dpkg-deb").arg("-x").arg(package).arg(dir.path()).status()?;
+            ensure!(status.success(), "cannot unpack {}", package.display());
+        }
+        // Another process may have been quicker, with the same content; a directory that is not empty is not replaced.
+        match fs::rename(dir.path(), &place) {
+            Ok(()) => drop(dir.keep()),
+            Err(_) if place.exists() => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot make {}", place.display())),
+        }
+        Ok(place)
     }
 }
 
