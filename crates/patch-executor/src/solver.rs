@@ -8,7 +8,10 @@ use patch_apply::{
 };
 use patch_backends::{
     ReadError,
-    apt::{self, Indexes, Installed, Inventory, OperationKind, Simulation, classify, simulate},
+    apt::{
+        self, Indexes, Installed, Inventory, OperationKind, Simulation, classify,
+        simulate::{self, Verb},
+    },
 };
 use patch_types::{
     Action, ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Plan, PlannedChange,
@@ -67,6 +70,19 @@ pub(crate) fn simulation(root: &Path, task: &Task, kind: OperationKind) -> Resul
 
 pub(crate) fn capture(argv: &argv::Argv) -> Result<Captured, ErrorDetail> {
     run::capture(argv, SOLVER_LIMIT).map_err(|error| run_failed(&error))
+}
+
+/// The packages that apt installs or removes although nobody asks for anything: those that an earlier run left so that
+/// it begins them again, every time. Configuring what is unpacked is none of it.
+///
+/// # Errors
+/// When apt can do nothing at all, because dependencies are broken or a package cannot be had again.
+pub(crate) fn unasked(root: &Path) -> Result<Vec<String>, ErrorDetail> {
+    let nothing =
+        Install { packages: Vec::new(), no_recommends: true, allow_downgrade: false, reinstall: false };
+    let simulation = simulation(root, &Task::Install(nothing), OperationKind::Install)?;
+    let begun = simulation.changes.into_iter().filter(|change| change.verb != Verb::Configure);
+    Ok(begun.map(|change| change.package.to_string()).collect())
 }
 
 /// The updates that are available by the default policy.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use patch_apply::apt::{argv, snapshot::PackageKey};
+use patch_apply::apt::snapshot::PackageKey;
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, Plan,
     event::{Ended, LogStream},
@@ -157,8 +157,9 @@ impl Change<'_> {
         self.journal.record.options.on_failure == OnFailure::Keep
     }
 
-    /// Whether what failed stays. A package that failed blocks nothing but itself; one whose dependencies are missing
-    /// blocks every later change of the host, and nobody asked for that.
+    /// Whether what failed stays. A package that failed blocks nothing but itself; one whose dependencies are missing, or
+    /// that apt installs or removes again in every later run, blocks every later change of the host, and nobody asked for
+    /// that.
     fn stays_failed(&mut self) -> bool {
         if !self.may_go_back() {
             return true;
@@ -166,19 +167,15 @@ impl Change<'_> {
         if !self.is_kept() {
             return false;
         }
-        let whole = match solver::capture(&argv::check(self.paths.root())) {
-            Ok(said) => said.code == Some(0),
-            Err(error) => {
-                self.remark(format!("whether dependencies are broken could not be asked: {}", error.message));
-                true
-            }
+        let why = match solver::unasked(self.paths.root()) {
+            Ok(unasked) if unasked.is_empty() => return true,
+            Ok(unasked) => format!("every later run of apt would change {}", unasked.join(", ")),
+            Err(error) => error.message,
         };
-        if !whole {
-            self.remark(
-                "what failed was to be kept, but packages lack what they depend upon; these groups go back",
-            );
-        }
-        whole
+        self.remark(format!(
+            "what failed was to be kept, but it would block later changes ({why}); it goes back"
+        ));
+        false
     }
 
     fn everything_back(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged, reason: String) -> State {

@@ -20,8 +20,9 @@ use utoipa::{
 use super::router;
 use crate::config::Role;
 
-/// The checked-in document: what is served is what was reviewed, and it costs no memory until somebody asks.
-const CHECKED_IN: &str =
+/// The checked-in document: what is served is what was reviewed, and it costs no memory until somebody asks. A test
+/// compares it with what [`text`] makes of the code, which is no part of the shipped program.
+pub const CHECKED_IN: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/linux-patch-api.json"));
 
 /// The extension that names an operation's role.
@@ -225,7 +226,7 @@ mod tests {
         let checked_in = std::fs::read_to_string(path).unwrap();
         assert!(
             checked_in == generated,
-            "openapi/linux-patch-api.json is out of date; run the tests once with UPDATE_OPENAPI=1 and review the difference"
+            "openapi/linux-patch-api.json is out of date: cargo xtask openapi writes it anew; review the difference"
         );
     }
 

@@ -234,18 +234,6 @@ fn under_lock(args: &mut Vec<String>, hook: &HookCommand) {
     option(args, &format!("DPkg::Tools::Options::{}::Version=3", hook.program()));
 }
 
-/// Ends with 0 if every installed package has what it depends upon. Takes no lock and writes no cache.
-#[must_use]
-pub fn check(root: &Path) -> Argv {
-    let mut args = common(root);
-    args.push("-q".into());
-    option(&mut args, "Debug::NoLocking=true");
-    option(&mut args, "Dir::Cache::pkgcache=");
-    option(&mut args, "Dir::Cache::srcpkgcache=");
-    args.push("check".into());
-    Argv::new(APT_GET, args)
-}
-
 /// Carries out what is left of a plan after a part of it went back: exactly these changes. As [`apply`] otherwise.
 #[must_use]
 pub fn finish(root: &Path, changes: &[PlannedChange], status_fd: i32, hook: &HookCommand) -> Argv {

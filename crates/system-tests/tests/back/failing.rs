@@ -40,6 +40,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.push(trial("a_failing_installation_is_taken_back", a_failing_installation_is_taken_back));
     trials.push(trial("a_group_goes_back_together", a_group_goes_back_together));
     trials.push(trial("what_is_kept_lacks_no_dependency", what_is_kept_lacks_no_dependency));
+    trials.push(trial("what_is_kept_blocks_no_later_change", what_is_kept_blocks_no_later_change));
     trials.push(trial(
         "nothing_goes_back_by_itself_if_that_is_off",
         nothing_goes_back_by_itself_if_that_is_off,
@@ -149,6 +150,22 @@ fn what_is_kept_lacks_no_dependency() -> Result<()> {
             .with_context(|| format!("after apt was killed at step {step}: {seen:#?}"))?;
     }
     Ok(())
+}
+
+/// apt removes a half-removed package again in every later run, whose script would fail again.
+fn what_is_kept_blocks_no_later_change() -> Result<()> {
+    let place = Place::on_day1(&["lp-postrmfail", "lp-postfail"])?;
+    let before = place.state()?;
+    for operation in [place::remove("lp-postrmfail")?, place::purge("lp-postrmfail")?] {
+        let job = place.executor.change(operation, options(OnFailure::Keep), None)?;
+        let seen = place.ends(job, Outcome::RolledBack)?;
+        ensure!(seen.log().contains("would block later changes (every later run"), "{}", seen.log());
+        before.assert_same(&place.state()?).with_context(|| seen.log())?;
+    }
+    // One that is half-configured blocks nothing, and stays.
+    let job = place.executor.change(place::update("lp-postfail")?, options(OnFailure::Keep), None)?;
+    place.ends(job, Outcome::Partial)?;
+    place.must(place::install(&["lp-bulk-40"])?, Outcome::Applied).map(drop)
 }
 
 fn a_failing_removal_is_taken_back() -> Result<()> {
