@@ -10,6 +10,7 @@
 
 mod config;
 mod error;
+pub mod exchange;
 mod limit;
 mod mail;
 mod outbox;

@@ -3,27 +3,20 @@
 //! HTTP is spoken by hand: all that is needed is one request of a known length and the status of its answer. Redirects are
 //! not followed, as the report is meant for the address that was configured.
 
-use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpStream, ToSocketAddrs},
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use patch_types::notifications::{Webhook, WebhookUrl};
-use rustls::{ClientConnection, StreamOwned};
-use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::{
     error::{NotifyError, Reason},
-    limit,
+    exchange::Server,
     report::Message,
     secret::Secrets,
-    tls,
 };
 
 /// How much of an answer's head is read, in bytes.
@@ -46,21 +39,15 @@ pub(crate) fn send(webhook: &Webhook, secrets: &Secrets, message: &Message) -> R
     };
     let request = request(&url, message.id(), signature.as_ref(), &body);
     let whom = format!("the webhook's server {}:{}", url.host, url.port);
-    let trust = if url.tls { Some(tls::config(webhook.ca_file.as_deref())?) } else { None };
-    let deadline = Instant::now() + webhook.timeout();
-    let failed = |error: io::Error| NotifyError::of_io(&whom, &error);
-    let socket = Limited { socket: connect(&url, deadline).map_err(failed)?, deadline };
-    let head = match trust {
-        Some(config) => {
-            let name =
-                ServerName::try_from(url.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
-            let connection =
-                ClientConnection::new(config, name).map_err(|error| failed(io::Error::other(error)))?;
-            exchange(StreamOwned::new(connection, socket), &request)
-        }
-        None => exchange(socket, &request),
-    }
-    .map_err(failed)?;
+    let server = Server {
+        whom: &whom,
+        tls: url.tls,
+        host: &url.host,
+        port: url.port,
+        ca_file: webhook.ca_file.as_deref(),
+    };
+    let is_enough = |head: &[u8]| head.len() >= MOST_HEAD || head.contains(&b'\n');
+    let head = server.exchange(&request, Instant::now() + webhook.timeout(), is_enough)?;
     judge(&whom, &head)
 }
 
@@ -121,68 +108,6 @@ fn request(url: &WebhookUrl, id: &str, signature: Option<&(i64, String)>, body: 
         body.len(),
     )
     .into_bytes()
-}
-
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
-
-fn connect(url: &WebhookUrl, deadline: Instant) -> io::Result<TcpStream> {
-    let name = (url.host.clone(), url.port);
-    let addresses: Vec<SocketAddr> =
-        limit::within(left(deadline)?, move || name.to_socket_addrs().map(Iterator::collect))??;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "failed to lookup address: it has none");
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, left(deadline)?) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// A socket that is given up at a time, however slowly the other side goes on.
-struct Limited {
-    socket: TcpStream,
-    deadline: Instant,
-}
-
-impl Read for Limited {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(Some(left(self.deadline)?))?;
-        self.socket.read(buffer)
-    }
-}
-
-impl Write for Limited {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(Some(left(self.deadline)?))?;
-        self.socket.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.socket.flush()
-    }
-}
-
-/// Sends the request and gives the head of the answer, as far as it came.
-fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
-    stream.write_all(request)?;
-    stream.flush()?;
-    let mut head = Vec::new();
-    let mut part = [0; 1024];
-    while head.len() < MOST_HEAD && !head.contains(&b'\n') {
-        match stream.read(&mut part) {
-            Ok(0) => break,
-            Ok(length) => head.extend_from_slice(part.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Some servers end a TLS connection without a word.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(head)
 }
 
 fn judge(whom: &str, head: &[u8]) -> Result<(), NotifyError> {
@@ -275,14 +200,6 @@ mod tests {
             assert!(judge("w", head.as_bytes()).unwrap_err().to_string().contains(words));
         }
         assert!(judge("w", b"HTTP/1.1 202 x").is_ok());
-    }
-
-    #[test]
-    fn a_deadline_that_is_over_is_not_connected_for() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = WebhookUrl::parse(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
-        assert_eq!(connect(&url, Instant::now()).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert!(connect(&url, Instant::now() + Duration::from_secs(60)).is_ok());
     }
 
     proptest! {

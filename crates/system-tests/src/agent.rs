@@ -1,6 +1,7 @@
 //! A real host with the agent's package on it, and clients of its API.
 
 use std::{
+    fmt::Display,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -29,7 +30,8 @@ pub struct Agent {
     pub repository: Repository,
     /// The development CA and what it has signed.
     pub pki: tempfile::TempDir,
-    packages: Packages,
+    /// The packages under test.
+    pub packages: Packages,
 }
 
 /// An answer: the status, and the body as JSON (null if it is none).
@@ -108,11 +110,7 @@ impl Agent {
             host.exec_ok(&[&["apt-get", "-qq", "-y", "install"], packages].concat())?;
         }
         let pki = tempfile::tempdir()?;
-        let mut init = Command::new(built.programs()?.join("usr/bin/linux-patch-api"));
-        init.args(["pki", "init"]).arg(pki.path());
-        init.args(["--server-name", &name, "--server-ip", &host.ip().to_string(), "--client", "alice"]);
-        let output = init.output().context("cannot start linux-patch-api")?;
-        ensure!(output.status.success(), "pki init failed: {}", String::from_utf8_lossy(&output.stderr));
+        make_pki(&built, pki.path(), &name, host.ip())?;
         for (file, mode) in [("ca.pem", "644"), ("server.pem", "644"), ("server.key.pem", "600")] {
             host.push_file(&pki.path().join(file), &format!("/etc/linux_patch_api/certs/{file}"), mode)?;
         }
@@ -406,4 +404,17 @@ impl Agent {
             Ok(self.trail()?.into_iter().rev().find(|record| wish(record)))
         })
     }
+}
+
+/// Makes a development CA, a server's certificate of it for a name and an address, and one of the client alice.
+///
+/// # Errors
+/// When the agent's program cannot be run, or refuses.
+pub fn make_pki(packages: &Packages, dir: &Path, name: &str, address: impl Display) -> Result<()> {
+    let mut init = Command::new(packages.programs()?.join("usr/bin/linux-patch-api"));
+    init.args(["pki", "init"]).arg(dir);
+    init.args(["--server-name", name, "--server-ip", &address.to_string(), "--client", "alice"]);
+    let output = init.output().context("cannot start linux-patch-api")?;
+    ensure!(output.status.success(), "pki init failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

@@ -192,4 +192,5 @@ pub struct Reboot {
 pub struct FleetLock {
     pub url: String,
     pub group: Option<String>,
+    pub ca_file: Option<PathBuf>,
 }

@@ -415,10 +415,11 @@ impl Checker {
         }
         if let Some(lock) = &reboot.fleet_lock {
             self.url("reboot.fleet_lock.url", &lock.url);
-            if lock.url.starts_with("https:") {
-                let message =
-                    "the reboot window speaks no TLS; write the http URL of a local proxy that does";
-                self.refuse("reboot.fleet_lock.url", message);
+            if let Some(file) = &lock.ca_file
+                && !(file.is_absolute() && lock.url.starts_with("https:"))
+            {
+                let message = "this is the absolute path of a file of CAs, and the URL is an https one";
+                self.refuse("reboot.fleet_lock.ca_file", message);
             }
         }
         if let Some(days) = reboot.max_defer_days {

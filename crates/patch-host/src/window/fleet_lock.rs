@@ -4,19 +4,19 @@
 //! Both can be said again without harm. The protocol: <https://coreos.github.io/zincati/development/fleetlock/protocol/>.
 
 use std::{
-    io::{Read, Write},
-    net::{TcpStream, ToSocketAddrs},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use patch_notify::{NotifyError, Reason, exchange::Server as Asked};
 use serde::{Deserialize, Serialize};
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The most that an answer may be, in bytes.
-const MAX_ANSWER: u64 = 64 << 10;
+const MAX_ANSWER: usize = 64 << 10;
 
 /// The longest part of an answer that is shown, in characters.
 const MAX_SHOWN: usize = 300;
@@ -27,12 +27,15 @@ const MAX_SHOWN: usize = 300;
 pub(crate) struct Server {
     /// As it is written, for people.
     url: String,
+    tls: bool,
     /// The name or address, an IPv6 address in brackets.
     host: String,
     port: u16,
     /// What stands before `v1/`; with a slash at both ends.
     path: String,
     group: String,
+    /// The CAs that may have signed its certificate; the system's if there is none.
+    ca_file: Option<PathBuf>,
 }
 
 /// A server as it is configured.
@@ -40,11 +43,13 @@ pub(crate) struct Server {
 struct Written {
     url: String,
     group: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
 }
 
 impl From<Server> for Written {
     fn from(server: Server) -> Self {
-        Self { url: server.url, group: server.group }
+        Self { url: server.url, group: server.group, ca_file: server.ca_file }
     }
 }
 
@@ -52,14 +57,14 @@ impl TryFrom<Written> for Server {
     type Error = anyhow::Error;
 
     fn try_from(written: Written) -> anyhow::Result<Self> {
-        Self::new(&written.url, &written.group)
+        Self::new(&written.url, &written.group, written.ca_file.as_deref())
     }
 }
 
 /// Why the answer is not yes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LockError {
-    /// The server says no.
+    /// The server says no, or was never asked: the host does not have the lock for that.
     #[error("{0}")]
     Refused(String),
     /// There is no answer, so it may be either.
@@ -108,21 +113,22 @@ impl Server {
     ///
     /// # Errors
     /// When it is not a URL that can be asked, or not a group's name.
-    pub(crate) fn new(url: &str, group: &str) -> anyhow::Result<Self> {
-        if url.starts_with("https:") {
-            bail!(
-                "{url:?} is an https URL, but this program speaks no TLS; let a local proxy speak it, and write its address \
-                 such as http://127.0.0.1:8080"
-            );
+    pub(crate) fn new(url: &str, group: &str, ca_file: Option<&Path>) -> anyhow::Result<Self> {
+        let form = || format!("{url:?} is not a URL of the form http://HOST[:PORT][/PATH], or https");
+        let (tls, rest) = match url.strip_prefix("https://") {
+            Some(rest) => (true, rest),
+            None => (false, url.strip_prefix("http://").with_context(form)?),
+        };
+        if let Some(file) = ca_file {
+            ensure!(file.is_absolute(), "the CA's file {} is not an absolute path", file.display());
+            ensure!(tls, "a CA's file is named, but {url:?} is not https");
         }
-        let form = || format!("{url:?} is not a URL of the form http://HOST[:PORT][/PATH]");
-        let rest = url.strip_prefix("http://").with_context(form)?;
         let plain = |b: u8| b.is_ascii_graphic() && !b"\"<>\\^`{|}#?@".contains(&b);
         ensure!(rest.len() <= 2048 && rest.bytes().all(plain), form());
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok().filter(|p| *p > 0)),
-            _ => (authority, Some(80)),
+            _ => (authority, Some(if tls { 443 } else { 80 })),
         };
         let port = port.with_context(form)?;
         let address = format!("{host}:{port}");
@@ -134,7 +140,15 @@ impl Server {
         );
         let path = path.trim_matches('/');
         let path = if path.is_empty() { "/".to_owned() } else { format!("/{path}/") };
-        Ok(Self { url: url.to_owned(), host: host.to_owned(), port, path, group: group.to_owned() })
+        Ok(Self {
+            url: url.to_owned(),
+            tls,
+            host: host.to_owned(),
+            port,
+            path,
+            group: group.to_owned(),
+            ca_file: ca_file.map(Path::to_owned),
+        })
     }
 
     /// The URL, for people.
@@ -148,9 +162,22 @@ impl Server {
     /// When the answer is no, or there is none.
     pub(crate) fn ask(&self, step: Step, id: &str) -> Result<(), LockError> {
         let end = Instant::now() + PATIENCE;
-        let answer = self
-            .exchange(step, id, end)
-            .map_err(|error| LockError::Unknown(format!("{} cannot be asked: {error:#}", self.url)))?;
+        let unknown = |why: String| LockError::Unknown(format!("{} cannot be asked: {why}", self.url));
+        let body = Body { client_params: ClientParams { id, group: &self.group } };
+        let body = serde_json::to_string(&body).map_err(|error| unknown(error.to_string()))?;
+        let answer = self.exchange(step, &body, end).map_err(|error| match error.reason {
+            // What to do about anything else is as for mail.
+            Reason::Certificate | Reason::Settings => {
+                LockError::Refused(format!("{} cannot be asked: {error}", self.url))
+            }
+            Reason::ConnectionRefused | Reason::NameUnknown => {
+                LockError::Refused(format!("{} cannot be asked: {}", self.url, error.message))
+            }
+            _ => unknown(error.message),
+        })?;
+        if answer.len() > MAX_ANSWER {
+            return Err(unknown(format!("the answer is longer than {MAX_ANSWER} bytes")));
+        }
         let Some((status, body)) = parse(&answer) else {
             return Err(LockError::Unknown(format!("{} gives no answer in HTTP", self.url)));
         };
@@ -166,9 +193,12 @@ impl Server {
         Err(if status >= 500 { LockError::Unknown(said) } else { LockError::Refused(said) })
     }
 
-    fn exchange(&self, step: Step, id: &str, end: Instant) -> anyhow::Result<Vec<u8>> {
-        let body = Body { client_params: ClientParams { id, group: &self.group } };
-        let body = serde_json::to_string(&body)?;
+    /// Whether it is the same lock, however it is reached.
+    pub(crate) fn is_same_lock(&self, other: &Self) -> bool {
+        (&self.url, &self.group) == (&other.url, &other.group)
+    }
+
+    fn exchange(&self, step: Step, body: &str, end: Instant) -> Result<Vec<u8>, NotifyError> {
         let address = format!("{}:{}", self.host, self.port);
         let request = format!(
             "POST {}{} HTTP/1.1\r\nhost: {address}\r\nfleet-lock-protocol: true\r\ncontent-type: application/json\r\n\
@@ -177,36 +207,15 @@ impl Server {
             step.path(),
             body.len()
         );
-        let left = || {
-            let left = end.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "it did not answer within {} s", PATIENCE.as_secs());
-            Ok(left)
+        let server = Asked {
+            whom: &address,
+            tls: self.tls,
+            host: self.host.trim_start_matches('[').trim_end_matches(']'),
+            port: self.port,
+            ca_file: self.ca_file.as_deref(),
         };
-        let mut last = None;
-        for address in address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, left()?) {
-                Ok(stream) => {
-                    last = Some(Ok(stream));
-                    break;
-                }
-                Err(error) => last = Some(Err(error)),
-            }
-        }
-        let mut stream = last.context("its name has no address")??;
-        stream.set_write_timeout(Some(left()?))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        let mut part = [0; 4096];
-        loop {
-            // Each read anew, or a server that sends a byte now and then would never end.
-            stream.set_read_timeout(Some(left()?))?;
-            let read = stream.read(&mut part)?;
-            answer.extend_from_slice(part.get(..read).unwrap_or_default());
-            ensure!(answer.len() as u64 <= MAX_ANSWER, "the answer is longer than {MAX_ANSWER} bytes");
-            if read == 0 || is_whole(&answer) {
-                return Ok(answer);
-            }
-        }
+        let is_enough = |answer: &[u8]| answer.len() > MAX_ANSWER || is_whole(answer);
+        server.exchange(request.as_bytes(), end, is_enough)
     }
 }
 
@@ -237,7 +246,10 @@ fn parse(answer: &[u8]) -> Option<(u16, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -249,12 +261,15 @@ mod tests {
             ("http://127.0.0.1:3333/fleet/lock/", "127.0.0.1", 3333, "/fleet/lock/"),
             ("http://[::1]:80/x", "[::1]", 80, "/x/"),
             ("http://[::1]", "[::1]", 80, "/"),
+            ("https://lock", "lock", 443, "/"),
+            ("https://[::1]:8443/x", "[::1]", 8443, "/x/"),
         ] {
-            let server = Server::new(url, "default").unwrap();
+            let server = Server::new(url, "default", None).unwrap();
             assert_eq!((&*server.host, server.port, &*server.path), (host, port, path), "{url}");
+            assert_eq!(server.tls, url.starts_with("https"));
         }
         for (url, group, word) in [
-            ("https://lock", "default", "no TLS"),
+            ("ftp://lock", "default", "http://HOST"),
             ("lock", "default", "http://HOST"),
             ("http://", "default", "http://HOST"),
             ("http://a b", "default", "http://HOST"),
@@ -265,7 +280,7 @@ mod tests {
             ("http://lock", "", "group"),
             ("http://lock", "a\"b", "group"),
         ] {
-            let error = Server::new(url, group).unwrap_err().to_string();
+            let error = Server::new(url, group, None).unwrap_err().to_string();
             assert!(error.contains(word), "{url}: {error}");
         }
     }
@@ -285,7 +300,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).unwrap();
             String::from_utf8(request).unwrap()
         });
-        (Server::new(&url, "workers").unwrap(), thread)
+        (Server::new(&url, "workers", None).unwrap(), thread)
     }
 
     #[test]
@@ -311,7 +326,7 @@ mod tests {
             assert!(server.ask(Step::PreReboot, "1").is_err(), "{answer:?}");
             thread.join().unwrap();
         }
-        let nobody = Server::new("http://127.0.0.1:1", "default").unwrap();
+        let nobody = Server::new("http://127.0.0.1:1", "default", None).unwrap();
         assert!(nobody.ask(Step::PreReboot, "1").unwrap_err().to_string().contains("cannot be asked"));
     }
 }

@@ -27,7 +27,7 @@ const CONFIG: &str = "etc/linux_patch_api/config.yaml";
 const MAX_SIZE: u64 = 1 << 20;
 
 /// The names in an environment file. Each is also taken with `KEI_` before it.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "REBOOT_DOW",
     "REBOOT_HOUR",
     "REBOOT_MIN",
@@ -36,6 +36,7 @@ const NAMES: [&str; 9] = [
     "UNDRAIN_CMD",
     "FLEETLOCK_URL",
     "FLEETLOCK_GROUP",
+    "FLEETLOCK_CA_FILE",
     "REBOOT_MAX_DEFER_DAYS",
 ];
 
@@ -174,7 +175,9 @@ impl Settings {
         let line = |text: String| (!text.is_empty()).then_some(Program::Line(text));
         let (drain, undrain) = (line(get("DRAIN_CMD")), line(get("UNDRAIN_CMD")));
         let (url, group) = (get("FLEETLOCK_URL"), get("FLEETLOCK_GROUP"));
-        let fleet_lock = (!url.is_empty()).then(|| Server::new(&url, &or(&group, "default")));
+        let ca_file = get("FLEETLOCK_CA_FILE");
+        let ca_file = (!ca_file.is_empty()).then_some(Path::new(&ca_file));
+        let fleet_lock = (!url.is_empty()).then(|| Server::new(&url, &or(&group, "default"), ca_file));
         let days = get("REBOOT_MAX_DEFER_DAYS");
         let max_defer_days = if days.is_empty() { None } else { Some(defer_days(&days)?) };
         settings.fleet_lock = fleet_lock.transpose().context("FLEETLOCK_URL")?;
@@ -214,8 +217,9 @@ impl Settings {
             );
             Ok(Some(Program::List(list)))
         };
-        let lock =
-            reboot.fleet_lock.map(|lock| Server::new(&lock.url, lock.group.as_deref().unwrap_or("default")));
+        let lock = reboot.fleet_lock.map(|lock| {
+            Server::new(&lock.url, lock.group.as_deref().unwrap_or("default"), lock.ca_file.as_deref())
+        });
         if let Some(days) = reboot.max_defer_days {
             ensure!(days <= MAX_DEFER, "reboot.max_defer_days: {days} is more than {MAX_DEFER}");
         }
@@ -296,6 +300,7 @@ struct Written {
 struct Lock {
     url: String,
     group: Option<String>,
+    ca_file: Option<PathBuf>,
 }
 
 fn utc() -> String {

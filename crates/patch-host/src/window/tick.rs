@@ -603,7 +603,10 @@ impl Tick<'_> {
 
     /// Gives the fleet's lock back to whoever gave it.
     fn give_back(&self, back: Option<&Back>) -> anyhow::Result<()> {
-        let server = back.and_then(|back| back.server.as_ref()).or(self.settings.fleet_lock.as_ref());
+        let gave = back.and_then(|back| back.server.as_ref());
+        let present = self.settings.fleet_lock.as_ref();
+        // Whom it trusts may have been mended since.
+        let server = present.filter(|present| gave.is_none_or(|gave| gave.is_same_lock(present))).or(gave);
         let server = server.context("it is not known which server gave it; name it (FLEETLOCK_URL)")?;
         Ok(server.ask(Step::SteadyState, &self.machine.lock_id()?)?)
     }

@@ -3,14 +3,17 @@
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::Value;
-use system_tests::{trials::trial, wait};
+use system_tests::{agent::make_pki, trials::trial, wait};
 
 use crate::fixture::Agent;
 
@@ -178,20 +181,32 @@ impl Lock {
     }
 }
 
-fn serve(listener: &TcpListener, lock: &Mutex<Lock>) -> Result<()> {
+/// Serves by TLS until a connection ends without a word.
+fn serve(listener: &TcpListener, config: &Arc<ServerConfig>, lock: &Mutex<Lock>) -> Result<()> {
     loop {
-        let (mut stream, _) = listener.accept()?;
-        let request = receive(&mut stream)?;
-        if request.is_empty() {
+        let (stream, _) = listener.accept()?;
+        if stream.peek(&mut [0])? == 0 {
             return Ok(());
         }
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(config))?, stream);
+        // Who does not trust the certificate says nothing more.
+        let Ok(request) = receive(&mut stream) else { continue };
         let (status, body) = lock.lock().unwrap_or_else(PoisonError::into_inner).answer(&request);
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+        stream.flush()?;
     }
 }
 
+fn tls(pki: &Path) -> Result<Arc<ServerConfig>> {
+    let certificate = CertificateDer::from_pem_file(pki.join("server.pem"))?;
+    let key = PrivateKeyDer::from_pem_file(pki.join("server.key.pem"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(Arc::new(config.with_no_client_auth().with_single_cert(vec![certificate], key)?))
+}
+
 /// A request up to the end of its body, which is JSON of two levels.
-fn receive(stream: &mut TcpStream) -> Result<String> {
+fn receive(stream: &mut impl Read) -> Result<String> {
     let mut request = Vec::new();
     let mut part = [0; 1024];
     while !request.ends_with(b"}}") {
@@ -210,17 +225,26 @@ fn the_fleets_lock_is_held_while_a_host_reboots() -> Result<()> {
     let address = listener.local_addr()?;
     let lock = Arc::new(Mutex::new(Lock { holder: Some("another host".to_owned()), ..Lock::default() }));
     let served = Arc::clone(&lock);
-    let server = std::thread::spawn(move || serve(&listener, &served));
+    let pki = tempfile::tempdir()?;
+    make_pki(&agent.packages, pki.path(), "lock", address.ip())?;
+    let config = tls(pki.path())?;
+    let server = std::thread::spawn(move || serve(&listener, &config, &served));
     let look = || lock.lock().unwrap_or_else(PoisonError::into_inner);
     // In config.yaml the same as a rule.
-    let reboot = format!(
-        "reboot:\n  window: {{rule: \"FREQ=DAILY;BYHOUR=0\", timezone: Europe/Berlin, duration_minutes: 1500}}\n  \
-         fleet_lock: {{url: \"http://{address}\", group: workers}}\n"
-    );
-    agent.host.push(reboot, "/etc/linux_patch_api/config.yaml", "644")?;
-    agent.host.exec_ok(&["linux-patch-api", "check-config"])?;
-
+    let configure = |ca: &str| -> Result<()> {
+        let reboot = format!(
+            "reboot:\n  window: {{rule: \"FREQ=DAILY;BYHOUR=0\", timezone: Europe/Berlin, duration_minutes: 1500}}\n  \
+             fleet_lock: {{url: \"https://{address}\", group: workers{ca}}}\n"
+        );
+        agent.host.push(reboot, "/etc/linux_patch_api/config.yaml", "644")?;
+        agent.host.exec_ok(&["linux-patch-api", "check-config"]).map(drop)
+    };
+    configure("")?;
     agent.host.exec_ok(&["systemctl", "enable", "--now", "linux-patch-reboot-window.timer"])?;
+    let (_, said) = tick(&agent)?;
+    ensure!(said.contains("certificate verify failed") && said.contains("ca_file"), "{said}");
+    agent.host.push_file(&pki.path().join("ca.pem"), "/etc/linux_patch_api/lock-ca.pem", "644")?;
+    configure(", ca_file: /etc/linux_patch_api/lock-ca.pem")?;
     let (_, said) = tick(&agent)?;
     ensure!(said.contains("all slots are taken (failed_lock)"), "{said}");
     look().holder = None;
@@ -234,7 +258,7 @@ fn the_fleets_lock_is_held_while_a_host_reboots() -> Result<()> {
     let asked: Vec<String> = look().asked.iter().map(|(path, _)| path.clone()).collect();
     ensure!(asked == ["/v1/pre-reboot", "/v1/pre-reboot", "/v1/steady-state"], "{asked:?}");
     ensure!(look().asked.iter().all(|(_, other)| *other == id), "the id changed");
-    // An empty request ends the server.
+    // A connection without a word ends the server.
     agent.network.run_in(|| Ok(TcpStream::connect(address)?)).map(drop)?;
     server.join().map_err(|_| anyhow::anyhow!("the server panicked"))?
 }
