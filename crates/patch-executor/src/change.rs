@@ -424,7 +424,7 @@ impl<'a> Change<'a> {
         let Some(until) = self.journal.record.not_after.filter(|until| Timestamp::now() >= *until) else {
             return Ok(());
         };
-        let message = format!("its time was over at {until:.0}, before its turn came; nothing was changed");
+        let message = format!("its time was over at {until:.0}, before it began to change packages; nothing was changed");
         let error = ErrorDetail::new(ErrorCode::JobCancelled, message).with("not_after", until.to_string());
         Err(Stop::unchanged(JobStatus::Cancelled, error))
     }
@@ -526,7 +526,7 @@ impl<'a> Change<'a> {
     fn wait_for_locks(&mut self, locks: Locks) -> Result<(), Stop> {
         let patience = self.lock_patience();
         match tool::wait_for_locks(self.paths.root(), locks, &self.journal, &mut self.events, patience) {
-            Ok(()) => Ok(()),
+            Ok(()) => self.in_time(),
             Err(Blocked::Cancelled) => Err(Stop::cancelled()),
             Err(Blocked::Held(holder)) => {
                 self.in_time()?;
@@ -828,7 +828,6 @@ impl<'a> Change<'a> {
                 return Err(Stop::cancelled());
             }
             self.wait_for_locks(Locks::Packages)?;
-            self.in_time()?;
             if Instant::now() >= self.deadline {
                 let limit = self.journal.record.limits.timeout_seconds;
                 return Err(Stop::timed_out(limit, "what comes before the change itself"));
