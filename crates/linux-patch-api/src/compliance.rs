@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use patch_backends::apt::{Database, fixes, versions};
 use patch_policy::{
@@ -34,6 +35,7 @@ use crate::{
     executor::Executor,
     inventory::{self, Cached, Inventory, Stamp},
     jobs::{JobFilter, Jobs},
+    policy::Note,
 };
 
 /// How often it is looked whether something has changed.
@@ -65,6 +67,8 @@ struct Inner {
     good: Mutex<Option<Timestamp>>,
     /// What the last look left.
     seen: Mutex<Option<Arc<Seen>>>,
+    /// What the agent does by itself, as far as it is known.
+    policy: Arc<ArcSwap<Note>>,
 }
 
 /// What only the looks themselves need.
@@ -102,7 +106,13 @@ pub struct Compliance(Arc<Inner>);
 impl Compliance {
     /// Of the host below the root prefix. Nothing is read yet.
     #[must_use]
-    pub fn new(root: &Path, executor: Executor, inventory: Inventory, jobs: Jobs) -> Self {
+    pub fn new(
+        root: &Path,
+        executor: Executor,
+        inventory: Inventory,
+        jobs: Jobs,
+        policy: Arc<ArcSwap<Note>>,
+    ) -> Self {
         Self(Arc::new(Inner {
             root: root.to_owned(),
             executor,
@@ -111,6 +121,7 @@ impl Compliance {
             turn: tokio::sync::Mutex::default(),
             good: Mutex::default(),
             seen: Mutex::default(),
+            policy,
         }))
     }
 
@@ -175,13 +186,14 @@ impl Compliance {
         let mut not_known = seen.not_known.clone();
         let stale = fixes::staleness(&self.0.root, now);
         not_known.extend(stale.iter().chain(&seen.lost).cloned());
+        let causes = causes::with_schedule(&seen.causes, &seen.observations, &self.0.policy.load().waits);
         policy::report(
             &seen.observations,
             &Known {
                 now,
                 promise: PROMISED,
                 compare: versions::compare,
-                causes: &seen.causes,
+                causes: &causes,
                 evidence: seen.evidence.as_ref(),
                 not_known: &not_known,
                 cannot_tell: seen.blind.as_deref().or(stale.as_deref()),

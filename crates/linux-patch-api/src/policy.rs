@@ -15,8 +15,8 @@ use jiff::{SignedDuration, Timestamp};
 use patch_audit::{AuditEvent, AuditKind, Caller};
 use patch_policy::{Declared, Window, handover, schedule};
 use patch_types::{
-    ChangeOptions, Phase,
-    api::{Job, PolicyRun, PolicyState, Requester},
+    ChangeOptions, PackageName, Phase,
+    api::{Cause, CauseKind, Job, PolicyRun, PolicyState, Requester},
     executor::Limits,
     policy::{Policy, PolicyMode, Updates},
 };
@@ -28,6 +28,7 @@ use crate::{
     http::App,
     jobs::{JobFilter, Jobs, Submission},
 };
+pub(crate) use decide::FREEZE;
 use decide::{Decision, Reason, Situation, decide};
 use memory::{Memory, Running};
 
@@ -87,7 +88,7 @@ fn host(root: &Path) -> Vec<u8> {
 }
 
 /// Why the host is frozen, if it can be seen that it is. The root side decides by itself, and knows better.
-fn frozen(root: &Path) -> Option<String> {
+pub(crate) fn frozen(root: &Path) -> Option<String> {
     let ceiling = std::fs::read_to_string(root.join("etc/linux_patch_api/ceiling.yaml")).unwrap_or_default();
     let ceiling = serde_saphyr::from_str::<serde_json::Value>(&ceiling).unwrap_or_default();
     let named = ceiling.get("freeze_file").and_then(serde_json::Value::as_str);
@@ -108,6 +109,52 @@ pub struct Note {
     pub state: PolicyState,
     /// Why somebody should look at it, if so.
     pub trouble: Option<String>,
+    /// What keeps fixes away that nothing else does.
+    pub waits: Waits,
+}
+
+/// What keeps fixes away while the agent patches by itself: its own schedule, for one.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Waits {
+    /// Why what is to be installed is not installed now.
+    cause: Option<Cause>,
+    /// What is not to be installed by itself.
+    excluded: Vec<PackageName>,
+    /// Whether only security fixes are.
+    security_only: bool,
+}
+
+impl Waits {
+    fn new(policy: &Policy, decision: &Decision, now: Timestamp) -> Self {
+        if policy.mode == PolicyMode::Off {
+            return Self::default();
+        }
+        let opens = || window(policy).ok()?.next_after(now).map(|opening| opening.begins);
+        Self {
+            cause: decision.cause(opens()),
+            excluded: policy.exclude.clone(),
+            security_only: policy.updates == Updates::Security,
+        }
+    }
+
+    /// Why a package is not patched that nothing else keeps from it; none if the next run does it, or this has nothing to do
+    /// with it.
+    #[must_use]
+    pub fn cause(&self, name: &PackageName, is_security: bool) -> Option<Cause> {
+        if self.security_only && !is_security {
+            return None;
+        }
+        if self.excluded.iter().any(|excluded| excluded.name() == name.name()) {
+            return Some(Cause {
+                kind: CauseKind::Excluded,
+                message: format!("policy.exclude leaves {name} out of what the agent installs by itself"),
+                next_step: format!(
+                    "take it out of policy.exclude, or install it now: POST /api/v1/patches/apply {{\"packages\": [\"{name}\"]}}"
+                ),
+            });
+        }
+        self.cause.clone()
+    }
 }
 
 impl Default for Note {
@@ -120,7 +167,7 @@ impl Default for Note {
             last_success: None,
             failures: 0,
         };
-        Self { state, trouble: None }
+        Self { state, trouble: None, waits: Waits::default() }
     }
 }
 
@@ -195,6 +242,7 @@ impl Scheduler {
         let mut said = decision.to_string();
         let mut kind = decision.kind();
         let mut trouble = decision.is_trouble();
+        let waits = Waits::new(policy, &decision, now);
         match decision {
             Decision::Run { until, .. } => {
                 // On record when it is so: where it cannot be begun that would be said again and again.
@@ -228,7 +276,7 @@ impl Scheduler {
                     .to_owned()
             }),
         };
-        self.app.note_policy(Note { state, trouble });
+        self.app.note_policy(Note { state, trouble, waits });
         // A run that has begun is looked at when the window closes, and not a while after.
         let closes = self.memory.running.as_ref().map(|running| running.until).filter(|until| *until > now);
         let until = next.or(closes).and_then(|next| Duration::try_from(next.duration_since(now)).ok());
@@ -359,6 +407,7 @@ impl Scheduler {
                 "until": until,
             }),
             if_plan: None,
+            not_after: Some(until),
             idempotency: None,
         };
         match self.jobs.submit(submission).await {

@@ -37,7 +37,7 @@ use crate::{
     back,
     ceiling::Ceiling,
     events::Events,
-    hook,
+    handover, hook,
     journal::{Claim, Journal, State, ToolEnd},
     paths::Paths,
     prune, record, restarts,
@@ -63,6 +63,9 @@ pub(crate) const MOST_RESUMES: u32 = 9;
 
 /// How often a change that was interrupted is settled before the next one may begin.
 const MOST_SETTLES: u32 = 20;
+
+/// The least time that a change is given whose time is nearly over.
+const LEAST: Duration = Duration::from_secs(60);
 
 /// How long a repair may take.
 const REPAIR: Duration = Duration::from_secs(3600);
@@ -154,6 +157,7 @@ pub(crate) fn finish(paths: &Paths, journal: &mut Journal, events: &mut Events, 
     }
     // After the journal, and before anybody is told: who dies in between ends it once more and records it once more.
     record::ended(paths, journal.record.id, &ended);
+    handover::ended(paths, journal.record.id, &ended);
     events.emit_durably(EventKind::Ended(ended));
     while !events.is_complete() && patience > 0 {
         paths.spend_reserve();
@@ -191,6 +195,8 @@ pub(crate) struct Change<'a> {
     pub(crate) shutdown: Shutdown,
     /// Whether it was said that restarts are not held back.
     pub(crate) is_told_of_restarts: bool,
+    /// Held while this patches instead of the distribution's updater.
+    pub(crate) attempt: Option<handover::Lock>,
 }
 
 impl<'a> Change<'a> {
@@ -213,6 +219,7 @@ impl<'a> Change<'a> {
             last_rest: usize::MAX,
             shutdown: Shutdown::default(),
             is_told_of_restarts: false,
+            attempt: None,
         }
     }
 
@@ -226,8 +233,10 @@ impl<'a> Change<'a> {
 
     fn begin_in_turn(&mut self, turn: &Turn) -> Result<Box<Ended>, Stop> {
         prune::fetched(self.paths);
+        self.in_time()?;
         self.settings = Settings::load(self.paths.root())?;
-        self.deadline = Instant::now() + Duration::from_secs(self.journal.record.limits.timeout_seconds);
+        self.deadline = Instant::now() + self.limit();
+        self.patch_alone()?;
         let state = if self.refresh_is_due() { State::Refreshing } else { State::Planning };
         let ended = self.run_to_end(state, turn);
         self.tidy(&ended);
@@ -269,6 +278,7 @@ impl<'a> Change<'a> {
         if let Err(error) = self.journal.save() {
             eprintln!("patch-executor: cannot journal: {error}; going on");
         }
+        self.go_on_alone();
         if !tool::wait_for_survivors(self.paths.root(), &self.journal, &mut self.events) {
             return Err(Stop::Suspended);
         }
@@ -347,6 +357,9 @@ impl<'a> Change<'a> {
         match ended {
             Ok(ended) | Err(Stop::End(ended)) => {
                 finish(self.paths, &mut self.journal, &mut self.events, ended);
+                if self.attempt.take().is_some() {
+                    handover::look(self.paths.root());
+                }
                 Ok(())
             }
             Err(Stop::Suspended) => anyhow::bail!("job {} is not ended yet", self.journal.record.id),
@@ -399,6 +412,23 @@ impl<'a> Change<'a> {
         ErrorDetail::new(ErrorCode::PkgManagerError, message).into()
     }
 
+    /// How long it may take from now on: not over its time, but long enough that nothing is broken off that hardly began.
+    fn limit(&self) -> Duration {
+        let limit = Duration::from_secs(self.journal.record.limits.timeout_seconds);
+        let Some(until) = self.journal.record.not_after else { return limit };
+        limit.min(left_until(until).max(LEAST))
+    }
+
+    /// Whether it may begin still.
+    pub(crate) fn in_time(&self) -> Result<(), Stop> {
+        let Some(until) = self.journal.record.not_after.filter(|until| Timestamp::now() >= *until) else {
+            return Ok(());
+        };
+        let message = format!("its time was over at {until:.0}, before it began to change packages; nothing was changed");
+        let error = ErrorDetail::new(ErrorCode::JobCancelled, message).with("not_after", until.to_string());
+        Err(Stop::unchanged(JobStatus::Cancelled, error))
+    }
+
     fn take_turn(&mut self) -> Result<Turn, Stop> {
         let mut waits_for = None;
         let mut attempts = 0;
@@ -407,6 +437,7 @@ impl<'a> Change<'a> {
             if tool::must_stop(&self.journal) {
                 return Err(Stop::cancelled());
             }
+            self.in_time()?;
             if let Some(mut turn) =
                 turn::try_take(self.paths, &place).map_err(|error| self.unusable(&error))?
             {
@@ -485,17 +516,20 @@ impl<'a> Change<'a> {
         self.events.emit(EventKind::Log { stream: LogStream::Executor, line: line.into() });
     }
 
-    fn lock_patience(&self) -> Duration {
+    pub(crate) fn lock_patience(&self) -> Duration {
+        let in_time = self.journal.record.not_after.map_or(Duration::MAX, left_until);
         Duration::from_secs(self.journal.record.limits.lock_wait_seconds)
             .min(self.deadline.saturating_duration_since(Instant::now()))
+            .min(in_time)
     }
 
     fn wait_for_locks(&mut self, locks: Locks) -> Result<(), Stop> {
         let patience = self.lock_patience();
         match tool::wait_for_locks(self.paths.root(), locks, &self.journal, &mut self.events, patience) {
-            Ok(()) => Ok(()),
+            Ok(()) => self.in_time(),
             Err(Blocked::Cancelled) => Err(Stop::cancelled()),
             Err(Blocked::Held(holder)) => {
+                self.in_time()?;
                 let who = match (&holder.pid, &holder.command) {
                     (Some(pid), Some(command)) => format!("process {pid} ({command})"),
                     (Some(pid), None) => format!("process {pid}"),
@@ -943,6 +977,11 @@ impl<'a> Change<'a> {
         restore_marks(&root, auto, &mut self.events);
         Ok(State::Verifying { plan, tool })
     }
+}
+
+/// How long it is until an instant; nothing if it is over.
+fn left_until(instant: Timestamp) -> Duration {
+    Duration::try_from(instant.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
 /// A failure before anything changed, with the tool's exit code.

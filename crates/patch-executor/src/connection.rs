@@ -265,7 +265,7 @@ fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Repl
     let accepted = matches!(body, RequestBody::Change { .. })
         .then(|| record::request(asker, on_behalf.as_ref(), id, &body, &Reply::Accepted));
     match body {
-        RequestBody::Change { operation, limits, if_plan, options } => {
+        RequestBody::Change { operation, limits, if_plan, options, not_after } => {
             operation.check()?;
             // Scripts are ended at the limit: the daemon's user must not be able to make that one break a host.
             let least = if asker.uid.is_root() { 1 } else { MIN_LIMIT_SECONDS };
@@ -299,16 +299,18 @@ fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Repl
                     _ => record::require(paths, accepted)?,
                 }
             }
-            let journal = match Journal::create(&paths.journal(id), id, operation, limits, if_plan, options) {
-                Ok(journal) => journal,
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    return Ok((Reply::Known, Work::Nothing));
-                }
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("cannot journal {}", paths.journal(id).display()));
-                }
-            };
+            let mut journal =
+                match Journal::create(&paths.journal(id), id, operation, limits, if_plan, options) {
+                    Ok(journal) => journal,
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                        return Ok((Reply::Known, Work::Nothing));
+                    }
+                    Err(error) => {
+                        return Err(error)
+                            .with_context(|| format!("cannot journal {}", paths.journal(id).display()));
+                    }
+                };
+            journal.record.not_after = not_after;
             let mut events = Events::create(&paths.event_file(id))?;
             events.emit_durably(EventKind::Accepted);
             if matches!(journal.record.operation, Operation::Reboot(_)) {
@@ -459,8 +461,8 @@ mod tests {
             let operation =
                 Operation::Remove(Remove { name: "aa".parse().unwrap(), purge: false, autoremove: false });
             let limits = Limits { timeout_seconds, lock_wait_seconds: 0 };
-            let body =
-                RequestBody::Change { operation, limits, if_plan: None, options: ChangeOptions::default() };
+            let options = ChangeOptions::default();
+            let body = RequestBody::Change { operation, limits, if_plan: None, options, not_after: None };
             let request = Request { protocol: PROTOCOL, id: JobId(Uuid::now_v7()), body, on_behalf: None };
             let Err(error) = accept(&paths, Asker { uid, pid: None }, request) else { return false };
             let is_invalid =

@@ -189,6 +189,9 @@ pub(crate) struct Record {
     pub(crate) limits: Limits,
     /// The approved plan, if there is one.
     pub(crate) if_plan: Option<PlanHash>,
+    /// From when on nothing of it is begun any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) not_after: Option<Timestamp>,
     /// What was not in order before: `dpkg --audit`'s findings by package. What is new afterwards is this change's.
     #[serde(default)]
     pub(crate) broken: Vec<String>,
@@ -269,6 +272,7 @@ impl Journal {
             operation,
             limits,
             if_plan,
+            not_after: None,
             broken: Vec::new(),
             options,
             failure: None,

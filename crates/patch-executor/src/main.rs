@@ -12,6 +12,7 @@ mod clock;
 mod connection;
 mod decide;
 mod events;
+mod handover;
 mod health;
 mod hook;
 mod journal;

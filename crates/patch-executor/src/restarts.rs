@@ -60,8 +60,12 @@ struct Shown {
     names: Vec<String>,
     /// The units of which a restart restarts it.
     hangs_on: Vec<String>,
-    /// When it was started, in microseconds of the clock that is never set.
+    /// When it was started, in microseconds of the clock that is never set; 0 if it was not in this boot.
     started_us: u64,
+    /// Whether systemd starts it at the next boot.
+    is_enabled: bool,
+    /// Whether it neither runs nor has failed.
+    is_inactive: bool,
 }
 
 impl Change<'_> {
@@ -252,6 +256,7 @@ impl Change<'_> {
     /// forgotten.
     fn settle_held_back(&mut self, seen_to: &BTreeSet<String>) {
         let directory = self.journal.dir().to_owned();
+        self.start_what_was_new(&policy_rc::together(&directory));
         let (held, stopped) = (policy_rc::held_back(&directory), policy_rc::stopped(&directory));
         if held.is_empty() && stopped.is_empty() {
             return;
@@ -277,6 +282,25 @@ impl Change<'_> {
         }
         if let Err(error) = policy_rc::forget(&directory) {
             eprintln!("patch-executor: what was held back cannot be removed from the journal: {error}");
+        }
+    }
+
+    /// Starts what scripts wanted to start in one call with a restart that was held back, which kept that from them as well:
+    /// what is enabled and was never started in this boot, since it is new. What was stopped stays so.
+    fn start_what_was_new(&mut self, together: &[String]) {
+        let Some(shown) = Some(together).filter(|units| !units.is_empty()).map(show) else { return };
+        let shown = match shown {
+            Ok(shown) => shown,
+            Err(error) => {
+                let units = together.join(", ");
+                return self.remark(format!(
+                    "which of {units} were to be started cannot be asked: {error}; look whether they run"
+                ));
+            }
+        };
+        for (unit, _) in together.iter().zip(&shown).filter(|(_, shown)| is_new(shown)) {
+            let said = started(unit);
+            self.remark(said);
         }
     }
 
@@ -325,8 +349,8 @@ fn was_started_before(shown: &Shown, began: Option<&Began>, boot: &str) -> bool 
 
 /// Asks systemd about units, by names that [`is_unit_name`] accepts; as many answers, in their order.
 fn show(units: &[String]) -> Result<Vec<Shown>, String> {
-    const PROPERTIES: &str =
-        "--property=Id,Names,PartOf,Requires,Requisite,BindsTo,InactiveExitTimestampMonotonic";
+    const PROPERTIES: &str = "--property=Id,Names,PartOf,Requires,Requisite,BindsTo,InactiveExitTimestampMonotonic,\
+        ActiveState,UnitFileState";
     let mut args = vec!["show".to_owned(), "--no-pager".into(), PROPERTIES.into(), "--".into()];
     args.extend(units.iter().cloned());
     let said =
@@ -356,6 +380,8 @@ fn parse(text: &str) -> Vec<Shown> {
                     };
                     shown.hangs_on.extend(words.filter(restarts_it));
                 }
+                "ActiveState" => shown.is_inactive = value == "inactive",
+                "UnitFileState" => shown.is_enabled = ["enabled", "enabled-runtime"].contains(&value),
                 "InactiveExitTimestampMonotonic" => shown.started_us = value.parse().unwrap_or_default(),
                 _ => {}
             }
@@ -417,6 +443,28 @@ fn restarted(unit: &str, why: &str) -> String {
     format!("{unit} {why} and could not be restarted: {failed}; see `systemctl status {unit}`")
 }
 
+/// Whether a script's restart would have started it, and nobody has stopped it.
+fn is_new(shown: &Shown) -> bool {
+    shown.is_enabled && shown.is_inactive && shown.started_us == 0
+}
+
+/// Starts a service, and what there is to say of it.
+fn started(unit: &str) -> String {
+    let why = "its package's scripts were to start together with a restart that was held back";
+    let failed = match run::capture(&argv::start_as_scripts_do(unit), LIMIT) {
+        Ok(said) if said.code == Some(0) => {
+            let active = run::capture(&argv::unit_is_active(unit), ASKED);
+            if active.is_ok_and(|said| said.code == Some(0)) {
+                return format!("started {unit}, which {why}");
+            }
+            said.text().trim().replace('\n', " / ")
+        }
+        Ok(said) => said.text().trim().replace('\n', " / "),
+        Err(error) => error.to_string(),
+    };
+    format!("{unit}, which {why}, does not run: {failed}; see `systemctl status {unit}`")
+}
+
 /// Takes away what a change left that nobody takes up any more, if no change is under way.
 pub(crate) fn sweep(paths: &Paths) {
     let Ok(Some(turn)) = turn::wait(paths, || true, || {}) else { return };
@@ -451,6 +499,20 @@ mod tests {
         assert!(was_started_before(&at(100), Some(&began), "b"));
         assert!(!was_started_before(&at(101), Some(&began), "b"));
         assert!(!was_started_before(&at(50), Some(&began), "c") && !was_started_before(&at(50), None, "b"));
+    }
+
+    #[test]
+    fn only_what_is_new_is_started() {
+        let text = |state: &str, file: &str, started: u64| {
+            format!(
+                "Id=a.service\nActiveState={state}\nUnitFileState={file}\nInactiveExitTimestampMonotonic={started}\n"
+            )
+        };
+        let is_new = |text: &str| super::is_new(&parse(text)[0]);
+        assert!(is_new(&text("inactive", "enabled", 0)));
+        assert!(!is_new(&text("inactive", "enabled", 7)), "somebody has stopped it");
+        assert!(!is_new(&text("inactive", "disabled", 0)) && !is_new(&text("inactive", "", 0)));
+        assert!(!is_new(&text("active", "enabled", 7)) && !is_new(&text("failed", "enabled", 7)));
     }
 
     #[test]

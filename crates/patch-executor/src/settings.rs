@@ -11,7 +11,7 @@ use std::{
 };
 
 use patch_types::{
-    ErrorCode, ErrorDetail,
+    ErrorCode, ErrorDetail, policy,
     settings::{HealthCheck, Restart, Rollback},
 };
 use serde::Deserialize;
@@ -87,26 +87,10 @@ impl Settings {
     /// # Errors
     /// `CONFIG_INVALID` when it cannot be read, is not root's alone to write, or says something that is not acceptable.
     pub(crate) fn load(root: &Path) -> Result<Self, ErrorDetail> {
-        let path = root.join(CONFIG);
-        let unreadable = |error: &io::Error| invalid(&path, None, &format!("it cannot be read: {error}"));
-        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        // Not blocking, so that a named pipe in its place does not stop everything.
-        let file = match File::options().read(true).custom_flags(flags).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(unreadable(&error)),
-        };
-        let meta = file.metadata().map_err(|error| unreadable(&error))?;
-        if let Some(problem) = distrusted(&meta, nix::unistd::geteuid().as_raw()) {
-            return Err(invalid(&path, None, problem));
+        match read(root)? {
+            Some(text) => Self::parse(&text, &root.join(CONFIG)),
+            None => Ok(Self::default()),
         }
-        let mut text = String::new();
-        // One byte more tells a file that is too long from one that just fits.
-        file.take(MAX_SIZE + 1).read_to_string(&mut text).map_err(|error| unreadable(&error))?;
-        if text.len() as u64 > MAX_SIZE {
-            return Err(invalid(&path, None, "it is longer than 1 MiB; make it shorter"));
-        }
-        Self::parse(&text, &path)
     }
 
     /// The settings in a file's text; `path` is for messages.
@@ -157,6 +141,44 @@ impl Settings {
         });
         rollback.chain(restart).chain(checks).chain(port).chain(key).collect()
     }
+}
+
+/// The file's text; none if there is no file.
+///
+/// # Errors
+/// `CONFIG_INVALID` when it cannot be read or is not root's alone to write.
+fn read(root: &Path) -> Result<Option<String>, ErrorDetail> {
+    let path = root.join(CONFIG);
+    let unreadable = |error: &io::Error| invalid(&path, None, &format!("it cannot be read: {error}"));
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    // Not blocking, so that a named pipe in its place does not stop everything.
+    let file = match File::options().read(true).custom_flags(flags).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(&error)),
+    };
+    let meta = file.metadata().map_err(|error| unreadable(&error))?;
+    if let Some(problem) = distrusted(&meta, nix::unistd::geteuid().as_raw()) {
+        return Err(invalid(&path, None, problem));
+    }
+    let mut text = String::new();
+    // One byte more tells a file that is too long from one that just fits.
+    file.take(MAX_SIZE + 1).read_to_string(&mut text).map_err(|error| unreadable(&error))?;
+    if text.len() as u64 > MAX_SIZE {
+        return Err(invalid(&path, None, "it is longer than 1 MiB; make it shorter"));
+    }
+    Ok(Some(text))
+}
+
+/// What the file says of who patches, if that can be used; whatever else is wrong with it.
+pub(crate) fn policy(root: &Path) -> Option<policy::Policy> {
+    #[derive(Deserialize)]
+    struct Declared {
+        policy: Option<policy::Policy>,
+    }
+    let text = read(root).ok()??;
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_str_with_options::<Declared>(&text, options).ok()?.policy
 }
 
 /// Why a file is not to be acted upon by a process of user `me`, which is root.

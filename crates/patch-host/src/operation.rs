@@ -57,6 +57,7 @@ fn roll_back_at(
         limits: Limits::default(),
         if_plan: None,
         options: ChangeOptions::default(),
+        not_after: None,
     })?;
     #[derive(Serialize)]
     struct Begun {
@@ -380,6 +381,7 @@ mod tests {
                 limits: Limits::default(),
                 if_plan: None,
                 options: ChangeOptions::default(),
+                not_after: None,
             }
         );
     }

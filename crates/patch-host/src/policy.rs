@@ -22,10 +22,16 @@ use patch_policy::{
 use patch_types::{
     JobId, JobStatus, Operation, Outcome,
     event::Ended,
-    executor::{JOURNAL_DIR, STATE_DIR},
-    policy::{Policy, PolicyMode},
+    executor::JOURNAL_DIR,
+    policy::{
+        ATTEMPT, ATTEMPT_LOCK, Attempt, POLICY_DIR, POLICY_LOCK, POLICY_STATE, Policy, PolicyMode, SWITCH,
+        SWITCHED_OFF,
+    },
 };
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -36,12 +42,12 @@ use crate::{
     log,
     place::{Found, Places},
     screen::Screen,
-    tools::Ask,
+    tools::{Ask, ToolError},
     window::settings::read_trusted,
 };
 
 /// The file that keeps the distribution's updater off, below the root. Its name is late among its fellows.
-pub(crate) const FILE: &str = "etc/apt/apt.conf.d/99linux-patch-agent-mode";
+pub(crate) const FILE: &str = SWITCH;
 
 /// What looks after it.
 pub(crate) const TIMER: &str = "linux-patch-policy.timer";
@@ -53,13 +59,6 @@ const CONFIG: &str = "etc/linux_patch_api/config.yaml";
 const CEILING: &str = "etc/linux_patch_api/ceiling.yaml";
 const FREEZE: &str = "/etc/linux_patch_api/freeze";
 const UNIT: &str = "linux-patch-api.service";
-
-const CONTENT: &str = "\
-// Declared by linux-patch-host: config.yaml has `policy.mode: agent`, so the agent installs the updates of this host and
-// unattended-upgrades does not. It is removed when that mode is switched off, when the agent is stopped, disabled or removed,
-// and when the agent has not succeeded for three days. Do not edit it: `linux-patch-host policy status` says more.
-APT::Periodic::Unattended-Upgrade \"0\";
-";
 
 /// A run that ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +87,30 @@ pub(crate) struct State {
 }
 
 fn own(name: &str) -> PathBuf {
-    Path::new(STATE_DIR).join(name)
+    Path::new(POLICY_DIR).join(name)
+}
+
+/// The run of the root side that patches at this moment instead of the distribution's updater, if one does.
+///
+/// # Errors
+/// When it cannot be told.
+pub(crate) fn under_way(files: &Below) -> io::Result<Option<JobId>> {
+    let lock = match files.file(own(ATTEMPT_LOCK)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        lock => lock?,
+    };
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => {}
+        // Its process is dead, and the lock went with it.
+        Ok(()) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    match files.read(own(ATTEMPT)) {
+        Ok(text) => Ok(serde_json::from_slice::<Attempt>(&text).ok().map(|attempt| attempt.job)),
+        // It has ended, and its process is about to.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A file as this program writes it: root's, or whoever's the system below a directory is.
@@ -106,7 +128,7 @@ impl State {
     /// # Errors
     /// When it cannot be read.
     pub(crate) fn load(files: &Below) -> io::Result<Self> {
-        match files.read(own("policy/state.json")) {
+        match files.read(own(POLICY_STATE)) {
             Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),
@@ -115,7 +137,7 @@ impl State {
 
     fn save(&self, files: &Below) -> anyhow::Result<()> {
         let text = serde_json::to_vec(self)?;
-        Places::new(files.root()).put(&own("policy/state.json"), &found(files, text, 0o600))?;
+        Places::new(files.root()).put(&own(POLICY_STATE), &found(files, text, 0o600))?;
         Ok(())
     }
 }
@@ -193,7 +215,7 @@ pub(crate) fn frozen_by(files: &Below) -> Option<String> {
 ///
 /// # Errors
 /// When systemd cannot be asked.
-pub(crate) fn service(tools: &dyn Ask) -> Result<Service, crate::tools::ToolError> {
+pub(crate) fn service(tools: &dyn Ask) -> Result<Service, ToolError> {
     let shown = tools.ask("systemctl", &["show", "-p", "ActiveState,UnitFileState", "--", UNIT])?;
     let has = |name: &str, values: &[&str]| {
         let value = shown.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
@@ -320,13 +342,32 @@ pub(crate) enum Looked {
     Failed(String),
 }
 
+/// Why the agent goes on with the policy that it had, if another one is declared: it refuses a file whole, whatever is wrong
+/// with it.
+pub(crate) fn refused(files: &Below, tools: &dyn Ask, declared: &Policy, state: &State) -> Option<String> {
+    let declared = (declared.mode == PolicyMode::Agent).then_some(declared);
+    if declared == state.policy.as_ref() {
+        return None;
+    }
+    match tools.ask("linux-patch-api", &["check-config", "--configuration-only"]) {
+        Ok(_) | Err(ToolError::Absent(_) | ToolError::Foreign(_)) => None,
+        Err(ToolError::Failed { .. }) => Some(format!(
+            "the agent refuses {}, and goes on with the policy of before: linux-patch-api check-config says why",
+            files.name(CONFIG).display()
+        )),
+    }
+}
+
 impl Tick<'_> {
     fn run(&mut self) -> anyhow::Result<Looked> {
-        let Configured { mut policy, problem } = configured(self.files);
+        let Configured { mut policy, mut problem } = configured(self.files);
+        if problem.is_none() {
+            problem = refused(self.files, self.tools, &policy, &self.state);
+        }
         let is_held = Places::new(self.files.root()).look(Path::new(FILE))?.is_some();
         if problem.is_some() {
             // What was declared before goes on, for as long as it succeeds.
-            if !is_held {
+            if !is_held && self.state.policy.is_none() {
                 return self.failed(problem.unwrap_or_default());
             }
             // The agent goes on with it as well.
@@ -345,16 +386,33 @@ impl Tick<'_> {
         if self.state != before {
             self.state.save(self.files)?;
         }
-        let done = match decision {
-            Decision::Agent { .. } => self.hand_over()?,
-            Decision::Distribution(reason) => {
+        let attempt =
+            under_way(self.files).context("whether a run of the policy is at work cannot be told")?;
+        let is_over = attempt.is_none();
+        let done = match (decision, attempt) {
+            (Decision::Agent { .. }, _) => self.hand_over()?,
+            // Two at once would be the worst of all. It ends, and then this is looked at again.
+            (Decision::Distribution(reason), Some(job)) => {
+                return Ok(Looked::Done(format!(
+                    "job {job} patches this host just now, so unattended-upgrades is off until that has ended; then it is given \
+                     back: {reason}"
+                )));
+            }
+            (Decision::Distribution(reason), None) => {
                 let done = self.give_back(is_held, &reason.to_string())?;
                 if policy.mode == PolicyMode::Agent {
-                    return self.failed(format!("the agent does not patch this host: {reason}"));
+                    // Of one that died.
+                    Places::new(self.files.root()).remove(&own(ATTEMPT))?;
+                    let why = problem.map_or_else(String::new, |problem| format!("{problem}; "));
+                    return self.failed(format!("{why}the agent does not patch this host: {reason}"));
                 }
                 done
             }
         };
+        if is_over {
+            // Of one that died.
+            Places::new(self.files.root()).remove(&own(ATTEMPT))?;
+        }
         if let Some(problem) = problem {
             return self.failed(problem);
         }
@@ -390,7 +448,7 @@ impl Tick<'_> {
 
     fn hand_over(&mut self) -> anyhow::Result<Looked> {
         let places = Places::new(self.files.root());
-        let file = found(self.files, CONTENT.as_bytes().to_vec(), 0o644);
+        let file = found(self.files, SWITCHED_OFF.as_bytes().to_vec(), 0o644);
         let is_new = places.look(Path::new(FILE))?.as_ref() != Some(&file);
         if is_new {
             self.state.save(self.files)?;
@@ -437,7 +495,7 @@ impl Tick<'_> {
 
 fn look(files: &Below, tools: &dyn Ask, now: Timestamp) -> anyhow::Result<Looked> {
     let places = Places::new(files.root());
-    let path = own("policy/lock");
+    let path = own(POLICY_LOCK);
     if places.look(&path)?.is_none() {
         places.put(&path, &found(files, Vec::new(), 0o600)).context("run this as root")?;
     }
@@ -498,6 +556,9 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
         bail!(problem);
     }
     let state = State::load(files).context("what is remembered cannot be read; run this as root")?;
+    if let Some(problem) = refused(files, tools, &policy, &state) {
+        bail!(problem);
+    }
     let (patches, until, reason) = match policy.mode {
         PolicyMode::Off => ("distribution", None, Some("policy.mode is not agent".to_owned())),
         PolicyMode::Agent => match judge(files, &policy, &state, service(tools)?, now)? {
@@ -507,10 +568,12 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
     };
     let setting = setting_in_force(tools).ok().flatten();
     let is_held = files.is_there(FILE);
+    let attempt = under_way(files).context("run this as root")?;
     if screen.is_json() {
         screen.json(&json!({
             "mode": policy.mode, "patches": patches, "relied_upon_until": until, "reason": reason,
             "since": state.since, "last_success": state.last_success, "handed_over": is_held, "unattended_upgrade": setting,
+            "at_work": attempt,
         }))?;
         return Ok(Exit::Done);
     }
@@ -521,6 +584,9 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
         }
         (None, None) => "patches       the agent, which is paused".to_owned(),
     });
+    if let Some(job) = attempt {
+        screen.text(&format!("at work       job {job}; until it has ended unattended-upgrades is off"));
+    }
     if let Some(success) = state.last_success {
         screen.text(&format!("last success  {:.0}, job {}", success.at, success.job));
     }

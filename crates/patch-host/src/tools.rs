@@ -148,6 +148,13 @@ pub(crate) mod tests {
             self.0.insert(line.to_owned(), Ok(answer.to_owned()));
             self
         }
+
+        pub(crate) fn failing(mut self, line: &str) -> Self {
+            let tool = line.split(' ').next().unwrap_or_default().to_owned();
+            let reason = "exit status: 1: ".to_owned();
+            self.0.insert(line.to_owned(), Err(ToolError::Failed { tool, reason }));
+            self
+        }
     }
 
     impl Ask for Script {

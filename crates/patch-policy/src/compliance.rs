@@ -522,7 +522,8 @@ fn judge(fix: &Observed, seen: &Observations, known: &Known<'_>) -> Fix {
     let state = match &memory {
         Some(memory) if memory.state == MemoryState::Effective => FixState::Effective,
         Some(_) => FixState::OnDisk,
-        None if blocked_by.is_empty() => FixState::Open,
+        // What only waits for its time is not kept away.
+        None if blocked_by.iter().all(|cause| cause.kind == CauseKind::WaitsForWindow) => FixState::Open,
         None => FixState::Blocked,
     };
     let (hours, promise) = took(fix, known);
@@ -556,7 +557,11 @@ fn in_the_way(name: &PackageName, known: &Known<'_>) -> Vec<Cause> {
     });
     let causes = known.causes.get(name).into_iter().flatten();
     let in_the_way = causes.filter(|cause| !matches!(cause.kind, CauseKind::Ready | CauseKind::UpToDate));
-    in_the_way.cloned().chain(frozen).collect()
+    let mut in_the_way: Vec<Cause> = in_the_way.cloned().collect();
+    if in_the_way.iter().all(|cause| cause.kind != CauseKind::Frozen) {
+        in_the_way.extend(frozen);
+    }
+    in_the_way
 }
 
 /// How long it took or takes, and how that compares with the promise.

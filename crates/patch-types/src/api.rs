@@ -319,6 +319,12 @@ pub enum CauseKind {
     StaleIndexes,
     /// Root has frozen this host, or does not allow patching through the agent.
     Frozen,
+    /// The agent patches by itself and is paused.
+    Paused,
+    /// The agent patches by itself and is told to leave it out.
+    Excluded,
+    /// The agent patches by itself, and its window is closed or this host's turn has not come.
+    WaitsForWindow,
     /// Nothing: the next run applies it.
     Ready,
 }

@@ -103,6 +103,10 @@ pub enum RequestBody {
         /// How it is to be made.
         #[serde(default)]
         options: ChangeOptions,
+        /// From then on nothing of it is begun any more: it ends cancelled, with nothing changed. What has begun to change
+        /// packages goes on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        not_after: Option<Timestamp>,
     },
     /// Say what a change would do; nothing is changed.
     Plan {
@@ -340,6 +344,7 @@ mod tests {
                 limits: Limits::default(),
                 if_plan: None,
                 options: ChangeOptions::default(),
+                not_after: None,
             },
             on_behalf: None,
         };

@@ -5,6 +5,7 @@ use jiff::{Timestamp, civil::Date};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    job::JobId,
     name::PackageName,
     operation::{ApplyPatches, Operation},
     settings::Restart,
@@ -15,6 +16,42 @@ pub const MAX_SPREAD: u32 = 24 * 60;
 
 /// Indexes that are older than this are fetched before a run, in seconds.
 pub const FRESH: u64 = 3600;
+
+/// The file of apt's that keeps the distribution's own updater off, below the root. Its name is late among its fellows.
+pub const SWITCH: &str = "etc/apt/apt.conf.d/99linux-patch-agent-mode";
+
+/// What that file holds.
+pub const SWITCHED_OFF: &str = "\
+// Declared by the Linux Patch API: config.yaml has `policy.mode: agent`, so the agent installs the updates of this host and
+// unattended-upgrades does not. It is removed when that mode is switched off, when the agent is stopped, disabled or removed,
+// and when the agent has not succeeded for three days; then it is there only while the agent tries. Do not edit it:
+// `linux-patch-host policy status` says more.
+APT::Periodic::Unattended-Upgrade \"0\";
+";
+
+/// What is remembered of who patches, root's own, below the root.
+pub const POLICY_DIR: &str = "var/lib/linux_patch_executor/policy";
+
+/// In [`POLICY_DIR`]: locked by whoever decides who patches, for as long as that takes.
+pub const POLICY_LOCK: &str = "lock";
+
+/// In [`POLICY_DIR`]: what root's looks remember. Its `policy` is the last one in agent mode that could be used.
+pub const POLICY_STATE: &str = "state.json";
+
+/// In [`POLICY_DIR`]: the [`Attempt`] that was begun last and of which the end was not seen.
+pub const ATTEMPT: &str = "attempt.json";
+
+/// In [`POLICY_DIR`]: locked by the process that carries an attempt out, from before the updater is switched off.
+pub const ATTEMPT_LOCK: &str = "attempt.lock";
+
+/// A run of the root side that installs all that the policy declares. While it lasts the distribution's updater is off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The run.
+    pub job: JobId,
+    /// Whether the updater was on before, so is to be on again unless this succeeds.
+    pub took_over: bool,
+}
 
 /// Who patches without being asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

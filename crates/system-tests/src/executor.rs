@@ -325,7 +325,9 @@ impl ExecutorIn {
         if_plan: Option<PlanHash>,
     ) -> Result<JobId> {
         let id = JobId(Uuid::now_v7());
-        let reply = self.ask(id, RequestBody::Change { operation, limits: self.limits, if_plan, options })?;
+        let limits = self.limits;
+        let reply =
+            self.ask(id, RequestBody::Change { operation, limits, if_plan, options, not_after: None })?;
         ensure!(reply == Reply::Accepted, "a new change was answered {reply:?}");
         Ok(id)
     }

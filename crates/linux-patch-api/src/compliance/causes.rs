@@ -10,7 +10,7 @@ use patch_types::{
     event::QueryResult,
 };
 
-use crate::{executor::Executor, inventory::Inventory};
+use crate::{executor::Executor, inventory::Inventory, policy::Waits};
 
 /// Of how many packages root is asked why they are not patched. Each takes two runs of the solver.
 const ASKED: usize = 10;
@@ -73,6 +73,22 @@ pub(super) async fn of(
         causes.insert((*name).clone(), vec![cause]);
     }
     (causes, not_known)
+}
+
+/// The causes, and for what nothing keeps away that the agent's own schedule does.
+pub(super) fn with_schedule(
+    causes: &BTreeMap<PackageName, Vec<Cause>>,
+    seen: &Observations,
+    waits: &Waits,
+) -> BTreeMap<PackageName, Vec<Cause>> {
+    let mut causes = causes.clone();
+    for fix in seen.fixes.iter().filter(|fix| fix.applied.is_none()) {
+        let known = causes.entry(fix.name.clone()).or_default();
+        if known.iter().all(|cause| matches!(cause.kind, CauseKind::Ready)) {
+            known.extend(waits.cause(&fix.name, true));
+        }
+    }
+    causes
 }
 
 /// Why the solver leaves an update out; none if it takes it.

@@ -37,7 +37,7 @@ fn publish(root: &Root, day: u32, version: &str) {
 async fn compliance(root: &Root) -> Compliance {
     let (executor, jobs) = (root.executor(), root.open().await);
     let inventory = Inventory::new(root.path(), executor.clone());
-    Compliance::new(root.path(), executor, inventory, jobs)
+    Compliance::new(root.path(), executor, inventory, jobs, Arc::default())
 }
 
 fn memory(state: MemoryState) -> QueryResult {

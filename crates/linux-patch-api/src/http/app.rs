@@ -169,7 +169,7 @@ struct Inner {
     settings: ArcSwap<Settings>,
     settings_changed: watch::Sender<()>,
     /// What the agent does by itself.
-    policy: ArcSwap<Note>,
+    policy: Arc<ArcSwap<Note>>,
     jobs: Jobs,
     executor: Executor,
     inventory: Inventory,
@@ -185,6 +185,8 @@ struct Inner {
     /// Held while certificates are exchanged, so that one exchange sees what the one before left.
     exchange: Arc<tokio::sync::Mutex<()>>,
     served_by: OnceLock<Door>,
+    /// Which boot this is, once the root side has said it.
+    boot: OnceLock<String>,
     /// Why the configuration on disk is not the one in force.
     config_refused: ArcSwapOption<String>,
     /// Locked while the root side is looked at, so that health checks at the same time share one look.
@@ -200,14 +202,20 @@ impl App {
     /// Puts the parts together. The clock of the uptime starts here.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let compliance =
-            Compliance::new(&parts.root, parts.executor.clone(), parts.inventory.clone(), parts.jobs.clone());
+        let policy: Arc<ArcSwap<Note>> = Arc::default();
+        let compliance = Compliance::new(
+            &parts.root,
+            parts.executor.clone(),
+            parts.inventory.clone(),
+            parts.jobs.clone(),
+            Arc::clone(&policy),
+        );
         Self(Arc::new(Inner {
             compliance,
             root: parts.root,
             settings: ArcSwap::from_pointee(parts.settings),
             settings_changed: watch::Sender::new(()),
-            policy: ArcSwap::default(),
+            policy,
             jobs: parts.jobs,
             executor: parts.executor,
             inventory: parts.inventory,
@@ -221,10 +229,21 @@ impl App {
             looks: Looks::default(),
             exchange: Arc::default(),
             served_by: OnceLock::new(),
+            boot: OnceLock::new(),
             config_refused: ArcSwapOption::empty(),
             ping: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }))
+    }
+
+    /// Which boot of the host this is, asked of the root side by `ask` once: this program does not outlive it, and its own sandbox
+    /// may show it another one's.
+    pub(crate) async fn boot(&self, ask: impl Future<Output = Option<String>>) -> Option<String> {
+        if let Some(boot) = self.0.boot.get() {
+            return Some(boot.clone());
+        }
+        let boot = ask.await.map(|boot| boot.trim().to_owned()).filter(|boot| !boot.is_empty())?;
+        Some(self.0.boot.get_or_init(|| boot).clone())
     }
 
     pub(crate) fn root(&self) -> &Path {

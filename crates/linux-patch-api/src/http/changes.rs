@@ -138,8 +138,16 @@ where
     };
     // What is not ready by then is given up: a job that is accepted has to be answered for while there is time.
     let operation = asked.deadline.limit(prepared).await.ok_or_else(|| too_late(app))??;
-    let submission =
-        Submission { operation, limits: None, options, requester, request, if_plan, idempotency };
+    let submission = Submission {
+        operation,
+        limits: None,
+        options,
+        requester,
+        request,
+        if_plan,
+        not_after: None,
+        idempotency,
+    };
     let job = app.jobs().submit(submission).await?.job;
     Ok(answer(app, &asked, job).await)
 }

@@ -6,7 +6,7 @@ use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson};
 use patch_types::{
     ChangeOptions, ErrorCode, ErrorDetail, Operation, PackageName, Query,
-    api::{ApplyRequest, Job, PatchSet, WhyNot},
+    api::{ApplyRequest, Cause, CauseKind, Job, PatchSet, WhyNot},
     event::QueryResult,
     name::MAX_NAME_LEN,
     operation::{ApplyPatches, MAX_PACKAGES},
@@ -19,6 +19,7 @@ use super::{
     path::StrictPath,
     reply,
 };
+use crate::policy;
 
 /// Applying fetches the indexes first when they are older than this many seconds.
 const REFRESH_IF_OLDER: u64 = 3600;
@@ -56,10 +57,33 @@ pub(super) async fn why_not(
     State(app): State<App>,
     StrictPath(name): StrictPath<PackageName>,
 ) -> Result<Response, Refusal> {
-    match app.executor().query(Query::WhyNot { name }).await? {
-        QueryResult::WhyNot(why) => reply::ok(why),
-        _ => Err(reply::wrong_answer("why-not")),
+    let mut why = match app.executor().query(Query::WhyNot { name: name.clone() }).await? {
+        QueryResult::WhyNot(why) => why,
+        _ => return Err(reply::wrong_answer("why-not")),
+    };
+    if why.causes.iter().all(|cause| cause.kind == CauseKind::Ready) {
+        let more = held(&app, &name).await;
+        // What keeps it away comes first: the other one says that the next run takes it.
+        why.causes.splice(0..0, more);
     }
+    reply::ok(why)
+}
+
+/// What keeps a package away that the solver would take: a freeze, or the agent's own schedule.
+async fn held(app: &App, name: &PackageName) -> Option<Cause> {
+    let root = app.root().to_owned();
+    let frozen = tokio::task::spawn_blocking(move || policy::frozen(&root)).await.unwrap_or_default();
+    if let Some(reason) = frozen {
+        let message = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        return Some(Cause {
+            kind: CauseKind::Frozen,
+            message: format!("the host is frozen by its freeze file{message}"),
+            next_step: policy::FREEZE.to_owned(),
+        });
+    }
+    let set = app.inventory().patch_set().await.ok()?;
+    let is_security = set.patches.iter().any(|patch| patch.security && patch.name.name() == name.name());
+    app.policy().waits.cause(name, is_security)
 }
 
 /// Fetches the indexes of all repositories now.

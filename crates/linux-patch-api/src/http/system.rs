@@ -1,5 +1,7 @@
 //! `/system`: the host, its units, its reboots, its revocation list.
 
+use std::time::Duration;
+
 use axum::{
     extract::State,
     http::{HeaderMap, StatusCode},
@@ -65,9 +67,17 @@ impl std::str::FromStr for UnitName {
     responses((status = 200, description = "The host", body = SystemInfo))
 )]
 pub(super) async fn info(State(app): State<App>) -> Result<Response, Refusal> {
-    let info = host::info(app.root());
+    let mut info = host::info(app.root());
+    // Without the root side it is answered with what can be read.
+    let asked = async { tokio::time::timeout(BOOT, reboot_window(&app)).await.ok()?.ok()?.boot };
+    if let Some(boot) = app.boot(asked).await {
+        info.boot_id = boot;
+    }
     reply::ok(info)
 }
+
+/// How long the root side is waited for to say which boot this is.
+const BOOT: Duration = Duration::from_secs(2);
 
 /// The query of `GET /system/services`.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]

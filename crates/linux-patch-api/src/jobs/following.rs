@@ -150,6 +150,7 @@ impl Jobs {
             requester: job.requested_by.clone(),
             request,
             if_plan: None,
+            not_after: None,
             idempotency: Some(Idempotency { key, body_sha256 }),
         };
         let queued = self.submit(submission).await?.job.job_id;

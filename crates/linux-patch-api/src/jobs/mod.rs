@@ -150,6 +150,8 @@ pub struct Submission {
     pub request: serde_json::Value,
     /// The approved plan: with another one the root side begins nothing.
     pub if_plan: Option<PlanHash>,
+    /// From then on the root side begins nothing of it any more.
+    pub not_after: Option<Timestamp>,
     /// The client's name for the request.
     pub idempotency: Option<Idempotency>,
 }

@@ -1,5 +1,6 @@
 //! What a job's file holds, and the two ways to read it: whole, or without what is only shown on demand.
 
+use jiff::Timestamp;
 use patch_types::{
     ChangeOptions, JobId, Operation, PackageName, Plan, PlanHash, WayBack, WentBack,
     api::{Job, LogLine},
@@ -30,6 +31,9 @@ pub(super) struct Head {
     /// How it is to be made.
     #[serde(default)]
     pub(super) options: ChangeOptions,
+    /// From when on nothing of it is begun any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) not_after: Option<Timestamp>,
     /// Whether somebody confirmed it and the root side took that.
     #[serde(default)]
     pub(super) confirmed: bool,
@@ -91,6 +95,7 @@ impl Head {
             limits,
             if_plan,
             options,
+            not_after: None,
             confirmed: false,
             idempotency,
             packages,

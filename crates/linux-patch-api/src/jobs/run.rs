@@ -114,6 +114,7 @@ impl Jobs {
                 limits: head.limits,
                 if_plan: head.if_plan.clone(),
                 options: head.options.clone(),
+                not_after: head.not_after,
             };
             let audit_first = live.audit_first.then(|| accepted(&Caller::from(&head.job.requested_by), head));
             let on_behalf = OnBehalf { client: Some(head.job.requested_by.clone()), sudo_user: None };

@@ -134,11 +134,12 @@ impl Jobs {
             }
             _ => None,
         };
-        let Submission { mut operation, if_plan, options, idempotency, .. } = submission;
+        let Submission { mut operation, if_plan, not_after, options, idempotency, .. } = submission;
         if let Operation::Reboot(reboot) = &mut operation {
             reboot.at = Some(job.created_at);
         }
         let mut head = Head::new(operation, limits, if_plan, options, idempotency, job);
+        head.not_after = not_after;
         head.packages = undone.unwrap_or(head.packages);
         self.make_durable(&head).await?;
 

@@ -89,6 +89,7 @@ pub(crate) fn submission() -> Submission {
         requester: requester(),
         request: serde_json::json!({"path": "/patches/refresh"}),
         if_plan: None,
+        not_after: None,
         idempotency: None,
     }
 }

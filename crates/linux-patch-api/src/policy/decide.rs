@@ -9,10 +9,15 @@ use patch_policy::{
 };
 use patch_types::{
     JobId,
+    api::{Cause, CauseKind},
     policy::{Policy, PolicyMode, Updates},
 };
 
 use super::memory::Memory;
+
+/// What to do about a frozen host.
+pub(crate) const FREEZE: &str =
+    "root of this host decides that: see /etc/linux_patch_api/ceiling.yaml and the freeze file";
 
 /// What the decision rests on.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +102,45 @@ impl Decision {
                 Reason::Unusable(_) => "unusable",
             },
         }
+    }
+
+    /// Why what is ready to be installed is not installed now; none if it is, or if it never will be by this. `opens` is when
+    /// the window opens next.
+    pub(super) fn cause(&self, opens: Option<Timestamp>) -> Option<Cause> {
+        let Self::NotNow { reason, .. } = self else { return None };
+        let now = "install it now: POST /api/v1/patches/apply";
+        let (kind, message, next_step) = match reason {
+            Reason::Paused(_) => (
+                CauseKind::Paused,
+                format!("the agent is paused: {reason}"),
+                format!("take the pause away, or {now}"),
+            ),
+            Reason::Frozen(_) => (CauseKind::Frozen, reason.to_string(), FREEZE.to_owned()),
+            Reason::Waits { at, why: Why::Opening, .. } => {
+                let opens = opens.filter(|opens| opens < at);
+                let opens = opens
+                    .map_or_else(String::new, |opens| format!("policy.window opens at {opens:.0}, and "));
+                let message = format!("it waits for the agent's next run: {opens}{reason}");
+                (CauseKind::WaitsForWindow, message, format!("wait until then, or {now}"))
+            }
+            Reason::Waits { .. } => {
+                let message = format!("it waits for the agent's next run: {reason}");
+                (CauseKind::WaitsForWindow, message, format!("wait until then, or {now}"))
+            }
+            Reason::Never => {
+                (CauseKind::WaitsForWindow, reason.to_string(), format!("mend policy.window, or {now}"))
+            }
+            Reason::Unusable(_) => {
+                (CauseKind::WaitsForWindow, reason.to_string(), format!("mend the policy, or {now}"))
+            }
+            Reason::RollbackFailed(_) => {
+                let next =
+                    "put in order what the failed rollback has left, and say so: linux-patch-host repaired";
+                (CauseKind::Broken, reason.to_string(), next.to_owned())
+            }
+            Reason::Running(_) => return None,
+        };
+        Some(Cause { kind, message, next_step })
     }
 
     /// Whether somebody has said that nothing is to be done.

@@ -120,8 +120,9 @@ impl Memory {
                 self.last_success = Some(ended);
                 0
             }
-            // Whoever called it off does not want it to begin again at once. One that never had its turn is a failure.
-            JobStatus::Cancelled if !running.called_off => 0,
+            // Whoever called it off does not want it to begin again at once. One that never had its turn is a failure, whether
+            // this called it off or the root side did not begin it any more.
+            JobStatus::Cancelled if !running.called_off && ended < running.until => 0,
             _ => {
                 // What is waited for counts from the end on: the run may have taken long.
                 self.last_attempt = Some(ended.min(now).max(running.began));

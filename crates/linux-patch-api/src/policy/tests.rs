@@ -87,6 +87,13 @@ async fn each_opening_has_one_run_and_what_is_decided_is_said_once() {
     let mut daemon = Daemon::new(&root, NIGHTLY, "2026-01-01T00:00:00Z").await;
     let state = daemon.look_at("2026-01-01T00:00:00Z").await;
     assert_eq!((state.next_run, state.last_run), (Some(at("2026-01-01T02:00:00Z")), None));
+    let (name, waits) = ("aa".parse().unwrap(), daemon.app.policy().waits.clone());
+    let cause = waits.cause(&name, true).unwrap();
+    assert!(
+        cause.kind == CauseKind::WaitsForWindow && cause.message.contains("2026-01-01T02:00:00Z"),
+        "{cause:?}"
+    );
+    assert_eq!(waits.cause(&name, false), None, "it is not this that keeps it away");
     daemon.look_at("2026-01-01T01:59:59Z").await;
     assert_eq!(daemon.said(), ["not now: this host's turn in the window is at 2026-01-01T02:00:00Z"]);
 
@@ -173,6 +180,16 @@ async fn nothing_is_begun_in_a_pause_nor_while_the_host_is_frozen_nor_when_it_is
     let mut daemon = Daemon::new(&root, &paused, "2026-01-01T03:00:00Z").await;
     let state = daemon.look_at("2026-01-01T03:00:00Z").await;
     assert_eq!((state.decision.as_str(), state.next_run), ("not now: policy.paused is set", None));
+    let kind = |name: &str, daemon: &Daemon| {
+        daemon.app.policy().waits.cause(&name.parse().unwrap(), true).map(|cause| cause.kind)
+    };
+    assert_eq!(kind("aa", &daemon), Some(CauseKind::Paused));
+    daemon.configure(&root, &format!("{paused}, exclude: [aa]"));
+    daemon.look_at("2026-01-01T03:00:00Z").await;
+    assert_eq!(
+        (kind("aa", &daemon), kind("bb", &daemon)),
+        (Some(CauseKind::Excluded), Some(CauseKind::Paused))
+    );
     daemon.configure(&root, &format!("{NIGHTLY}, paused_until: 2026-01-01T04:00:00Z"));
     let state = daemon.look_at("2026-01-01T03:00:00Z").await;
     assert_eq!(state.next_run, Some(at("2026-01-01T04:00:00Z")));

@@ -41,6 +41,7 @@ impl std::fmt::Display for Argv {
 
 const APT_GET: &str = "/usr/bin/apt-get";
 const APT_CACHE: &str = "/usr/bin/apt-cache";
+const APT_CONFIG: &str = "/usr/bin/apt-config";
 const APT_MARK: &str = "/usr/bin/apt-mark";
 const DPKG: &str = "/usr/bin/dpkg";
 const DPKG_DEB: &str = "/usr/bin/dpkg-deb";
@@ -280,6 +281,12 @@ pub fn refresh(root: &Path, status_fd: i32) -> Argv {
     Argv::new(APT_GET, args)
 }
 
+/// What the distribution's own updater is set to, as apt's timers ask it: `VALUE='...'`, or nothing.
+#[must_use]
+pub fn unattended_upgrade() -> Argv {
+    Argv::new(APT_CONFIG, ["shell", "VALUE", "APT::Periodic::Unattended-Upgrade"].map(str::to_owned).to_vec())
+}
+
 /// What the policy says of a package.
 #[must_use]
 pub fn policy(root: &Path, name: &PackageName) -> Argv {
@@ -415,6 +422,12 @@ pub fn start_unit(unit: &str) -> Argv {
 #[must_use]
 pub fn restart_unit(unit: &str) -> Argv {
     Argv::new("/usr/bin/systemctl", ["restart", "--", unit].map(String::from).to_vec())
+}
+
+/// Starts a unit as a package's script does: only if it is enabled, and if `policy-rc.d` lets it.
+#[must_use]
+pub fn start_as_scripts_do(unit: &str) -> Argv {
+    Argv::new("/usr/bin/deb-systemd-invoke", ["start", unit].map(String::from).to_vec())
 }
 
 /// Whether a unit is active, by the exit code.
@@ -569,6 +582,7 @@ mod tests {
             ),
             (start_unit("a.service"), "/usr/bin/systemctl start -- a.service"),
             (restart_unit("a.service"), "/usr/bin/systemctl restart -- a.service"),
+            (start_as_scripts_do("a.service"), "/usr/bin/deb-systemd-invoke start a.service"),
             (unit_is_active("a.service"), "/usr/bin/systemctl is-active --quiet -- a.service"),
         ];
         for (argv, expected) in rows {

@@ -1,11 +1,6 @@
 //! Who holds apt's and dpkg's locks.
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use nix::{
     errno::Errno,
@@ -45,26 +40,29 @@ impl Locks {
 /// When a lock file exists but cannot be opened or asked about.
 pub fn holder(root: &Path, locks: Locks) -> io::Result<Option<LockHolder>> {
     for file in locks.files() {
-        let path: PathBuf = root.join(file);
-        // Write access is what makes the kernel compare with write locks; the file is not written.
-        let lock = match File::options().read(true).write(true).open(&path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        let mut found = whole_file();
-        fcntl(&lock, FcntlArg::F_GETLK(&mut found))?;
-        if i32::from(found.l_type) != libc::F_UNLCK {
-            // A lock of an open file, such as [`Frontend`]'s, belongs to no process: the kernel says -1.
-            let pid = u32::try_from(found.l_pid).ok().filter(|pid| *pid != 0);
-            return Ok(Some(LockHolder {
-                lock: path.display().to_string(),
-                pid,
-                command: pid.and_then(command_line),
-            }));
+        if let Some(holder) = holder_of(&root.join(file))? {
+            return Ok(Some(holder));
         }
     }
     Ok(None)
+}
+
+/// The same for one file, which need not be there.
+pub(crate) fn holder_of(path: &Path) -> io::Result<Option<LockHolder>> {
+    // Write access is what makes the kernel compare with write locks; the file is not written.
+    let lock = match File::options().read(true).write(true).open(path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut found = whole_file();
+    fcntl(&lock, FcntlArg::F_GETLK(&mut found))?;
+    if i32::from(found.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    // A lock of an open file, such as [`Frontend`]'s, belongs to no process: the kernel says -1.
+    let pid = u32::try_from(found.l_pid).ok().filter(|pid| *pid != 0);
+    Ok(Some(LockHolder { lock: path.display().to_string(), pid, command: pid.and_then(command_line) }))
 }
 
 /// A write lock on all of a file.

@@ -19,6 +19,7 @@ pub mod store;
 pub mod taken_back;
 #[cfg(test)]
 mod testing;
+pub mod updater;
 
 #[doc(hidden)]
 pub use deb::read_members;

@@ -37,6 +37,10 @@ const MOST: u64 = 64 << 10;
 /// The file in a change's journal with what scripts stopped although it is named: a service a line.
 pub const STOPPED: &str = "stopped";
 
+/// The file in a change's journal with the calls that were given up whole because one of their services is held back: a word
+/// a line.
+pub const TOGETHER: &str = "together";
+
 /// What is held back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldBack<'a> {
@@ -150,7 +154,23 @@ if [ "${{{JOB}-}}" = '{job}' ]; then
     if [ -n "$name" ] && [ -n "$file" ]; then
         :
 {services}    fi
-    if [ -n "$held" ]; then exit 101; fi
+    if [ -n "$held" ]; then
+        # The tool that asks gives up its whole call, and does not ask about the services that follow.
+        asks=$PPID
+        for step in tool shell; do
+            if [ "$action" != restart ]; then break; fi
+            call=$(tr '\0' '\n' <"/proc/$asks/cmdline" 2>/dev/null)
+            case "$call" in
+            *deb-systemd-invoke*)
+                printf '%s\n' "$call" >>"/{JOURNAL_DIR}/{job}/{TOGETHER}"
+                break
+                ;;
+            esac
+            # A shell may stand between.
+            asks=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$asks/status" 2>/dev/null)
+        done
+        exit 101
+    fi
 fi
 if [ -x /{BEFORE} ]; then exec /{BEFORE} "$@"; fi
 exit 0
@@ -290,6 +310,13 @@ pub fn stopped(journal: &Path) -> Vec<String> {
     listed(journal, STOPPED)
 }
 
+/// The services that scripts wanted to restart together with one that was held back, each once; that one is among them.
+#[must_use]
+pub fn together(journal: &Path) -> Vec<String> {
+    let units = listed(journal, TOGETHER);
+    units.into_iter().filter(|unit| unit.ends_with(".service")).collect()
+}
+
 fn listed(journal: &Path, name: &str) -> Vec<String> {
     let text = read_some(&journal.join(name)).unwrap_or_default();
     let mut units: Vec<String> = text.lines().filter(|unit| is_unit_name(unit)).map(str::to_owned).collect();
@@ -298,12 +325,12 @@ fn listed(journal: &Path, name: &str) -> Vec<String> {
     units
 }
 
-/// Forgets both lists: what they say is seen to.
+/// Forgets these lists: what they say is seen to.
 ///
 /// # Errors
 /// When one cannot be removed.
 pub fn forget(journal: &Path) -> io::Result<()> {
-    for name in [HELD_BACK, STOPPED] {
+    for name in [HELD_BACK, STOPPED, TOGETHER] {
         remove_if_there(&journal.join(name))?;
     }
     Ok(())
@@ -537,6 +564,11 @@ mod tests {
             fs::write(root.join(path), text).unwrap();
             fs::set_permissions(root.join(path), fs::Permissions::from_mode(0o755)).unwrap();
         }
+        let together = || {
+            let units = super::together(&journal);
+            remove_if_there(&journal.join(TOGETHER)).unwrap();
+            units
+        };
         let done = |package: &str, words: &[&str]| {
             let mut command = Command::new(TOOL);
             command.args(words).env_clear().current_dir(root).env("DPKG_ROOT", root);
@@ -554,6 +586,10 @@ mod tests {
         assert!(!done("any", &["restart", "x.service"]));
         assert!(done("any", &["restart", "other.service"]));
         assert!(done("any", &["stop", "x@1-*"]));
+        together();
+        assert!(!done("any", &["restart", "new.service", "x@1-main.service", "newer.service", "new.timer"]));
+        assert_eq!(together(), ["new.service", "newer.service", "x@1-main.service"]);
+        assert!(!done("postgresql-15", &["stop", "other.service", "x@1-*"]) && together().is_empty());
         assert_eq!(held_back(&journal), ["a\\x2db.service", "x@1-main.service"]);
     }
 

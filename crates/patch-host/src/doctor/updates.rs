@@ -84,17 +84,25 @@ pub(super) fn timers(host: &Host<'_>, seen: &mut Seen) {
 /// A mode that says that the agent patches, where it does not, or not alone.
 pub(super) fn agent_mode(host: &Host<'_>, seen: &mut Seen) {
     const ID: &str = "agent_mode_without_effect";
-    const WHY: &str =
-        "either nobody installs security fixes, or the agent and unattended-upgrades get in each other's way";
+    const WHY: &str = "either nobody installs security fixes, or unattended-upgrades does it, without a plan and a way back";
     const TICK: &str =
         "systemctl enable --now linux-patch-policy.timer; linux-patch-host policy tick says what it does";
     let policy = match host.policy() {
         Ok(policy) => policy,
         Err(error) => return seen.not_looked_at(ID, format!("/{CONFIG}: {error}")),
     };
+    let remembered = policy::State::load(host.files);
+    if let Ok(state) = &remembered
+        && let Some(refused) = policy::refused(host.files, host.tools, &policy, state)
+    {
+        let todo = format!("correct /{CONFIG}: linux-patch-api check-config names line and key");
+        return seen.critical(ID, refused, "who patches this host is not what is declared", todo);
+    }
+    let attempt = policy::under_way(host.files).ok().flatten();
     let is_held = host.files.is_there(policy::FILE);
     if policy.mode == PolicyMode::Off {
-        if is_held {
+        // It goes on, and what it has taken is given back when it has ended.
+        if is_held && attempt.is_none() {
             let what = format!(
                 "/{} switches unattended-upgrades off, and /{CONFIG} does not have policy.mode: agent",
                 policy::FILE
@@ -118,7 +126,7 @@ pub(super) fn agent_mode(host: &Host<'_>, seen: &mut Seen) {
     if let Some(file) = policy::frozen_by(host.files) {
         wrong.push(format!("the host is frozen by {file}, and nobody patches instead; remove it to go on"));
     }
-    match policy::State::load(host.files) {
+    match remembered {
         Err(error) => seen.not_looked_at(ID, format!("whether the agent succeeds: {error}")),
         Ok(state) => match policy::service(host.tools) {
             Err(error) => seen.not_looked_at(ID, format!("whether the agent runs: {error}")),
@@ -267,10 +275,16 @@ pub(super) fn two_updaters(host: &Host<'_>, seen: &mut Seen) {
         "two that change packages or reboot without knowing of each other get in each other's way";
     let conf = host.in_force.conf();
     let others = host.installed(&["cron-apt", "yum-cron", "dnf-automatic"]);
-    if !others.is_empty() && !host.installed(&["unattended-upgrades"]).is_empty() {
+    // Neither knows of those; of each other they do.
+    let beside = if host.policy().is_ok_and(|policy| policy.mode == PolicyMode::Agent) {
+        Some("the agent, which patches by itself")
+    } else {
+        (!host.installed(&["unattended-upgrades"]).is_empty()).then_some("unattended-upgrades")
+    };
+    if let (false, Some(beside)) = (others.is_empty(), beside) {
         seen.warning(
             "two_updaters",
-            format!("{} is installed beside unattended-upgrades", others.join(", ")),
+            format!("{} is installed beside {beside}", others.join(", ")),
             WHY,
             format!("apt-get remove {}", others.join(" ")),
         );

@@ -304,3 +304,63 @@ fn a_link_in_the_way_is_not_followed() {
     assert!(look(&place.files, &tools, now).is_err());
     assert_eq!(fs::read_to_string(place.path("elsewhere")).unwrap(), "precious");
 }
+
+/// As the root side does while it carries a run of the policy out.
+fn attempt(place: &Place, job: &str) -> File {
+    place.put(&format!("{POLICY_DIR}/{ATTEMPT}"), &json!({"job": job, "took_over": true}).to_string());
+    let lock = File::create(place.path(&format!("{POLICY_DIR}/{ATTEMPT_LOCK}"))).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    place.put(FILE, SWITCHED_OFF);
+    lock
+}
+
+#[test]
+fn while_a_run_patches_nothing_is_given_back() {
+    let place = Place::new("{mode: agent}");
+    place.look_at("2026-01-01T00:00:00Z");
+    place.look_at("2026-01-04T00:00:00Z");
+    assert!(!place.is_held());
+    let lock = attempt(&place, JOB);
+    for policy in ["{mode: agent}", "{mode: \"off\"}"] {
+        place.configure(policy);
+        let Looked::Done(what) = place.look_at("2026-01-04T00:05:00Z") else { panic!("{policy}") };
+        assert!(what.contains(JOB) && place.is_held(), "{what}");
+    }
+    // It has ended without a success and given back; its process is about to end.
+    fs::remove_file(place.path(FILE)).unwrap();
+    fs::remove_file(place.path(&format!("{POLICY_DIR}/{ATTEMPT}"))).unwrap();
+    place.look_at("2026-01-04T00:10:00Z");
+    assert!(!place.is_held());
+    drop(lock);
+    // One that is killed: the next look puts it right.
+    place.configure("{mode: agent}");
+    place.look_at("2026-01-04T00:15:00Z");
+    place.look_at("2026-01-07T00:15:00Z");
+    assert!(!place.is_held());
+    drop(attempt(&place, JOB));
+    assert!(matches!(place.look_at("2026-01-07T00:20:00Z"), Looked::Failed(_)));
+    assert!(!place.is_held() && !place.path(&format!("{POLICY_DIR}/{ATTEMPT}")).exists());
+}
+
+#[test]
+fn a_policy_that_the_agent_refuses_for_something_else_is_not_in_force() {
+    let place = Place::new("{mode: agent}");
+    place.look_at("2026-01-01T00:00:00Z");
+    // Somebody switches it off with a mistake elsewhere in the file: the agent goes on as before.
+    place.configure("{mode: \"off\"}");
+    let check = "linux-patch-api check-config --configuration-only";
+    let tools = || {
+        Script::default()
+            .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service", ACTIVE)
+            .with("apt-config dump --no-empty --format %F=%v%n", &format!("{SETTING}=0\n"))
+    };
+    let look = |tools: &Script| look(&place.files, tools, "2026-01-01T01:00:00Z".parse().unwrap()).unwrap();
+    let Looked::Failed(what) = look(&tools().failing(check)) else { panic!() };
+    assert!(what.contains("check-config") && place.is_held(), "{what}");
+    assert!(matches!(look(&tools().with(check, "the configuration is valid\n")), Looked::Done(_)));
+    assert!(!place.is_held());
+    // Nor is it handed over to an agent that does not know that it is to patch.
+    place.configure("{mode: agent}");
+    assert!(matches!(look(&tools().failing(check)), Looked::Failed(_)));
+    assert!(!place.is_held());
+}

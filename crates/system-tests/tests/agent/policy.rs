@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("agent_mode_patches_its_host", agent_mode_patches_its_host),
         trial("agent_mode_says_why_not_outside_its_window", agent_mode_says_why_not_outside_its_window),
         trial("agent_mode_is_handed_over_to_and_given_back", agent_mode_is_handed_over_to_and_given_back),
+        trial("a_run_of_the_policy_patches_alone", a_run_of_the_policy_patches_alone),
     ]
 }
 
@@ -109,6 +110,22 @@ fn agent_mode_says_why_not_outside_its_window() -> Result<()> {
     let state = policy(&agent, "the next run", |policy| policy["next_run"].is_string())?;
     let said = state["decision"].as_str().unwrap_or_default().to_owned();
     ensure!(said.starts_with("not now: this host's turn in the window is at "), "{state:#}");
+    // What only waits says so, and until when.
+    let kept_by = |kind: &str, words: &str, state: &str| -> Result<()> {
+        let why = agent.get("/patches/lp-plain/why-not")?.data()?["causes"][0].clone();
+        let fixes = agent.get("/compliance")?.data()?["fixes"].clone();
+        let fix = fixes.as_array().context("no fixes")?.iter().find(|fix| fix["name"] == "lp-plain");
+        let fix = fix.context("the fix is not known")?;
+        for cause in [&why, &fix["blocked_by"][0]] {
+            let is_said = cause["message"].as_str().is_some_and(|message| message.contains(words));
+            ensure!(cause["kind"] == kind && is_said, "{why:#} {fix:#}");
+        }
+        ensure!(fix["state"] == state, "{fix:#}");
+        Ok(())
+    };
+    let opens =
+        agent.host.exec_ok(&["date", "--utc", "--date", "3 days", "+policy.window opens at %FT12:00:00Z"])?;
+    kept_by("waits_for_window", opens.trim(), "open")?;
     agent.host.exec_ok(&["systemctl", "restart", "linux-patch-api"])?;
     agent.wait_until_up()?;
     policy(&agent, "the same after a restart", |policy| policy["decision"] == said.as_str())?;
@@ -119,11 +136,13 @@ fn agent_mode_says_why_not_outside_its_window() -> Result<()> {
     // An operator pauses it within its window, and a frozen host is left alone.
     configure(&agent, &OPEN.replace("mode: agent", "mode: agent, paused: true"))?;
     policy(&agent, "the pause", |policy| policy["decision"] == "not now: policy.paused is set")?;
+    kept_by("paused", "policy.paused is set", "blocked")?;
     agent.host.push("until Monday\n", "/etc/linux_patch_api/freeze", "644")?;
     configure(&agent, OPEN)?;
     policy(&agent, "the freeze", |policy| {
         policy["decision"] == "not now: the host is frozen by its freeze file: until Monday"
     })?;
+    kept_by("frozen", "until Monday", "blocked")?;
     ensure!(agent.get("/jobs")?.data()?["total"] == 0 && agent.version("lp-plain")? == "1.0-1");
     agent.host.exec_ok(&["rm", "/etc/linux_patch_api/freeze"])?;
     // Any change of the file is looked at, and so is what is different now.
@@ -148,8 +167,11 @@ fn agent_mode_is_handed_over_to_and_given_back() -> Result<()> {
         let about = ["agent_mode_without_effect", "updates_off", "too_slow", "security_not_allowed"];
         Ok(!findings.iter().any(|finding| about.iter().any(|id| finding["id"] == *id)))
     };
-    configure(&agent, OPEN)?;
+    let day = host.exec_ok(&["date", "--utc", "--date", "3 days", "+%a"])?;
+    configure(&agent, &format!("policy: {{mode: agent, window: {{days: {}, hour: 12}}}}\n", day.trim()))?;
+    policy(&agent, "the mode to be on", |policy| policy["mode"] == "agent")?;
     ensure!(!doctor()?, "nothing is handed over yet");
+    configure(&agent, OPEN)?;
     let state = policy(&agent, "a run to end", |policy| policy["last_run"]["ended_at"].is_string())?;
     ensure!(tick(&agent)?, "{}", host.shell("journalctl -u linux-patch-policy --no-pager -n 20")?);
     ensure!(unattended_upgrade(&agent)? == "APT::Periodic::Unattended-Upgrade \"0\";");
@@ -182,5 +204,83 @@ fn agent_mode_is_handed_over_to_and_given_back() -> Result<()> {
     ensure!(unattended_upgrade(&agent)? == always && !host.exec(&["test", "-e", FILE])?.success());
     let record = host.read_text("/var/lib/linux_patch_executor/record.jsonl")?;
     ensure!(record.contains("is removed, as was asked for"), "{record}");
+    Ok(())
+}
+
+/// What apt's timers hold while one of them is at work.
+const TIMERS: &str = "/var/lib/apt/daily_lock";
+
+/// One of apt's timers is at work until `/run/let-go` is there.
+fn occupy(agent: &Agent) -> Result<()> {
+    let work = "rm -f /run/let-go; setsid flock LOCK sh -c ': >/run/held; while [ ! -e /run/let-go ]; do sleep 0.05; done' \
+                </dev/null >/dev/null 2>&1 & while [ ! -e /run/held ]; do sleep 0.05; done; rm /run/held";
+    agent.host.shell(&work.replace("LOCK", TIMERS)).map(drop)
+}
+
+fn a_run_of_the_policy_patches_alone() -> Result<()> {
+    const ALWAYS: &str = "APT::Periodic::Unattended-Upgrade \"always\";";
+    const OFF: &str = "APT::Periodic::Unattended-Upgrade \"0\";";
+    let agent = Agent::boot("alone", &["lp-slow"])?;
+    let host = &agent.host;
+    agent.repository.publish_day(1)?;
+    host.exec_ok(&["apt-get", "-qq", "update"])?;
+    host.exec(&["linux-patch-host", "provision", "unattended"])?;
+    // Nobody looks but the root side itself.
+    host.exec_ok(&["systemctl", "stop", "linux-patch-policy.timer"])?;
+    host.push("600\n", "/run/lp-slow-seconds", "644")?;
+    ensure!(unattended_upgrade(&agent)? == ALWAYS);
+    occupy(&agent)?;
+    configure(&agent, &OPEN.replace("mode: agent", "mode: agent, updates: all"))?;
+    let state = policy(&agent, "a run to begin", |policy| policy["last_run"]["job_id"].is_string())?;
+    let id = state["last_run"]["job_id"].as_str().unwrap_or_default().to_owned();
+    agent.wait_job(&id, "the run to wait for apt's timer", |job| job["waiting_for"]["lock"] == TIMERS)?;
+    ensure!(unattended_upgrade(&agent)? == OFF, "both may patch");
+    host.push("", "/run/let-go", "644")?;
+    wait::until("the maintainer script to run", LIMIT, || {
+        Ok(host.exec(&["test", "-e", "/run/lp-slow-started"])?.success().then_some(()))
+    })?;
+    // Whatever is decided meanwhile.
+    host.exec_ok(&["systemctl", "stop", "linux-patch-api"])?;
+    ensure!(tick(&agent)? && unattended_upgrade(&agent)? == OFF, "it is given back in the middle of a run");
+    let status: Value =
+        serde_json::from_str(&host.exec_ok(&["linux-patch-host", "--json", "policy", "status"])?)?;
+    ensure!(status["at_work"] == id.as_str(), "{status:#}");
+    host.push("", "/run/lp-slow-go", "644")?;
+    wait::until("root to look after the run", LIMIT, || {
+        Ok((unattended_upgrade(&agent)? == ALWAYS).then_some(()))
+    })?;
+    host.exec_ok(&["systemctl", "start", "linux-patch-api"])?;
+    agent.wait_until_up()?;
+    ensure!(agent.end_of(&id)?["outcome"] == "applied" && agent.version("lp-slow")? == "1.1");
+
+    // Where it cannot be kept off, the other one patches.
+    let local = "/etc/apt/apt.conf.d/99zz-local";
+    host.push(ALWAYS, local, "644")?;
+    let apply = || agent.submit("POST", "/patches/apply", &serde_json::json!({}));
+    let job = agent.end_of(&apply()?)?;
+    ensure!(job["error_detail"]["code"] == "CONFIG_INVALID" && job["outcome"] == "unchanged", "{job:#}");
+    host.exec_ok(&["rm", local])?;
+
+    // Called off, or killed: what it took is given back.
+    let given_back = |times: usize| -> Result<bool> {
+        let record = host.exec_ok(&["linux-patch-host", "record"])?;
+        Ok(record.matches("did not succeed").count() == times)
+    };
+    for (number, is_killed) in [(2, false), (3, true)] {
+        host.exec_ok(&["systemctl", "reset-failed"])?;
+        host.exec_ok(&["linux-patch-host", "policy", "release"])?;
+        occupy(&agent)?;
+        let id = apply()?;
+        agent.wait_job(&id, "the run to wait for apt's timer", |job| job["waiting_for"]["lock"] == TIMERS)?;
+        ensure!(unattended_upgrade(&agent)? == OFF);
+        if is_killed {
+            host.exec_ok(&["systemctl", "kill", "--signal=KILL", "linux-patch-executor@*.service"])?;
+        } else {
+            agent.send("DELETE", &format!("/jobs/{id}"), &Value::Null)?;
+        }
+        let job = agent.end_of(&id)?;
+        ensure!(job["outcome"] == "unchanged" && given_back(number)?, "{job:#}");
+        host.push("", "/run/let-go", "644")?;
+    }
     Ok(())
 }

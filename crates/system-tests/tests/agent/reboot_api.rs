@@ -108,6 +108,8 @@ fn an_order_reboots_the_host() -> Result<()> {
     ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
     ensure!(agent.host.boots() == boots + 1, "{} boots", agent.host.boots());
     ensure!(boot()? != before, "the boot is the same");
+    let shown = agent.get("/system/info")?.data()?["boot_id"].clone();
+    ensure!(shown == boot()?.trim(), "{shown} is shown");
     let record = agent.host.exec_ok(&["linux-patch-host", "record"])?;
     ensure!(record.contains("the host reboots: the firmware is new, by order of alice (job "), "{record}");
     let id = job["job_id"].as_str().context("no id")?;

@@ -11,6 +11,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("restarts_wait_for_the_window", restarts_wait_for_the_window),
         trial("only_named_services_are_restarted", only_named_services_are_restarted),
+        trial("what_is_new_is_started", what_is_new_is_started),
     ]
 }
 
@@ -93,6 +94,37 @@ fn restarts_wait_for_the_window() -> Result<()> {
     let job = agent.change("DELETE", "/packages/lp-served", &json!({}))?;
     ensure!(job["outcome"] == "applied", "{job:#}");
     ensure!(processes(host, &units[..1])? == ["0"] && policy(host)? == before.1, "{}", log(&agent, &job)?);
+    Ok(())
+}
+
+/// As a package's script does that names all its services in one call.
+const TOGETHER: &str = "#!/bin/sh\nif [ \"$1\" = restart ]; then\n\
+    exec /usr/bin/perl /usr/bin/deb-systemd-invoke.real \"$@\" lp-new.service lp-stopped.service lp-disabled.service\nfi\n\
+    exec /usr/bin/perl /usr/bin/deb-systemd-invoke.real \"$@\"\n";
+
+fn what_is_new_is_started() -> Result<()> {
+    let agent = back::boot_with_updates("new", &["lp-served"])?;
+    let host = &agent.host;
+    let day = host.exec_ok(&["date", "-u", "-d", "+3 days", "+%a"])?;
+    host.push(format!("REBOOT_DOW={}\nREBOOT_HOUR=12\n", day.trim()), WINDOW, "644")?;
+    let config = "policy: {restart: {mode: restart, when: in_window, services: [lp-served.service]}}\n";
+    host.push(config, CONFIG, "644")?;
+    let units = ["lp-new", "lp-stopped", "lp-disabled"];
+    for unit in units {
+        let text = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n";
+        host.push(text, &format!("/etc/systemd/system/{unit}.service"), "644")?;
+    }
+    host.shell("systemctl daemon-reload; systemctl enable lp-new lp-stopped; systemctl start lp-stopped; systemctl stop lp-stopped")?;
+    host.shell("mv /usr/bin/deb-systemd-invoke /usr/bin/deb-systemd-invoke.real")?;
+    host.push(TOGETHER, "/usr/bin/deb-systemd-invoke", "755")?;
+    let before = processes(host, &["lp-served.service"])?;
+    let (_, said) = apply(&agent, &["lp-served"])?;
+    ensure!(processes(host, &["lp-served.service"])? == before, "{said}");
+    let run = |unit: &str| -> Result<bool> { Ok(host.exec(&["systemctl", "is-active", unit])?.success()) };
+    let running: Vec<bool> = units.iter().map(|unit| run(unit)).collect::<Result<_>>()?;
+    ensure!(running == [true, false, false], "{running:?}: {said}");
+    ensure!(said.contains("started lp-new.service, which its package's scripts were to start"), "{said}");
+    ensure!(!said.contains("lp-stopped") && !said.contains("lp-disabled"), "{said}");
     Ok(())
 }
 

@@ -1,16 +1,22 @@
 //! What a change may not do: another plan than the approved one, more than the ceiling allows, more than fits on the disk.
 
 use anyhow::{Context, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use libtest_mimic::Trial;
-use patch_types::{ChangeOptions, ErrorCode, EventKind, OnFailure, Operation, Outcome};
+use patch_types::{
+    ChangeOptions, ErrorCode, EventKind, JobId, JobStatus, OnFailure, Operation, Outcome,
+    executor::{Limits, RequestBody},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
+use uuid::Uuid;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("a_plan_that_drifted_before_is_refused", a_plan_that_drifted_before_is_refused),
         trial("a_plan_that_drifts_while_it_waits_is_refused", a_plan_that_drifts_while_it_waits_is_refused),
+        trial("a_change_whose_time_is_over_is_not_begun", a_change_whose_time_is_over_is_not_begun),
         trial("nothing_slips_in_between_plan_and_apply", nothing_slips_in_between_plan_and_apply),
         trial("a_package_changed_by_hand_in_between_is_noticed", a_package_changed_in_between_is_noticed),
         trial("the_ceiling_forbids_removals", the_ceiling_forbids_removals),
@@ -58,6 +64,39 @@ fn a_plan_that_drifts_while_it_waits_is_refused() -> Result<()> {
     ensure!(ended.error.as_ref().is_some_and(|error| error.code == ErrorCode::PlanDrift), "{ended:#?}");
     ensure!(place.state()?.version("lp-next") == Some("1.0"));
     Ok(())
+}
+
+fn a_change_whose_time_is_over_is_not_begun() -> Result<()> {
+    let place = Place::on_day1(&["lp-next"])?;
+    let before = place.state()?;
+    let mut lock = place.hold_lock()?;
+    // The first waits for the lock, the second for the first.
+    let jobs: Vec<JobId> = (0..2)
+        .map(|_| {
+            let id = JobId(Uuid::now_v7());
+            let body = RequestBody::Change {
+                operation: place::apply(&[])?,
+                limits: Limits::default(),
+                if_plan: None,
+                options: ChangeOptions::default(),
+                not_after: Some(Timestamp::now() + SignedDuration::from_secs(1)),
+            };
+            place.executor.ask(id, body).map(|_| id)
+        })
+        .collect::<Result<_>>()?;
+    for job in jobs {
+        let ended = place.executor.ended(job)?;
+        let error = ended.error.context("no error")?;
+        ensure!(ended.status == JobStatus::Cancelled && ended.outcome == Some(Outcome::Unchanged));
+        ensure!(
+            error.code == ErrorCode::JobCancelled && error.message.contains("its time was over at"),
+            "{error}"
+        );
+    }
+    drop(lock.stdin.take());
+    lock.wait()?;
+    before.assert_same(&place.state()?)?;
+    place.executor.assert_no_panic()
 }
 
 /// Stops the root side when it has made its plan, and lets it go on when `meanwhile` is done.

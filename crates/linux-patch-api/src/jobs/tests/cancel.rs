@@ -28,6 +28,7 @@ async fn a_waiting_job_is_cancelled_at_once_and_for_good() {
     let again = jobs.cancel(waiting, &requester()).await.unwrap_err();
     assert_eq!((again.code, again.retryable), (ErrorCode::JobConflict, false));
 
+    root.begun(running).await;
     root.complete(running);
     end_of(&jobs, running).await;
     jobs.shutdown().await;
