@@ -142,6 +142,12 @@ fn print(text: &str) -> anyhow::Result<()> {
 const LEFT_OVER: std::time::Duration = std::time::Duration::from_secs(1);
 
 fn run(root: &Path) -> anyhow::Result<ExitCode> {
+    if rustix::process::geteuid().is_root() && root == Path::new("/") {
+        anyhow::bail!(
+            "this serves the network, which is not done as root; start it as the service that it is: systemctl start \
+             linux-patch-api. `linux-patch-api --help` lists what root can ask it"
+        );
+    }
     let settings = match config::load(root) {
         Ok(settings) => settings,
         Err(error) => {

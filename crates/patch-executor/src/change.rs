@@ -191,6 +191,8 @@ pub(crate) struct Change<'a> {
     pub(crate) resumed: bool,
     /// How much was left to apply the last time that a part went back.
     pub(crate) last_rest: usize,
+    /// Why not all indexes could be fetched in this run.
+    unfetched: Option<ErrorDetail>,
     /// Whether a shutdown of the host is held up.
     pub(crate) shutdown: Shutdown,
     /// Whether it was said that restarts are not held back.
@@ -217,6 +219,7 @@ impl<'a> Change<'a> {
             repaired: false,
             resumed,
             last_rest: usize::MAX,
+            unfetched: None,
             shutdown: Shutdown::default(),
             is_told_of_restarts: false,
             attempt: None,
@@ -424,7 +427,9 @@ impl<'a> Change<'a> {
         let Some(until) = self.journal.record.not_after.filter(|until| Timestamp::now() >= *until) else {
             return Ok(());
         };
-        let message = format!("its time was over at {until:.0}, before it began to change packages; nothing was changed");
+        let message = format!(
+            "its time was over at {until:.0}, before it began to change packages; nothing was changed"
+        );
         let error = ErrorDetail::new(ErrorCode::JobCancelled, message).with("not_after", until.to_string());
         Err(Stop::unchanged(JobStatus::Cancelled, error))
     }
@@ -608,7 +613,9 @@ impl<'a> Change<'a> {
         if asked_for {
             return Err(exited(error, end.code));
         }
-        // One repository that is down must not keep all the others' fixes away.
+        // One repository that is down must not keep all the others' fixes away; but "there is nothing to do" is not said
+        // of archives that could not be looked at.
+        self.unfetched = Some(error.clone());
         self.remark(format!(
             "not all indexes could be fetched, going on with those that are there: {}",
             error.message
@@ -641,7 +648,7 @@ impl<'a> Change<'a> {
             Operation::Rollback(rollback) => {
                 Planned { plan: back::plan(self.paths, rollback)?, task: None, auto: Vec::new() }
             }
-            _ => solver::plan(root, &operation)?,
+            _ => solver::plan(self.paths, &operation)?,
         };
         self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
         if let Some(approved) =
@@ -659,6 +666,13 @@ impl<'a> Change<'a> {
                 .into());
         }
         if planned.plan.is_empty() {
+            if let Some(error) = self.unfetched.take() {
+                let message = format!(
+                    "by the package lists that are here there is nothing to do, but they could not all be fetched: {}",
+                    error.message
+                );
+                return Err(Stop::unchanged(JobStatus::Failed, ErrorDetail { message, ..error }));
+            }
             self.mark_as_wanted(&operation);
             return Ok(State::Ended {
                 ended: Box::new(Ended {

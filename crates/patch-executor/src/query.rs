@@ -1,10 +1,7 @@
 //! Reads that need root: the answer is the last event. They change nothing and leave nothing but the event file, which
 //! is pruned soon.
 
-use patch_apply::apt::{
-    argv::{self, Task},
-    taken_back,
-};
+use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
@@ -31,7 +28,7 @@ pub(crate) fn run(paths: &Paths, asked: &Asked, mut events: Events) {
         Asked::Plan(operation) => {
             let plan = match operation {
                 Operation::Rollback(rollback) => back::plan(paths, rollback),
-                _ => solver::plan(paths.root(), operation).map(|planned| planned.plan),
+                _ => solver::plan(paths, operation).map(|planned| planned.plan),
             };
             plan.map(QueryResult::Plan)
         }
@@ -62,7 +59,7 @@ fn answer(paths: &Paths, query: &Query) -> Result<QueryResult, ErrorDetail> {
     match query {
         Query::Patches => {
             let inventory = solver::inventory(root)?;
-            Ok(QueryResult::Patches(solver::patches(root, &inventory)?))
+            Ok(QueryResult::Patches(solver::patches(paths, &inventory)?))
         }
         Query::Package { name } => {
             let facts = Facts::gather(paths, name)?;
@@ -149,11 +146,7 @@ impl Facts {
             reinstall: false,
         });
         let alone = apt::simulate::parse(&solver::capture(&argv::simulate(root, &insisted))?.text());
-        // What cannot be read is no reason to answer nothing: apt's own policy shows the pin all the same.
-        let taken_back = taken_back::list(&paths.state()).unwrap_or_else(|error| {
-            eprintln!("patch-executor: {error}");
-            Vec::new()
-        });
+        let taken_back = solver::taken_back(paths);
         let evidence = Evidence {
             taken_back: &taken_back,
             inventory: &self.inventory,

@@ -3,23 +3,27 @@
 use std::{path::Path, time::Duration};
 
 use patch_apply::{
-    apt::argv::{self, Task},
+    apt::{
+        argv::{self, Task},
+        taken_back,
+    },
     run::{self, Captured, RunError},
 };
 use patch_backends::{
     ReadError,
     apt::{
-        self, Indexes, Installed, Inventory, OperationKind, Simulation, classify,
+        self, Indexes, Installed, Inventory, OperationKind, Simulation, classify, last_update_check,
         simulate::{self, Verb},
+        versions,
     },
 };
 use patch_types::{
-    Action, ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Plan, PlannedChange,
+    Action, ErrorCode, ErrorDetail, Operation, PackageName, PackageVersion, Plan, PlannedChange, TakenBack,
     api::{PatchSet, PatchState},
     operation::{ApplyPatches, Hold, Install, Update},
 };
 
-use crate::{ceiling::Ceiling, protect};
+use crate::{ceiling::Ceiling, paths::Paths, protect};
 
 /// How long the solver may take.
 pub(crate) const SOLVER_LIMIT: Duration = Duration::from_secs(300);
@@ -85,16 +89,31 @@ pub(crate) fn unasked(root: &Path) -> Result<Vec<String>, ErrorDetail> {
     Ok(begun.map(|change| change.package.to_string()).collect())
 }
 
-/// The updates that are available by the default policy.
-pub(crate) fn patches(root: &Path, inventory: &Inventory) -> Result<PatchSet, ErrorDetail> {
+/// The versions that were taken back. A list that cannot be read is no reason to answer nothing: apt's own preferences
+/// hold them off all the same.
+pub(crate) fn taken_back(paths: &Paths) -> Vec<TakenBack> {
+    taken_back::list(&paths.state()).unwrap_or_else(|error| {
+        eprintln!("patch-executor: {error}");
+        Vec::new()
+    })
+}
+
+/// The updates that are available by the default policy, and those that were taken back.
+pub(crate) fn patches(paths: &Paths, inventory: &Inventory) -> Result<PatchSet, ErrorDetail> {
+    let root = paths.root();
+    let taken_back = taken_back(paths);
+    let names = taken_back.iter().map(|entry| entry.name.name().to_owned());
+    let theirs = Indexes::read(root, names).map_err(|error| unreadable(&error))?;
     let simulation =
         simulation(root, &Task::UpgradeAll { allow_removals: false }, OperationKind::ApplyPatches)?;
     let indexes = Indexes::for_simulations(inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
-    Ok(apt::patch_set(&simulation, inventory, &indexes))
+    let set = apt::patch_set(&simulation, inventory, &indexes);
+    Ok(apt::with_taken_back(set, &taken_back, inventory, &theirs))
 }
 
 /// Works an operation's plan out. Nothing is changed.
-pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorDetail> {
+pub(crate) fn plan(paths: &Paths, operation: &Operation) -> Result<Planned, ErrorDetail> {
+    let root = paths.root();
     let inventory = inventory(root)?;
     let task = match operation {
         Operation::Refresh => {
@@ -122,7 +141,12 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
             exists(&inventory, &remove.name)?;
             Task::Remove(remove.clone())
         }
-        Operation::ApplyPatches(apply) => match choose_patches(root, apply, &inventory)? {
+        Operation::ApplyPatches(_) if last_update_check(root).is_none() => {
+            let message = "there are no package lists on this host, so which updates there are cannot be told; nothing was \
+                           changed. Fetch them first: `patchctl refresh`, or `apt-get update` on the host";
+            return Err(ErrorDetail::new(ErrorCode::PkgManagerError, message));
+        }
+        Operation::ApplyPatches(apply) => match choose_patches(paths, apply, &inventory)? {
             Some(task) => task,
             None => return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() }),
         },
@@ -145,6 +169,7 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
         can_tell_security(&indexes)?;
     }
     downgrades_are_allowed(operation, &plan)?;
+    nothing_taken_back(operation, &plan, &taken_back(paths), &inventory)?;
     protect::check(&plan, &inventory)?;
     Ceiling::load(root)?.check(&plan, &inventory)?;
     holds_are_kept(&plan, &inventory)?;
@@ -153,6 +178,46 @@ pub(crate) fn plan(root: &Path, operation: &Operation) -> Result<Planned, ErrorD
         .filter(|name| inventory.database.get(name).is_some_and(|package| inventory.is_auto(package)))
         .collect();
     Ok(Planned { plan, task: Some(task), auto })
+}
+
+/// A version that was taken back is root's to clear: what it did on this host, it would do again. Where it is why a package
+/// that was named stays as it is, that is said rather than that there is nothing to do.
+fn nothing_taken_back(
+    operation: &Operation,
+    plan: &Plan,
+    taken_back: &[TakenBack],
+    inventory: &Inventory,
+) -> Result<(), ErrorDetail> {
+    let comes = |entry: &&TakenBack| {
+        plan.changes.iter().any(|change| {
+            entry.name.name() == change.name.name()
+                && entry.architecture == change.architecture
+                && change.new_version.as_ref() == Some(&entry.version)
+                && change.old_version.as_ref() != Some(&entry.version)
+        })
+    };
+    let named = match operation {
+        Operation::ApplyPatches(apply) => apply.packages.as_slice(),
+        Operation::Update(update) => std::slice::from_ref(&update.name),
+        _ => &[],
+    };
+    let is_missed = |entry: &&TakenBack| {
+        plan.is_empty()
+            && named.iter().any(|name| name.name() == entry.name.name())
+            && inventory
+                .database
+                .find(entry.name.name(), Some(entry.architecture.as_str()))
+                .is_some_and(|p| versions::compare(entry.version.as_str(), p.version_text()).is_gt())
+    };
+    let barred = taken_back.iter().find(|entry| comes(entry) || is_missed(entry));
+    let Some(TakenBack { name, version, job, reason, .. }) = barred else { return Ok(()) };
+    let message = format!(
+        "{name} {version} was taken back on this host by job {job} ({}), and is not installed again; nothing was changed. If \
+         it is in order now, root can let it be installed, on the host: linux-patch-host clear {name}={version}",
+        reason.trim_end_matches('.')
+    );
+    let error = ErrorDetail::new(ErrorCode::PkgVersionConflict, message);
+    Err(error.with("package", name.as_str()).with("version", version.as_str()))
 }
 
 /// A plan is only as good as the reading of what the solver printed.
@@ -341,7 +406,7 @@ fn plan_hold(hold: &Hold, inventory: &Inventory) -> Result<Planned, ErrorDetail>
 
 /// What `apply` comes to. `None`: nothing to do.
 fn choose_patches(
-    root: &Path,
+    paths: &Paths,
     apply: &ApplyPatches,
     inventory: &Inventory,
 ) -> Result<Option<Task>, ErrorDetail> {
@@ -353,7 +418,8 @@ fn choose_patches(
         return Ok(Some(Task::named(apply)));
     }
     // What is wanted is a part of what there is, so the solver says first what there is.
-    let set = patches(root, inventory)?;
+    let root = paths.root();
+    let set = patches(paths, inventory)?;
     if apply.security_only {
         let names = set.patches.iter().map(|patch| patch.name.name().to_owned());
         can_tell_security(&Indexes::read(root, names).map_err(|error| unreadable(&error))?)?;
@@ -365,7 +431,7 @@ fn choose_patches(
     let chosen: Vec<_> = set
         .patches
         .iter()
-        .filter(|patch| patch.current_version.is_some())
+        .filter(|patch| patch.current_version.is_some() && patch.state != PatchState::TakenBack)
         .filter(|patch| !apply.security_only || patch.security)
         .filter(|patch| !apply.exclude.iter().any(|name| matches(name, patch)))
         .filter(|patch| {

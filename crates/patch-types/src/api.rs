@@ -240,6 +240,8 @@ pub enum PatchState {
     Phased,
     /// Its dependencies ask for something that patching does not do, such as a removal.
     KeptBack,
+    /// It was taken back on this host, and root has not cleared it since.
+    TakenBack,
 }
 
 /// An available update.

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         trial("a_removal_takes_the_pins_along", a_removal_takes_the_pins_along),
         trial("a_removal_puts_policy_rc_d_back", a_removal_puts_policy_rc_d_back),
         trial("a_purge_leaves_nothing_but_a_way_back_in_use", a_purge_leaves_nothing_but_a_way_back_in_use),
+        trial("a_purge_keeps_the_newest_revocations", a_purge_keeps_the_newest_revocations),
         trial("recovery_starts_the_daemon_once_an_hour", recovery_starts_the_daemon_once_an_hour),
     ])
 }
@@ -136,6 +137,28 @@ fn a_purge_leaves_nothing_but_a_way_back_in_use() -> Result<()> {
         root.path().join("opt/precious").exists() && root.path().join("etc/.linux-patch-ballast").exists()
     );
     ensure!(!root.path().join("pwned").exists());
+    Ok(())
+}
+
+/// Or a client that was revoked over the API would be let in again by the next installation.
+fn a_purge_keeps_the_newest_revocations() -> Result<()> {
+    let (kept, file) = ("var/lib/linux_patch_api/crl.pem", "etc/linux_patch_api/certs/crl.pem");
+    let root = root()?;
+    let here = |path: &str| fs::read_to_string(root.path().join(path)).unwrap_or_default();
+    for (age, expected) in [("2 hours ago", "of the API"), ("now", "of the file")] {
+        write(&root, file, "of the file")?;
+        write(&root, kept, "of the API")?;
+        root.shell(&format!(
+            "touch -d '1 hour ago' /{kept}; touch -d '{age}' /{file}; sh /scripts/postrm purge"
+        ))?;
+        ensure!(here(file) == expected, "the file was made {age}: {}", here(file));
+        ensure!(!root.path().join(kept).exists());
+    }
+    // The directory was the network side's: nothing in it is followed.
+    write(&root, "etc/secret", "secret")?;
+    root.shell(&format!("mkdir -p /var/lib/linux_patch_api; ln -s /etc/secret /{kept}; rm /{file}"))?;
+    root.shell("sh /scripts/postrm purge")?;
+    ensure!(!root.path().join(file).exists());
     Ok(())
 }
 

@@ -102,6 +102,13 @@ fn cause(patch: &Patch) -> Option<Cause> {
                 "take it off hold: PUT /api/v1/packages/{name} {{\"hold\": false}}, or `apt-mark unhold {name}`"
             ),
         ),
+        PatchState::TakenBack => (
+            CauseKind::TakenBack,
+            format!(
+                "wait for a newer version, or let it be installed again, as root on the host: `linux-patch-host clear {name}={}`",
+                patch.available_version
+            ),
+        ),
         PatchState::Phased => (
             CauseKind::Phased,
             format!(

@@ -216,6 +216,11 @@ fn packages(app: &App) -> Result<String, String> {
     let counts = app.inventory().counts().map_err(|e| e.message)?;
     match counts.broken {
         0 => Ok(format!("the package database is consistent: {} packages", counts.installed)),
+        // Between the steps of a change this is as it should be.
+        broken if app.jobs().counts().active > 0 => Ok(format!(
+            "a job is running; {broken} of {} packages are half-done at this moment",
+            counts.installed
+        )),
         broken => Err(format!(
             "{broken} of {} packages are in no consistent state; GET /packages?status=broken lists them, dpkg --configure -a usually mends them",
             counts.installed

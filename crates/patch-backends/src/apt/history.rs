@@ -27,15 +27,18 @@ fn timestamp(time: SystemTime) -> Option<Timestamp> {
 }
 
 /// When the indexes were last fetched: the later of the stamp that a successful fetch leaves and the time at which the
-/// directory of indexes last changed (apt moves each file that it has verified into it). None if never, or unknown.
+/// directory of indexes last changed (apt moves each file that it has verified into it). None if there are no indexes,
+/// whatever the stamp says: images are often made without them.
 #[must_use]
 pub fn last_update_check(root: &Path) -> Option<Timestamp> {
     let lists = root.join(LISTS);
-    let fetched = fs::read_dir(&lists).ok().is_some_and(|entries| {
-        entries.flatten().any(|e| e.file_name().to_string_lossy().contains("Release"))
-    });
-    let directory = modified(&lists).filter(|_| fetched);
-    directory.into_iter().chain(modified(&root.join(UPDATE_STAMP))).max().and_then(timestamp)
+    fs::read_dir(&lists)
+        .ok()?
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().contains("Release"))
+        .then(|| modified(&lists).into_iter().chain(modified(&root.join(UPDATE_STAMP))).max())
+        .flatten()
+        .and_then(timestamp)
 }
 
 /// When packages last changed: the end of the last run in apt's history, or else the time at which dpkg last wrote its
@@ -83,6 +86,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert_eq!((last_update_check(root.path()), last_update_apply(root.path())), (None, None));
         fs::create_dir_all(root.path().join("var/lib/apt/lists/partial")).unwrap();
+        fs::create_dir_all(root.path().join("var/lib/apt/periodic")).unwrap();
+        fs::write(root.path().join(UPDATE_STAMP), "").unwrap();
         assert_eq!(last_update_check(root.path()), None);
         fs::create_dir_all(root.path().join("var/lib/dpkg")).unwrap();
         fs::write(root.path().join("var/lib/dpkg/status"), "").unwrap();

@@ -44,7 +44,7 @@ pub use extended_states::ExtendedStates;
 pub use groups::groups;
 pub use history::{last_update_apply, last_update_check};
 pub use indexes::{Indexed, Indexes};
-pub use patches::patch_set;
+pub use patches::{patch_set, with_taken_back};
 pub use plan::plan;
 pub use policy::Policy;
 pub use simulate::Simulation;

@@ -1,7 +1,7 @@
 //! The available updates, each with whether it would be applied now and, if not, why.
 
 use patch_types::{
-    PackageName, PackageVersion,
+    PackageName, PackageVersion, TakenBack,
     api::{Patch, PatchSet, PatchState, Severity},
 };
 
@@ -13,6 +13,7 @@ use super::{
     relations::{self, Alternative},
     simulate::{Listed, Simulation, Verb},
     status::Installed,
+    versions,
 };
 
 /// The updates that a simulation of patching would apply, and those that it leaves out.
@@ -55,6 +56,68 @@ pub fn patch_set(simulation: &Simulation, inventory: &Inventory, indexes: &Index
         last_update_check: history::last_update_check(&inventory.root),
         patches,
     }
+}
+
+/// Adds the versions that were taken back and are newer than what is installed: they are pinned away, so the solver does
+/// not see them, and a fix that is missing must not look as if there were none. A package may then be there twice: with
+/// the version that would be installed, and with the one that would not.
+#[must_use]
+pub fn with_taken_back(
+    mut set: PatchSet,
+    taken_back: &[TakenBack],
+    inventory: &Inventory,
+    indexes: &Indexes,
+) -> PatchSet {
+    for entry in taken_back {
+        let (name, architecture) = (entry.name.name(), entry.architecture.as_str());
+        let Some(installed) = inventory.database.find(name, Some(architecture)).filter(|p| p.is_present())
+        else {
+            continue;
+        };
+        // Beside an older update that would be applied: what matters may be what is missing.
+        let is_there = |p: &Patch| {
+            p.name.name() == name
+                && p.architecture == entry.architecture
+                && p.available_version == entry.version
+        };
+        let is_newer = versions::compare(entry.version.as_str(), installed.version_text()).is_gt();
+        let Some(offer) = indexes.offers(name, architecture, entry.version.as_str()).next() else { continue };
+        if !is_newer || set.patches.iter().any(is_there) {
+            continue;
+        }
+        let current = installed.version();
+        let version = entry.version.as_str();
+        set.patches.push(Patch {
+            description: description(Some(offer), Some(installed)),
+            requires_reboot: requires_reboot(inventory, &entry.name, Some(installed)),
+            security: indexes.brings_security(
+                name,
+                architecture,
+                current.as_ref().map(PackageVersion::as_str),
+                version,
+            ),
+            name: entry.name.clone(),
+            architecture: entry.architecture.clone(),
+            current_version: current,
+            available_version: entry.version.clone(),
+            origin: indexes.origin(offer).cloned(),
+            severity: Severity::Unknown,
+            cve_ids: Vec::new(),
+            advisories: Vec::new(),
+            state: PatchState::TakenBack,
+            reason: Some(format!(
+                "{version} was taken back by job {} ({}); it is not installed again until root clears it on the host: \
+                 linux-patch-host clear {name}={version}",
+                entry.job,
+                entry.reason.trim_end_matches('.')
+            )),
+            download_size: offer.size,
+        });
+    }
+    set.patches.sort_by(|a, b| (&a.name, &a.architecture).cmp(&(&b.name, &b.architecture)));
+    set.total = set.patches.len();
+    set.security_updates = set.patches.iter().filter(|p| p.security).count();
+    set
 }
 
 fn left_out(

@@ -186,7 +186,7 @@ fn present(name: &PackageName, installed: Installed<'_>, evidence: &Evidence<'_>
                 ),
             )),
             PatchState::KeptBack => causes.push(kept_back(name, &reason, evidence)),
-            PatchState::Held | PatchState::Ready => {}
+            PatchState::Held | PatchState::Ready | PatchState::TakenBack => {}
         }
     } else if evidence
         .patching

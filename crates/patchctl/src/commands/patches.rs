@@ -44,9 +44,11 @@ fn asks_for_reboot(patch: &Value) -> bool {
         .is_ok_and(|patch| patch.requires_reboot && patch.state == PatchState::Ready)
 }
 
-/// What is held or kept back is no reason to run `apply`, which would not touch it.
+/// What is held, kept back or taken back is no reason to run `apply`, which would not touch it.
 fn check(set: &PatchSet) -> Exit {
-    if set.patches.iter().any(|patch| patch.state == PatchState::Ready) {
+    if set.last_update_check.is_none() {
+        Exit::Untold
+    } else if set.patches.iter().any(|patch| patch.state == PatchState::Ready) {
         Exit::UpdatesAvailable
     } else {
         Exit::Done

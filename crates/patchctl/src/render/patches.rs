@@ -10,7 +10,9 @@ use super::{Rows, Style, Tone, clean, count, fields, plain, values};
 /// The updates.
 pub(crate) fn set(style: &Style, set: &PatchSet, verbose: bool) -> String {
     let mut text = String::new();
-    if set.patches.is_empty() {
+    if set.patches.is_empty() && set.last_update_check.is_none() {
+        text.push_str("Which updates there are cannot be told: the host has no package lists.\n");
+    } else if set.patches.is_empty() {
         text.push_str("No updates are available.\n");
     } else {
         let mut rows = Rows::new(style, &["PACKAGE", "INSTALLED", "AVAILABLE", "SECURITY", "STATE"]);

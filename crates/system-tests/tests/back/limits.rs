@@ -1,11 +1,14 @@
 //! What a change may not do: another plan than the approved one, more than the ceiling allows, more than fits on the disk.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use jiff::{SignedDuration, Timestamp};
 use libtest_mimic::Trial;
 use patch_types::{
     ChangeOptions, ErrorCode, EventKind, JobId, JobStatus, OnFailure, Operation, Outcome,
+    api::PatchState,
+    event::QueryResult,
     executor::{Limits, RequestBody},
+    operation::{ApplyPatches, Query},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use system_tests::place::{self, Place};
@@ -22,6 +25,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("the_ceiling_forbids_removals", the_ceiling_forbids_removals),
         trial("the_ceiling_forbids_origins", the_ceiling_forbids_origins),
         trial("the_ceiling_protects_packages", the_ceiling_protects_packages),
+        trial("what_was_taken_back_is_roots_to_let_in", what_was_taken_back_is_roots_to_let_in),
+        trial("lists_that_cannot_be_had_are_no_nothing_to_do", lists_that_cannot_be_had_are_no_nothing_to_do),
         trial("a_freeze_file_stops_changes", a_freeze_file_stops_changes),
         trial("a_ceiling_that_cannot_be_read_forbids_everything", a_broken_ceiling_forbids_everything),
         trial("a_full_disk_never_strands_the_host", a_full_disk_never_strands_the_host),
@@ -276,6 +281,53 @@ fn a_dpkg_that_dies_of_a_full_disk_leaves_no_draft() -> Result<()> {
     ensure!(seen.log().contains("No space left on device"), "dpkg had room: {}", seen.log());
     before.assert_same(&place.state()?).with_context(|| seen.log())?;
     place.must(place::apply(&[])?, Outcome::Applied).map(drop)
+}
+
+fn what_was_taken_back_is_roots_to_let_in() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    place.go_back(place::rollback(job))?;
+    let QueryResult::Patches(set) = place.executor.query(Query::Patches)? else { bail!("no patches") };
+    let patch =
+        set.patches.iter().find(|patch| patch.state == PatchState::TakenBack).context("it vanished")?;
+    ensure!(patch.name.as_str() == "lp-plain" && patch.security, "{patch:?}");
+    ensure!(patch.reason.as_ref().is_some_and(|why| why.contains("linux-patch-host clear lp-plain=1.1-1")));
+    ensure!(set.security_updates == 1 && set.total == set.patches.len(), "{set:?}");
+    // Whoever asks for nothing in particular gets what else there is.
+    place.must(place::apply(&[])?, Outcome::Applied)?;
+    ensure!(place.state()?.version("lp-plain") == Some("1.0-2"), "{:?}", place.state()?.version("lp-plain"));
+    for operation in
+        [place::install(&["lp-plain=1.1-1"])?, place::apply(&["lp-plain"])?, place::update("lp-plain")?]
+    {
+        let code = place.refused(operation.clone(), ChangeOptions::default())?;
+        ensure!(matches!(code, ErrorCode::PkgVersionConflict), "{operation:?}: {code:?}");
+    }
+    place.let_in()?;
+    place.must(place::install(&["lp-plain=1.1-1"])?, Outcome::Applied).map(drop)
+}
+
+fn lists_that_cannot_be_had_are_no_nothing_to_do() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain"])?;
+    let fresh = || -> Result<Operation> {
+        let Operation::ApplyPatches(apply) = place::apply(&[])? else { bail!("not to apply") };
+        Ok(Operation::ApplyPatches(ApplyPatches { refresh_if_older: Some(0), ..apply }))
+    };
+    place.must(place::apply(&[])?, Outcome::Applied)?;
+    let unseen = "mount -t tmpfs none /srv/repo; touch -d '1 hour ago' /var/lib/apt/lists; rm -f /var/lib/apt/periodic/*";
+    place.root.shell(unseen)?;
+    let job = place.executor.change(fresh()?, ChangeOptions::default(), None)?;
+    let seen = place.ends(job, Outcome::Unchanged)?;
+    let ended = seen.ended().context("no end")?;
+    let said = ended.error.as_ref().context("it says that there is nothing to do")?;
+    ensure!(
+        ended.status == JobStatus::Failed && said.message.contains("could not all be fetched"),
+        "{ended:#?}"
+    );
+    place.root.shell("rm -rf /var/lib/apt/lists/*")?;
+    for operation in [place::apply(&[])?, fresh()?] {
+        place.refused(operation, ChangeOptions::default())?;
+    }
+    Ok(())
 }
 
 fn full(place: &Place) -> Result<(Option<Outcome>, Option<patch_types::JobId>)> {
