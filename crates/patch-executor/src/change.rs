@@ -424,7 +424,9 @@ impl<'a> Change<'a> {
         let Some(until) = self.journal.record.not_after.filter(|until| Timestamp::now() >= *until) else {
             return Ok(());
         };
-        let message = format!("its time was over at {until:.0}, before it began to change packages; nothing was changed");
+        let message = format!(
+            "its time was over at {until:.0}, before it began to change packages; nothing was changed"
+        );
         let error = ErrorDetail::new(ErrorCode::JobCancelled, message).with("not_after", until.to_string());
         Err(Stop::unchanged(JobStatus::Cancelled, error))
     }
