@@ -122,7 +122,7 @@ impl Memory {
             }
             // Whoever called it off does not want it to begin again at once. One that never had its turn is a failure, whether
             // this called it off or the root side did not begin it any more.
-            JobStatus::Cancelled if !running.called_off && ended < running.until => 0,
+            JobStatus::Cancelled if !running.called_off && !was_late(job) => 0,
             _ => {
                 // What is waited for counts from the end on: the run may have taken long.
                 self.last_attempt = Some(ended.min(now).max(running.began));
@@ -138,6 +138,11 @@ impl Memory {
             error: job.error_detail.as_ref().map(|error| error.message.clone()).or_else(|| job.error.clone()),
         });
     }
+}
+
+/// Whether the root side did not begin it any more, since its time was over.
+fn was_late(job: &Job) -> bool {
+    job.error_detail.as_ref().is_some_and(|error| error.details.contains_key("not_after"))
 }
 
 fn read(path: &Path) -> io::Result<Memory> {
