@@ -34,7 +34,7 @@ impl Options {
     /// A whole week.
     #[must_use]
     pub fn week(seed: u64) -> Self {
-        Self { seed, days: 7, updates: 40, step: 60 }
+        Self { seed, days: 7, updates: 40, step: 120 }
     }
 
     /// Two days with everything that a week has.
@@ -112,6 +112,8 @@ struct Seen {
     installed: BTreeMap<String, Timestamp>,
     /// Boots by the reboot window: when, and what asked for one then.
     reboots: Vec<(Timestamp, String)>,
+    /// What asked for a reboot when the host was switched off, and has none of it since.
+    off: String,
     story: Vec<String>,
     steps: usize,
 }

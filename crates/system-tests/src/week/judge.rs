@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::plan::{Plan, Special};
+use super::plan::{Event, Plan, Special};
 use super::play::Week;
 use super::{Report, Seen};
 use crate::repository::Kind;
@@ -97,9 +97,9 @@ pub(super) fn judge(week: &Week, plan: &Plan, seen: Seen) -> Result<Report> {
             report.with_cause += 1;
         }
     }
-    reboots(week, &seen, &mut report, &mut failures);
+    reboots(week, plan, &seen, &mut report, &mut failures);
     told(week, &mut report, &mut failures)?;
-    jobs(week, &mut report, &mut failures)?;
+    jobs(week, plan, &mut report, &mut failures)?;
     for (what, command) in [
         ("the audit trail", &["linux-patch-api", "audit", "verify"]),
         ("the record", &["linux-patch-host", "record", "verify"]),
@@ -127,7 +127,7 @@ fn whole(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
-fn reboots(week: &Week, seen: &Seen, report: &mut Report, failures: &mut Vec<String>) {
+fn reboots(week: &Week, plan: &Plan, seen: &Seen, report: &mut Report, failures: &mut Vec<String>) {
     report.reboots = seen.reboots.len();
     let mut causes = BTreeSet::new();
     for (at, required) in &seen.reboots {
@@ -137,7 +137,11 @@ fn reboots(week: &Week, seen: &Seen, report: &mut Report, failures: &mut Vec<Str
             expect!(failures, causes.insert(cause.to_owned()), "a second reboot for {cause}, at {at}");
         }
     }
-    expect!(failures, causes.len() == 2, "rebooted for {causes:?} alone");
+    // A boot is a boot, whoever wanted it.
+    causes.extend(seen.off.split_whitespace().map(str::to_owned));
+    let wanted = plan.updates.iter().filter(|update| update.special == Special::Reboot);
+    let wanted: BTreeSet<String> = wanted.map(|update| update.name.clone()).collect();
+    expect!(failures, causes == wanted, "booted for {causes:?} instead of {wanted:?}");
     // The first, and the one after it was off.
     let boots = usize::try_from(week.agent.host.boots()).unwrap_or_default();
     expect!(failures, boots == report.reboots + 2, "{boots} boots, and {} reboots", report.reboots);
@@ -191,9 +195,18 @@ fn listed(week: &Week) -> Result<Vec<Value>> {
     list.data()?["jobs"].as_array().cloned().context("no jobs")
 }
 
-/// Each change has its way back.
-fn jobs(week: &Week, report: &mut Report, failures: &mut Vec<String>) -> Result<()> {
+/// Each change has its way back, and a run that could not reach the archive says so.
+fn jobs(week: &Week, plan: &Plan, report: &mut Report, failures: &mut Vec<String>) -> Result<()> {
+    let at = |wanted| plan.events.iter().find(|(_, event)| *event == wanted).map(|(at, _)| *at);
+    let (gone, back) = (at(Event::RepositoryGone), at(Event::RepositoryBack));
     for job in listed(week)? {
+        let began = time(&job["started_at"]);
+        if gone < began && began < back {
+            let id = job["job_id"].as_str().unwrap_or_default();
+            let whole = week.agent.job(id)?;
+            let says_so = whole["log"].to_string().contains("not all indexes could be fetched");
+            expect!(failures, says_so, "it does not say that the archive was not reached: {whole:#}");
+        }
         report.runs += 1;
         report.failed_runs += usize::from(job["status"] != "completed");
         let is_ended = job["completed_at"].is_string();

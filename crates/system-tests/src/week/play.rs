@@ -41,6 +41,9 @@ const TIMERS: [&str; 3] = ["linux-patch-policy", "linux-patch-notify", "linux-pa
 /// How long a run, a tick or a boot may take.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// How long a host may take to answer that goes down perhaps.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
+
 /// What the host says after a step, in one go: packages, what asks for a reboot, and whether a tick failed.
 const LOOK: &str = "dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n' 'lp-*'; echo --; \
     cat /run/reboot-required.pkgs 2>/dev/null || true; echo --; \
@@ -142,6 +145,8 @@ impl Week {
     }
 
     fn go_on(&mut self, seen: &mut Seen) -> Result<()> {
+        // What ended before the first look of the notifications is nobody's news.
+        self.tick(seen)?;
         self.look(seen)?;
         while self.clock.now() < self.ends {
             let at = self.next();
@@ -202,6 +207,7 @@ impl Week {
                 Event::Off => {
                     host.shell(&self.clock.settle())?;
                     host.off()?;
+                    seen.off = std::mem::take(&mut self.required);
                     self.is_off = true;
                 }
                 Event::On => {
@@ -274,13 +280,16 @@ impl Week {
                 return Ok(Some(true));
             }
             // While it goes down there is nobody to ask.
-            let asked =
-                host.exec(&["systemctl", "show", "-P", "ActiveState", "linux-patch-reboot-window"]);
+            let asked = host.exec_with(
+                &["systemctl", "show", "-P", "ActiveState", "linux-patch-reboot-window"],
+                "",
+                ASK_LIMIT,
+            );
             let state = asked.map(|asked| asked.stdout.trim().to_owned()).unwrap_or_default();
             Ok(["inactive", "failed"].contains(&state.as_str()).then_some(false))
         })?;
         // Going down it may be inactive for a moment.
-        let is_going = host.exec(&["systemctl", "is-system-running"]);
+        let is_going = host.exec_with(&["systemctl", "is-system-running"], "", ASK_LIMIT);
         let is_going = is_going.map_or(true, |asked| asked.stdout.trim() == "stopping");
         if !reboots && !is_going {
             return Ok(());
