@@ -127,7 +127,7 @@ impl Feed {
             date,
             valid_until: None,
         };
-        let debs: Vec<&Path> = self.debs.iter().nth(kind.index()).into_iter().flatten().map(|deb| &**deb).collect();
+        let debs: Vec<&Path> = self.debs.get(kind.index()).into_iter().flatten().map(|deb| &**deb).collect();
         suite.make(&self.keys, &debs)?;
         run_ok(words(&["chmod", "-R", "a+rX", &root.to_string_lossy()]), Input::Nothing)?;
         let next = place.join("current.next");

@@ -15,7 +15,8 @@ use crate::wait;
 
 const SINKS: &str = include_str!("sinks.py");
 
-const UNIT: &str = "[Service]\nExecStart=/usr/bin/python3 /usr/lib/lp-sinks.py\n[Install]\nWantedBy=multi-user.target\n";
+const UNIT: &str =
+    "[Service]\nExecStart=/usr/bin/python3 /usr/lib/lp-sinks.py\n[Install]\nWantedBy=multi-user.target\n";
 
 const CONFIG: &str = "policy: {mode: agent}\nsecurity: {rate_limit_requests_per_minute: RATE}\n\
     notifications:\n  \
@@ -217,6 +218,8 @@ impl Week {
                     self.agent.wait_until_up()?;
                     self.policy()?;
                 }
+                // Switched on again, they take everything.
+                Event::Refuse | Event::Take if self.is_off => {}
                 Event::Refuse => drop(host.exec_ok(&["touch", "/run/lp-sinks-refuse"])?),
                 Event::Take => drop(host.exec_ok(&["rm", "-f", "/run/lp-sinks-refuse"])?),
                 Event::Kill => self.kills = true,
@@ -256,10 +259,7 @@ impl Week {
         });
         let run = ended.with_context(|| format!("at {begun} it is {last:#}, before {before:#}"))?;
         let error = run["error"].as_str().unwrap_or_default();
-        seen.tell(
-            begun,
-            format_args!("run {}: {} {} {error}", run["job_id"], run["status"], run["outcome"]),
-        );
+        seen.tell(begun, format_args!("run {}: {} {} {error}", run["job_id"], run["status"], run["outcome"]));
         Ok(())
     }
 
@@ -275,19 +275,20 @@ impl Week {
         host.shell(&script)?;
         let (boots, at) = (host.boots(), self.clock.now());
         host.exec_ok(&["systemctl", "--no-block", "start", "linux-patch-reboot-window"])?;
-        let reboots = wait::until_every(Duration::from_millis(20), "a look of the reboot window", LIMIT, || {
-            if host.boots() > boots {
-                return Ok(Some(true));
-            }
-            // While it goes down there is nobody to ask.
-            let asked = host.exec_with(
-                &["systemctl", "show", "-P", "ActiveState", "linux-patch-reboot-window"],
-                "",
-                ASK_LIMIT,
-            );
-            let state = asked.map(|asked| asked.stdout.trim().to_owned()).unwrap_or_default();
-            Ok(["inactive", "failed"].contains(&state.as_str()).then_some(false))
-        })?;
+        let reboots =
+            wait::until_every(Duration::from_millis(20), "a look of the reboot window", LIMIT, || {
+                if host.boots() > boots {
+                    return Ok(Some(true));
+                }
+                // While it goes down there is nobody to ask.
+                let asked = host.exec_with(
+                    &["systemctl", "show", "-P", "ActiveState", "linux-patch-reboot-window"],
+                    "",
+                    ASK_LIMIT,
+                );
+                let state = asked.map(|asked| asked.stdout.trim().to_owned()).unwrap_or_default();
+                Ok(["inactive", "failed"].contains(&state.as_str()).then_some(false))
+            })?;
         // Going down it may be inactive for a moment.
         let is_going = host.exec_with(&["systemctl", "is-system-running"], "", ASK_LIMIT);
         let is_going = is_going.map_or(true, |asked| asked.stdout.trim() == "stopping");
