@@ -35,6 +35,7 @@ mod supervisor;
 mod throwroot;
 pub mod trials;
 pub mod wait;
+pub mod week;
 
 pub use guest::Guest;
 pub use host::{Host, HostOptions};

@@ -14,6 +14,7 @@
 
 mod archive;
 mod catalogue;
+mod feed;
 mod package;
 
 use std::fs;
@@ -36,6 +37,8 @@ const BUILDER: [&str; 3] = [
     include_str!("repository/catalogue.rs"),
     include_str!("repository/package.rs"),
 ];
+
+pub use feed::{Feed, Kind};
 
 static NEXT_COPY: AtomicU32 = AtomicU32::new(0);
 

@@ -85,7 +85,8 @@ pub(crate) fn sample(packages: &Path) -> Result<()> {
     Ok(())
 }
 
-fn new_seed() -> Result<u64> {
+/// A seed that was hardly used before.
+pub(crate) fn new_seed() -> Result<u64> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
     // Short enough to be typed again.
     Ok(now.as_micros().try_into().unwrap_or(u64::MAX) % 1_000_000_000_000)

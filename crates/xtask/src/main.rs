@@ -14,6 +14,7 @@ mod openapi;
 mod sbom;
 mod table;
 mod test;
+mod week;
 mod workspace;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Command {
     Test(test::Test),
     /// Interrupt random changes in random ways, in roots and on a host, and check how each one ends.
     Chaos(chaos::Chaos),
+    /// Live through a week of unattended patching on a host whose clock is moved on.
+    Week(week::Week),
     /// Feed every parser of foreign bytes what a fuzzer makes up, and add the figures up.
     Fuzz(fuzz::Fuzz),
     /// Scans, slow clients, schemathesis, sslyze, the order of versions: the full figures.
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Week(args) => week::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),
         Command::Coverage(args) => coverage::run(&args),

@@ -72,7 +72,7 @@ pub(super) fn build(directory: &Path, release: &Release) -> Result<()> {
     run_ok(words(&["chmod", "-R", "a+rX", &directory.to_string_lossy()]), Input::Nothing).map(drop)
 }
 
-fn words(words: &[&str]) -> Command {
+pub(super) fn words(words: &[&str]) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]);
     command
@@ -88,17 +88,17 @@ fn tamper(deb: &Path) -> Result<()> {
 }
 
 /// One suite in one place.
-struct Suite<'a> {
-    place: PathBuf,
-    name: &'static str,
-    codename: String,
-    label: &'static str,
-    version: &'a str,
-    architecture: &'a str,
-    key: &'static str,
+pub(super) struct Suite<'a> {
+    pub(super) place: PathBuf,
+    pub(super) name: &'static str,
+    pub(super) codename: String,
+    pub(super) label: &'static str,
+    pub(super) version: &'a str,
+    pub(super) architecture: &'a str,
+    pub(super) key: &'static str,
     /// What `Release` says, and when its files were changed last, by which HTTP clients know them.
-    date: Timestamp,
-    valid_until: Option<Timestamp>,
+    pub(super) date: Timestamp,
+    pub(super) valid_until: Option<Timestamp>,
 }
 
 impl Suite<'_> {
@@ -106,7 +106,7 @@ impl Suite<'_> {
         self.place.join("pool").join(&self.codename)
     }
 
-    fn make(&self, keys: &Keys, debs: &[&Path]) -> Result<()> {
+    pub(super) fn make(&self, keys: &Keys, debs: &[&Path]) -> Result<()> {
         self.make_files(keys, debs).with_context(|| format!("cannot make the suite {}", self.codename))
     }
 
@@ -159,17 +159,17 @@ impl Suite<'_> {
 }
 
 /// The keys that sign, in a keyring of their own.
-struct Keys {
+pub(super) struct Keys {
     home: PathBuf,
 }
 
 impl Keys {
     /// The key that the hosts are given.
-    const TRUSTED: &str = "repository@test.invalid";
+    pub(super) const TRUSTED: &str = "repository@test.invalid";
     /// One that nobody is given.
     const UNKNOWN: &str = "unknown@test.invalid";
 
-    fn make(home: &Path) -> Result<Self> {
+    pub(super) fn make(home: &Path) -> Result<Self> {
         fs::create_dir(home)?;
         fs::set_permissions(home, fs::Permissions::from_mode(0o700))?;
         let keys = Self { home: home.to_path_buf() };
@@ -185,7 +185,7 @@ impl Keys {
         run_ok(command, Input::Nothing)
     }
 
-    fn export(&self, key: &str, directory: &Path) -> Result<()> {
+    pub(super) fn export(&self, key: &str, directory: &Path) -> Result<()> {
         let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
         self.gpg(&["--output", &path("key.gpg"), "--export", key])?;
         self.gpg(&["--output", &path("key.asc"), "--armor", "--export", key]).map(drop)

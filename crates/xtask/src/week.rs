@@ -1,0 +1,105 @@
+//! `cargo xtask week`: a week of unattended patching on a host whose clock the test moves on.
+
+use std::{fs, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use system_tests::week::{self, Options, Report};
+
+use crate::{
+    chaos::new_seed,
+    dist::{self, Profile},
+    workspace,
+};
+
+/// Options of `week`.
+#[derive(Debug, Args)]
+pub(crate) struct Week {
+    /// What all that happens comes from; another one each time if absent. It is printed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Two days with everything that a week has, as in every run of the tests.
+    #[arg(long)]
+    sample: bool,
+    /// Show what happened when.
+    #[arg(long)]
+    story: bool,
+    /// Add a row to the table in docs/testing.md.
+    #[arg(long)]
+    record: bool,
+}
+
+/// The line of docs/testing.md after which the rows stand, the newest last.
+const TABLE: &str = "| date | seed | security updates | within 24 hours | the longest | reported with their cause | runs, failed | \
+                     reboots | mails, webhooks | failures | seconds |";
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &Week) -> Result<ExitCode> {
+    system_tests::base::deps()?;
+    system_tests::sweep()?;
+    if std::env::var_os("LINUX_PATCH_TEST_PACKAGES").is_none() {
+        let packages = workspace::target()?.join("test-packages");
+        dist::build(Profile::Dev, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
+        dist::build(Profile::Dev, &packages.join("old"), Some(dist::TEST_VERSIONS.0))?;
+        system_tests::packages::Packages::use_those_in(&packages);
+    }
+    let seed = args.seed.map_or_else(new_seed, Ok)?;
+    println!("seed {seed}");
+    let report = week::run(&if args.sample { Options::sample(seed) } else { Options::week(seed) })?;
+    if args.story {
+        report.story.iter().for_each(|line| println!("{line}"));
+    }
+    report.failures.iter().for_each(|failure| println!("FAILED {failure}"));
+    println!("{}", report.summary());
+    if args.record {
+        record(&report)?;
+    }
+    Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The bounded sample that every run of the tests has, from a seed of its own.
+pub(crate) fn sample(packages: &Path) -> Result<()> {
+    system_tests::packages::Packages::use_those_in(packages);
+    let seed = new_seed()?;
+    println!("   seed {seed}");
+    let report = week::run(&Options::sample(seed))?;
+    println!("{}", report.summary());
+    ensure!(
+        report.failures.is_empty(),
+        "{}\nagain: cargo xtask week --sample --story --seed {seed}",
+        report.failures.join("\n")
+    );
+    Ok(())
+}
+
+fn record(report: &Report) -> Result<()> {
+    let path = workspace::root()?.join("docs/testing.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
+    let row = format!(
+        "| {date} | {} | {} | {} | {} h {} min | {} | {}, {} | {} | {}, {} | {} | {:.0} |",
+        report.seed,
+        report.updates,
+        report.in_time,
+        report.longest_minutes / 60,
+        report.longest_minutes % 60,
+        report.with_cause,
+        report.runs,
+        report.failed_runs,
+        report.reboots,
+        report.mails,
+        report.webhooks,
+        report.failures.len(),
+        report.duration.as_secs_f64()
+    );
+    let mut lines: Vec<&str> = text.lines().collect();
+    let head =
+        lines.iter().position(|line| *line == TABLE).context("docs/testing.md has no table of weeks")?;
+    let end = lines
+        .iter()
+        .skip(head)
+        .position(|line| !line.starts_with('|'))
+        .map_or(lines.len(), |rows| head + rows);
+    lines.insert(end, &row);
+    fs::write(&path, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
