@@ -5,12 +5,18 @@ use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
-    api::WhyNot,
+    api::{Cause, CauseKind, WhyNot},
     event::{Ended, QueryResult},
     operation::{ApplyPatches, Install, MAX_PACKAGES, PackageSpec},
 };
 
-use crate::{back, ceiling::Ceiling, events::Events, paths::Paths, reboot, services, solver};
+use crate::{
+    back,
+    ceiling::{self, Ceiling},
+    events::Events,
+    paths::Paths,
+    reboot, services, solver,
+};
 
 /// What is asked.
 #[derive(Debug)]
@@ -157,6 +163,20 @@ impl Facts {
             last_update_check: apt::last_update_check(root),
             now: jiff::Timestamp::now(),
         };
-        Ok(apt::why_not(name, &evidence))
+        let mut answer = apt::why_not(name, &evidence);
+        let forbidden = Ceiling::load(root)
+            .and_then(|ceiling| ceiling.admits(&Operation::ApplyPatches(ApplyPatches::default())))
+            .err();
+        let there_is_none =
+            |kind| matches!(kind, CauseKind::UpToDate | CauseKind::NotInstalled | CauseKind::NoCandidate);
+        if let Some(error) = forbidden
+            && !answer.causes.iter().any(|cause| there_is_none(cause.kind))
+        {
+            answer.causes.retain(|cause| cause.kind != CauseKind::Ready);
+            let next_step =
+                format!("root decides that on the host: see /{} and the freeze file", ceiling::FILE);
+            answer.causes.insert(0, Cause { kind: CauseKind::Frozen, message: error.message, next_step });
+        }
+        Ok(answer)
     }
 }
