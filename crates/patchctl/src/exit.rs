@@ -18,7 +18,7 @@ Exit codes:
   4    the job was cancelled or timed out, or the question was answered with no
   5    updates are available (only with `patches --check`)
   7    a security fix took or takes longer than promised (only with `compliance`)
-  8    whether security fixes are missing cannot be told (only with `compliance`)
+  8    whether fixes are missing cannot be told (only with `compliance` and `patches --check`)
   130  watching was interrupted; the job goes on";
 
 /// How the program ends.

@@ -46,10 +46,10 @@ fn asks_for_reboot(patch: &Value) -> bool {
 
 /// What is held, kept back or taken back is no reason to run `apply`, which would not touch it.
 fn check(set: &PatchSet) -> Exit {
-    if set.last_update_check.is_none() {
-        Exit::Untold
-    } else if set.patches.iter().any(|patch| patch.state == PatchState::Ready) {
+    if set.patches.iter().any(|patch| patch.state == PatchState::Ready) {
         Exit::UpdatesAvailable
+    } else if set.last_update_check.is_none() {
+        Exit::Untold
     } else {
         Exit::Done
     }
@@ -69,15 +69,16 @@ mod tests {
         })
     }
 
-    fn raw(patches: &[Value]) -> Box<RawValue> {
+    fn raw(patches: &[Value], fetched: Option<&str>) -> Box<RawValue> {
         let set = json!({"patches": patches, "total": patches.len(), "security_updates": 1,
-            "requires_reboot": true, "last_update_check": null});
+            "requires_reboot": true, "last_update_check": fetched});
         serde_json::value::to_raw_value(&set).unwrap()
     }
 
     #[test]
     fn security_only_leaves_the_others_out_and_unknown_fields_in() {
-        let only = security_only(&raw(&[patch("aa", true, "held"), patch("bb", false, "ready")])).unwrap();
+        let patches = [patch("aa", true, "held"), patch("bb", false, "ready")];
+        let only = security_only(&raw(&patches, Some("2026-11-22T00:00:00Z"))).unwrap();
         let set: PatchSet = serde_json::from_str(only.get()).unwrap();
         assert_eq!((set.total, set.patches.len(), set.requires_reboot), (1, 1, false));
         assert!(only.get().contains("\"later\":1"));
@@ -86,7 +87,15 @@ mod tests {
 
     #[test]
     fn the_check_counts_what_would_be_applied() {
-        let set: PatchSet = serde_json::from_str(raw(&[patch("aa", true, "ready")]).get()).unwrap();
-        assert_eq!(check(&set), Exit::UpdatesAvailable);
+        let of = |patches: &[Value], fetched| {
+            let set: PatchSet = serde_json::from_str(raw(patches, fetched).get()).unwrap();
+            check(&set)
+        };
+        let at = Some("2026-11-22T00:00:00Z");
+        assert_eq!(of(&[patch("aa", true, "ready")], at), Exit::UpdatesAvailable);
+        assert_eq!(of(&[patch("aa", true, "taken_back")], at), Exit::Done);
+        // Without lists no updates are known, which is not that there are none.
+        assert_eq!(of(&[], at), Exit::Done);
+        assert_eq!(of(&[], None), Exit::Untold);
     }
 }
