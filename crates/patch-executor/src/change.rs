@@ -75,6 +75,9 @@ const REFRESH: (u8, u8) = (0, 5);
 const DOWNLOAD: (u8, u8) = (5, 30);
 const APPLY: (u8, u8) = (30, 95);
 
+/// In the root side's directory of state while the last fetch of indexes did not get all of them.
+const UNFETCHED: &str = "indexes_unfetched";
+
 /// Why a change goes on no further.
 pub(crate) enum Stop {
     /// It is over.
@@ -559,12 +562,28 @@ impl<'a> Change<'a> {
             _ => None,
         };
         limit.is_some_and(|limit| {
+            // What apt did fetch makes all of them look new.
+            if self.paths.state().join(UNFETCHED).exists() {
+                return true;
+            }
             last_update_check(self.paths.root()).is_none_or(|at| {
                 // A clock that was set back makes the check look as if it were to come: that is old, too.
                 let age = Timestamp::now().as_second() - at.as_second();
                 u64::try_from(age).map_or(true, |age| age > limit)
             })
         })
+    }
+
+    /// Remembers whether the last fetch got everything: until one does, the next run that may fetch does so again.
+    fn note_fetched(&self, everything: bool) {
+        let mark = self.paths.state().join(UNFETCHED);
+        let noted = if everything { fs::remove_file(&mark) } else { fs::write(&mark, "") };
+        match noted {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                eprintln!("patch-executor: {}: {error}", mark.display());
+            }
+            _ => {}
+        }
     }
 
     fn refresh(&mut self) -> Result<State, Stop> {
@@ -593,6 +612,7 @@ impl<'a> Change<'a> {
                 ));
             }
         };
+        self.note_fetched(end.code == Some(0));
         if end.code == Some(0) {
             stamp_refresh(root);
             if !asked_for {

@@ -145,6 +145,15 @@ fn take_over(
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(unusable(error)),
         _ => {}
     }
+    // Whoever has the turn is alone; who only asks holds it for an instant, and who has just ended until it has decided. That
+    // is why this one comes first: it holds this lock while it waits for the other.
+    let alive = Lock::take(&directory.join(ATTEMPT_LOCK), PATIENCE, &must_stop).map_err(unusable)?;
+    let Some(alive) = alive else {
+        if must_stop() {
+            return Err(Stop::cancelled());
+        }
+        return Err(unusable(io::Error::other("another run of the policy is still at work")));
+    };
     let Some(_deciding) = Lock::take(&directory.join(POLICY_LOCK), PATIENCE, &must_stop).map_err(unusable)?
     else {
         if must_stop() {
@@ -153,11 +162,6 @@ fn take_over(
         return Err(unusable(io::Error::other(
             "it is locked for too long; see `systemctl status linux-patch-policy`",
         )));
-    };
-    // Whoever has the turn is alone; who only asks holds it for an instant.
-    let alive = Lock::take(&directory.join(ATTEMPT_LOCK), PATIENCE, &must_stop).map_err(unusable)?;
-    let Some(alive) = alive else {
-        return Err(unusable(io::Error::other("another run of the policy is still at work")));
     };
     let was_off = updater::is_off(root).map_err(|error| refusal(&error))?;
     // What one that died has taken is still to be given back.

@@ -77,16 +77,21 @@ pub(crate) fn capture(argv: &argv::Argv) -> Result<Captured, ErrorDetail> {
 }
 
 /// The packages that apt installs or removes although nobody asks for anything: those that an earlier run left so that
-/// it begins them again, every time. Configuring what is unpacked is none of it.
+/// it begins them again, every time. Configuring what is unpacked is none of it. Or why apt can do nothing at all: because
+/// dependencies are broken, or a package cannot be had again.
 ///
 /// # Errors
-/// When apt can do nothing at all, because dependencies are broken or a package cannot be had again.
-pub(crate) fn unasked(root: &Path) -> Result<Vec<String>, ErrorDetail> {
+/// When apt cannot be asked.
+pub(crate) fn unasked(root: &Path) -> Result<Result<Vec<String>, ErrorDetail>, ErrorDetail> {
     let nothing =
         Install { packages: Vec::new(), no_recommends: true, allow_downgrade: false, reinstall: false };
-    let simulation = simulation(root, &Task::Install(nothing), OperationKind::Install)?;
-    let begun = simulation.changes.into_iter().filter(|change| change.verb != Verb::Configure);
-    Ok(begun.map(|change| change.package.to_string()).collect())
+    let said = capture(&argv::simulate(root, &Task::Install(nothing)))?;
+    if said.code != Some(0) {
+        return Ok(Err(classify(said.code, &said.text(), OperationKind::Install)));
+    }
+    let changes = simulate::parse(&said.stdout).changes;
+    let begun = changes.into_iter().filter(|change| change.verb != Verb::Configure);
+    Ok(Ok(begun.map(|change| change.package.to_string()).collect()))
 }
 
 /// The versions that were taken back. A list that cannot be read is no reason to answer nothing: apt's own preferences

@@ -168,9 +168,13 @@ impl Change<'_> {
             return false;
         }
         let why = match solver::unasked(self.paths.root()) {
-            Ok(unasked) if unasked.is_empty() => return true,
-            Ok(unasked) => format!("every later run of apt would change {}", unasked.join(", ")),
-            Err(error) => error.message,
+            Ok(Ok(unasked)) if unasked.is_empty() => return true,
+            Ok(Ok(unasked)) => format!("every later run of apt would change {}", unasked.join(", ")),
+            Ok(Err(refusal)) => refusal.message,
+            Err(error) => {
+                self.remark(format!("whether it blocks later changes could not be asked: {}", error.message));
+                return true;
+            }
         };
         self.remark(format!(
             "what failed was to be kept, but it would block later changes ({why}); it goes back"

@@ -131,12 +131,15 @@ pub fn give_back(root: &Path) -> Result<(), SwitchError> {
     gone.and_then(|()| sync_directory(&path)).map_err(failed(&path))
 }
 
-/// Whether the updater is off in apt's own eyes. A system that does not run has none.
+/// apt's timers do nothing where this is not there, whatever is set.
+const PROGRAM: &str = "/usr/bin/unattended-upgrade";
+
+/// Whether the updater is off in apt's own eyes, or not there at all. A system that does not run has none.
 ///
 /// # Errors
 /// When it is not, or apt does not say.
 pub fn is_off_for_apt(root: &Path) -> Result<(), SwitchError> {
-    if root != Path::new("/") {
+    if root != Path::new("/") || !Path::new(PROGRAM).exists() {
         return Ok(());
     }
     let said = run::capture(&argv::unattended_upgrade(), ASKED)

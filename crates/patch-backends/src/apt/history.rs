@@ -35,7 +35,9 @@ pub fn last_update_check(root: &Path) -> Option<Timestamp> {
     fs::read_dir(&lists)
         .ok()?
         .flatten()
-        .any(|entry| entry.file_name().to_string_lossy().contains("Release"))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        // A source that is trusted without a signature may have no Release file.
+        .any(|name| name.contains("Release") || name.contains("Packages"))
         .then(|| modified(&lists).into_iter().chain(modified(&root.join(UPDATE_STAMP))).max())
         .flatten()
         .and_then(timestamp)

@@ -107,8 +107,6 @@ impl Plan {
         span(65, 75, 3, Event::RepositoryGone, Event::RepositoryBack);
         events.push((within(&mut random, minutes * 50 / 100, minutes * 55 / 100), Event::Kill));
         events.sort_by_key(|(at, _)| *at);
-        let at = |wanted| events.iter().find(|(_, event)| *event == wanted).map_or(begins, |(at, _)| *at);
-        keep_a_reboot(&mut updates, at(Event::Off), at(Event::On));
         let ends = minute(minutes) + SignedDuration::from_hours(36);
         Self { begins, ends, updates, events }
     }
@@ -135,28 +133,6 @@ impl Plan {
         let (hour, minute, long) = WINDOW;
         let opens = midnight(at) + SignedDuration::from_mins(i64::from(hour) * 60 + i64::from(minute));
         opens <= at && at < opens + SignedDuration::from_mins(long)
-    }
-}
-
-/// Whether a reboot that is asked for then is the reboot window's, and not one that the host has since it is switched off anyway.
-fn is_windows(at: Timestamp, off: Timestamp, on: Timestamp) -> bool {
-    at > on || at + SignedDuration::from_hours(36) < off
-}
-
-/// Makes the last update ask for a reboot where none is the window's otherwise.
-fn keep_a_reboot(updates: &mut [Update], off: Timestamp, on: Timestamp) {
-    let asks = |update: &Update| update.special == Special::Reboot;
-    if updates.iter().any(|update| asks(update) && is_windows(update.at, off, on)) {
-        return;
-    }
-    let plain = |update: &Update| update.kind == Kind::Security && update.special == Special::Nothing;
-    let last = updates.iter().filter(|update| plain(update)).max_by_key(|update| update.at);
-    let Some(last) = last.map(|update| update.name.clone()) else { return };
-    if let Some(update) = updates.iter_mut().find(|update| asks(update)) {
-        update.special = Special::Nothing;
-    }
-    if let Some(update) = updates.iter_mut().find(|update| update.name == last) {
-        update.special = Special::Reboot;
     }
 }
 
@@ -187,10 +163,6 @@ mod tests {
                 let at = |event| plan.events.iter().find(|(_, other)| *other == event).map(|(at, _)| *at);
                 assert!(at(Event::Take) < at(Event::Off) || options.days < 7);
                 assert!(at(Event::On) < at(Event::RepositoryGone));
-                let (off, on) = (at(Event::Off).unwrap(), at(Event::On).unwrap());
-                let is_one =
-                    |update: &Update| update.special == Special::Reboot && is_windows(update.at, off, on);
-                assert!(plan.updates.iter().any(is_one), "{seed} {options:?}");
             }
         }
     }

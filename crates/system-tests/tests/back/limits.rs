@@ -323,6 +323,16 @@ fn lists_that_cannot_be_had_are_no_nothing_to_do() -> Result<()> {
         ended.status == JobStatus::Failed && said.message.contains("could not all be fetched"),
         "{ended:#?}"
     );
+    // What was fetched meanwhile makes the lists look new; they are not whole for that.
+    place.root.shell("touch /var/lib/apt/lists")?;
+    let hourly = Operation::ApplyPatches(ApplyPatches {
+        refresh_if_older: Some(3600),
+        ..match place::apply(&[])? {
+            Operation::ApplyPatches(apply) => apply,
+            other => bail!("not to apply: {other:?}"),
+        }
+    });
+    place.refused(hourly, ChangeOptions::default())?;
     place.root.shell("rm -rf /var/lib/apt/lists/*")?;
     for operation in [place::apply(&[])?, fresh()?] {
         place.refused(operation, ChangeOptions::default())?;
