@@ -1,8 +1,8 @@
 //! `cargo xtask week`: a week of unattended patching on a host whose clock the test moves on.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, process::ExitCode};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use system_tests::week::{self, Options, Report};
 
@@ -55,21 +55,6 @@ pub(crate) fn run(args: &Week) -> Result<ExitCode> {
         record(&report)?;
     }
     Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The bounded sample that every run of the tests has, from a seed of its own.
-pub(crate) fn sample(packages: &Path) -> Result<()> {
-    system_tests::packages::Packages::use_those_in(packages);
-    let seed = new_seed()?;
-    println!("   seed {seed}");
-    let report = week::run(&Options::sample(seed))?;
-    println!("{}", report.summary());
-    ensure!(
-        report.failures.is_empty(),
-        "{}\nagain: cargo xtask week --sample --story --seed {seed}",
-        report.failures.join("\n")
-    );
-    Ok(())
 }
 
 fn record(report: &Report) -> Result<()> {
