@@ -574,18 +574,6 @@ impl<'a> Change<'a> {
         })
     }
 
-    /// Remembers whether the last fetch got everything: until one does, the next run that may fetch does so again.
-    fn note_fetched(&self, everything: bool) {
-        let mark = self.paths.state().join(UNFETCHED);
-        let noted = if everything { fs::remove_file(&mark) } else { fs::write(&mark, "") };
-        match noted {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                eprintln!("patch-executor: {}: {error}", mark.display());
-            }
-            _ => {}
-        }
-    }
-
     fn refresh(&mut self) -> Result<State, Stop> {
         let asked_for = self.journal.record.operation == Operation::Refresh;
         self.wait_for_locks(Locks::Indexes)?;
@@ -602,6 +590,8 @@ impl<'a> Change<'a> {
             reports: true,
             holds_lock: false,
         };
+        // Before it begins: who is killed or cancelled in the middle has fetched a part.
+        note_fetched(self.paths, false);
         let end = match run.execute(|fd| argv::refresh(root, fd))? {
             RunEnd::Exited(end) => end,
             RunEnd::Cancelled => return Err(Stop::cancelled()),
@@ -612,8 +602,8 @@ impl<'a> Change<'a> {
                 ));
             }
         };
-        self.note_fetched(end.code == Some(0));
         if end.code == Some(0) {
+            note_fetched(self.paths, true);
             stamp_refresh(root);
             if !asked_for {
                 return Ok(State::Planning);
@@ -1103,6 +1093,18 @@ pub(crate) fn give_to_apt(directory: &Path) -> io::Result<()> {
     match User::from_name("_apt") {
         Ok(Some(user)) => chown(directory, Some(user.uid.as_raw()), None),
         _ => Ok(()),
+    }
+}
+
+/// Remembers whether the last fetch got everything: until one does, the next run that may fetch does so again.
+fn note_fetched(paths: &Paths, everything: bool) {
+    let mark = paths.state().join(UNFETCHED);
+    let noted = if everything { fs::remove_file(&mark) } else { fs::write(&mark, "") };
+    match noted {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            eprintln!("patch-executor: {}: {error}", mark.display());
+        }
+        _ => {}
     }
 }
 

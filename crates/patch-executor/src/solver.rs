@@ -153,7 +153,11 @@ pub(crate) fn plan(paths: &Paths, operation: &Operation) -> Result<Planned, Erro
         }
         Operation::ApplyPatches(apply) => match choose_patches(paths, apply, &inventory)? {
             Some(task) => task,
-            None => return Ok(Planned { plan: Plan::of(Vec::new()), task: None, auto: Vec::new() }),
+            None => {
+                let plan = Plan::of(Vec::new());
+                nothing_taken_back(operation, &plan, &taken_back(paths), &inventory)?;
+                return Ok(Planned { plan, task: None, auto: Vec::new() });
+            }
         },
     };
     let simulation = simulation(root, &task, operation.into())?;

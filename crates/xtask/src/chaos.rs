@@ -13,7 +13,7 @@ use system_tests::chaos::{self, Options, Report};
 
 use crate::{
     dist::{self, Profile},
-    workspace,
+    table, workspace,
 };
 
 /// Options of `chaos`.
@@ -95,22 +95,13 @@ pub(crate) fn new_seed() -> Result<u64> {
 fn record(report: &Report) -> Result<()> {
     let path = workspace::root()?.join("docs/testing.md");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
-    let row = format!(
-        "| {date} | {} | {} | {} | {} |",
-        report.seed,
-        report.rounds,
-        report.hosts,
-        report.failures.len()
-    );
-    let mut lines: Vec<&str> = text.lines().collect();
-    let head =
-        lines.iter().position(|line| *line == TABLE).context("docs/testing.md has no table of chaos")?;
-    let end = lines
-        .iter()
-        .skip(head)
-        .position(|line| !line.starts_with('|'))
-        .map_or(lines.len(), |rows| head + rows);
-    lines.insert(end, &row);
-    fs::write(&path, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", path.display()))
+    let row = vec![
+        table::today(),
+        report.seed.to_string(),
+        report.rounds.to_string(),
+        report.hosts.to_string(),
+        report.failures.len().to_string(),
+    ];
+    let text = table::append(&text, TABLE, row)?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }

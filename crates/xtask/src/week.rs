@@ -9,7 +9,7 @@ use system_tests::week::{self, Options, Report};
 use crate::{
     chaos::new_seed,
     dist::{self, Profile},
-    workspace,
+    table, workspace,
 };
 
 /// Options of `week`.
@@ -60,31 +60,19 @@ pub(crate) fn run(args: &Week) -> Result<ExitCode> {
 fn record(report: &Report) -> Result<()> {
     let path = workspace::root()?.join("docs/testing.md");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let date = jiff::Timestamp::now().strftime("%Y-%m-%d");
-    let row = format!(
-        "| {date} | {} | {} | {} | {} h {} min | {} | {}, {} | {} | {}, {} | {} | {:.0} |",
-        report.seed,
-        report.updates,
-        report.in_time,
-        report.longest_minutes / 60,
-        report.longest_minutes % 60,
-        report.with_cause,
-        report.runs,
-        report.failed_runs,
-        report.reboots,
-        report.mails,
-        report.webhooks,
-        report.failures.len(),
-        report.duration.as_secs_f64()
-    );
-    let mut lines: Vec<&str> = text.lines().collect();
-    let head =
-        lines.iter().position(|line| *line == TABLE).context("docs/testing.md has no table of weeks")?;
-    let end = lines
-        .iter()
-        .skip(head)
-        .position(|line| !line.starts_with('|'))
-        .map_or(lines.len(), |rows| head + rows);
-    lines.insert(end, &row);
-    fs::write(&path, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", path.display()))
+    let row = vec![
+        table::today(),
+        report.seed.to_string(),
+        report.updates.to_string(),
+        report.in_time.to_string(),
+        format!("{} h {} min", report.longest_minutes / 60, report.longest_minutes % 60),
+        report.with_cause.to_string(),
+        format!("{}, {}", report.runs, report.failed_runs),
+        report.reboots.to_string(),
+        format!("{}, {}", report.mails, report.webhooks),
+        report.failures.len().to_string(),
+        format!("{:.0}", report.duration.as_secs_f64()),
+    ];
+    let text = table::append(&text, TABLE, row)?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }

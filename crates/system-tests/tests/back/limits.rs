@@ -295,10 +295,18 @@ fn what_was_taken_back_is_roots_to_let_in() -> Result<()> {
     ensure!(set.security_updates == 1 && set.total == set.patches.len(), "{set:?}");
     // Whoever asks for nothing in particular gets what else there is.
     place.must(place::apply(&[])?, Outcome::Applied)?;
+    let fixes = Operation::ApplyPatches(ApplyPatches {
+        packages: vec!["lp-plain".parse()?],
+        security_only: true,
+        ..ApplyPatches::default()
+    });
     ensure!(place.state()?.version("lp-plain") == Some("1.0-2"), "{:?}", place.state()?.version("lp-plain"));
-    for operation in
-        [place::install(&["lp-plain=1.1-1"])?, place::apply(&["lp-plain"])?, place::update("lp-plain")?]
-    {
+    for operation in [
+        place::install(&["lp-plain=1.1-1"])?,
+        place::apply(&["lp-plain"])?,
+        place::update("lp-plain")?,
+        fixes,
+    ] {
         let code = place.refused(operation.clone(), ChangeOptions::default())?;
         ensure!(matches!(code, ErrorCode::PkgVersionConflict), "{operation:?}: {code:?}");
     }
