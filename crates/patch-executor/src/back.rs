@@ -16,7 +16,7 @@ use patch_apply::{
         archives::{self, KeepError},
         argv::{self, Argv},
         ballast, litter, lock,
-        restore::{self, Going, Proof},
+        restore::{self, GoBackError, Going, Proof},
         snapshot::{self, After, Kept, PackageKey, Recorded, Snapshot, SnapshotError},
         stage::Stage,
         store::Store,
@@ -67,6 +67,14 @@ struct Host<'a> {
     progress: &'a mut Progress,
     deadline: Instant,
     holds_lock: bool,
+}
+
+/// An attempt at going back that did not come to its end.
+struct Missed {
+    /// Why.
+    message: String,
+    /// Whether it is room on a disk that was lacking.
+    lacks_room: bool,
 }
 
 /// One step of going back may take as long as the whole change might, within reason.
@@ -377,9 +385,45 @@ impl Change<'_> {
         }
     }
 
+    /// Whether there is room enough to go back without touching what was set aside for it, which is then left for when
+    /// somebody fills the disk meanwhile.
+    fn has_room_to_go_back(&self, snapshot: &Snapshot) -> bool {
+        ballast::short_of(self.paths.root(), &self.paths.state(), snapshot)
+            .is_ok_and(|short| short.is_empty())
+    }
+
+    /// Waits until there is room to go back. False if there is as much as can be asked for, so that something else is
+    /// the matter (inodes, a quota), and if none came in `limit`.
+    fn wait_for_room(&mut self, snapshot: &Snapshot, limit: Duration) -> Result<bool, Stop> {
+        let until = Instant::now() + limit;
+        let mut told = false;
+        loop {
+            let short =
+                ballast::short_of(self.paths.root(), &self.paths.state(), snapshot).unwrap_or_default();
+            if short.is_empty() {
+                return Ok(told);
+            }
+            if !told {
+                told = true;
+                let short: Vec<String> = short.iter().map(ToString::to_string).collect();
+                self.remark(format!(
+                    "going back lacks room: {}; make some, it goes on by itself within {} minutes",
+                    short.join(", "),
+                    limit.as_secs().div_ceil(60)
+                ));
+            }
+            if stop::is_asked() {
+                return Err(Stop::Suspended);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            tool::pause();
+        }
+    }
+
     /// Goes back, and says what came of it.
     pub(crate) fn go_back(&mut self, turn: &Turn, plan: Plan, mut back: Back) -> Result<State, Stop> {
-        self.release_ballast();
         let directory = journal::way_back(&self.paths.journal(back.source));
         let mut snapshot = match Snapshot::load(&directory) {
             Ok(snapshot) => snapshot,
@@ -410,11 +454,21 @@ impl Change<'_> {
         let may_refuse = is_asked_for && back.attempts == 0 && !self.resumed;
         self.hold_restarts_going_back(turn, &plan, back.source, may_refuse)?;
         self.hold_shutdown_up();
+        if !self.has_room_to_go_back(&snapshot) {
+            self.release_ballast();
+        }
         let mut proof = None;
-        for _ in 0..TRIES {
-            if back.attempts >= MOST_TRIES {
-                break;
+        let mut lacks_room = false;
+        let mut tries = 0;
+        let limit = step_limit(&self.journal);
+        while back.attempts < MOST_TRIES {
+            if tries == TRIES {
+                if !lacks_room || !self.wait_for_room(&snapshot, limit)? {
+                    break;
+                }
+                tries = 0;
             }
+            tries += 1;
             back.attempts += 1;
             // On disk first; if the disk does not take it, going back is still right.
             if let Err(error) =
@@ -422,10 +476,10 @@ impl Change<'_> {
             {
                 eprintln!("patch-executor: cannot journal: {error}; going back all the same");
             }
-            let attempt = match self.attempt(&snapshot, &directory, &back, after.as_ref()) {
-                Ok(proof) => proof,
-                Err(error) => Proof { left: vec![error], ..Proof::default() },
-            };
+            let attempt = self.attempt(&snapshot, &directory, &back, after.as_ref());
+            lacks_room = matches!(attempt, Err(Missed { lacks_room: true, .. }));
+            let attempt =
+                attempt.unwrap_or_else(|missed| Proof { left: vec![missed.message], ..Proof::default() });
             let done = attempt.left.is_empty();
             if !done {
                 self.remark(format!("not all is as it was: {}", attempt.left.join("; ")));
@@ -434,7 +488,9 @@ impl Change<'_> {
             if done {
                 break;
             }
+            self.release_ballast();
         }
+        self.release_ballast();
         // No attempt came to its end: nothing is proven.
         let proof = proof.unwrap_or_else(|| Proof {
             left: vec![format!("going back was begun {MOST_TRIES} times and never came to its end")],
@@ -508,8 +564,8 @@ impl Change<'_> {
         directory: &Path,
         back: &Back,
         after: Option<&After>,
-    ) -> Result<Proof, String> {
-        let store = self.store().map_err(|error| error.message)?;
+    ) -> Result<Proof, Missed> {
+        let store = self.store().map_err(|error| Missed { message: error.message, lacks_room: false })?;
         let archive = |kept: &Kept| -> io::Result<PathBuf> {
             if store.verify(kept)? {
                 return Ok(store.path(kept));
@@ -543,7 +599,10 @@ impl Change<'_> {
             deadline: Instant::now() + STEP_LIMIT,
             holds_lock: true,
         };
-        let proof = restore::go_back(&going, &mut host).map_err(|error| error.to_string());
+        let proof = restore::go_back(&going, &mut host).map_err(|error| Missed {
+            message: error.to_string(),
+            lacks_room: matches!(error, GoBackError::NoSpace { .. }),
+        });
         // apt tells by whole seconds whether its cache is that of dpkg's database; two changes may fit into one.
         let _ = fs::remove_file(root.join("var/cache/apt/pkgcache.bin"));
         proof
@@ -658,10 +717,14 @@ impl Change<'_> {
             commands: commands.clone(),
         };
         self.events.emit_durably(EventKind::WentBack { report });
-        let mark = serde_json::json!({"job": back.source, "left": left, "commands": commands});
-        if let Err(error) =
-            journal::write_whole(&self.paths.state(), "rollback_failed.json", mark.to_string().as_bytes())
-        {
+        let mark = serde_json::json!({"job": back.source, "left": left, "commands": commands}).to_string();
+        let leave = || journal::write_whole(&self.paths.state(), "rollback_failed.json", mark.as_bytes());
+        // The room that is reserved for the end has to do for the mark as well.
+        let left_mark = match leave() {
+            Err(_) if self.paths.spend_reserve() => leave(),
+            result => result,
+        };
+        if let Err(error) = left_mark {
             eprintln!("patch-executor: cannot leave a mark that going back failed: {error}");
         }
         let first = self.journal.record.failure.clone();

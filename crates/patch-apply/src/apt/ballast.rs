@@ -76,6 +76,24 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> BallastError {
     move |source| BallastError::File { path, source }
 }
 
+/// A file system with less room than going back may need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Short {
+    /// A directory of it.
+    pub path: PathBuf,
+    /// Bytes that may be needed: an upper bound.
+    pub needed: u64,
+    /// Bytes that are free.
+    pub free: u64,
+}
+
+impl std::fmt::Display for Short {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { path, needed, free } = self;
+        write!(f, "{} has {} MiB free of {}", path.display(), free / MIB, needed.div_ceil(MIB))
+    }
+}
+
 /// What is needed on one file system.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Need {
@@ -102,30 +120,20 @@ pub fn reserve(
     disk_delta_bytes: i64,
 ) -> Result<Ballast, BallastError> {
     release(root, state_dir).map_err(at(state_dir))?;
-    let needs = needs(root, state_dir, snapshot, disk_delta_bytes)?;
-    let mounts = mount_points();
-    // Subvolumes of one file system look like several and share its room.
-    let mut by_directory: BTreeMap<PathBuf, Need> = BTreeMap::new();
-    for need in needs.into_values() {
-        let directory = place(root, state_dir, &need.sample, &mounts).map_err(at(&need.sample))?;
-        let sum =
-            by_directory.entry(directory).or_insert_with(|| Need { sample: need.sample, ..Need::default() });
-        sum.back = sum.back.saturating_add(need.back);
-        sum.forward = sum.forward.saturating_add(need.forward);
-    }
     let mut places = Vec::new();
     let mut ballast = Ballast::default();
-    for (directory, need) in by_directory {
-        let space = statvfs(&need.sample).map_err(|e| at(&need.sample)(e.into()))?;
-        if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
-            ballast.remarks.push(format!("{} is read-only: no room is set aside there", directory.display()));
-            continue;
-        }
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
+    for (directory, need) in by_directory(root, state_dir, snapshot, disk_delta_bytes)? {
         let needed = need.back.saturating_add(need.forward);
-        // File systems without a size, as some network ones are, say 0 of 0.
-        if space.f_blocks > 0 && free < needed {
-            return Err(BallastError::NoRoom { path: directory, needed, free });
+        match room(&need.sample)? {
+            Room::ReadOnly => {
+                let remark = format!("{} is read-only: no room is set aside there", directory.display());
+                ballast.remarks.push(remark);
+                continue;
+            }
+            Room::Bytes(free) if free < needed => {
+                return Err(BallastError::NoRoom { path: directory, needed, free });
+            }
+            Room::Bytes(_) | Room::Unknown => {}
         }
         if need.back > 0 {
             places.push((directory, need.back, needed));
@@ -155,6 +163,61 @@ pub fn reserve(
         }
     }
     Ok(ballast)
+}
+
+/// Where there is less room than going back by `snapshot` may need, beside what is set aside for it. None is known to be
+/// short where a file system does not say how much it has.
+///
+/// # Errors
+/// When a file system cannot be looked at.
+pub fn short_of(root: &Path, state_dir: &Path, snapshot: &Snapshot) -> Result<Vec<Short>, BallastError> {
+    let mut short = Vec::new();
+    for (path, Need { sample, back: needed, .. }) in by_directory(root, state_dir, snapshot, 0)? {
+        match room(&sample)? {
+            Room::Bytes(free) if free < needed => short.push(Short { path, needed, free }),
+            Room::Bytes(_) | Room::ReadOnly | Room::Unknown => {}
+        }
+    }
+    Ok(short)
+}
+
+/// What is needed, by the directory of each file system in which the room is set aside.
+fn by_directory(
+    root: &Path,
+    state_dir: &Path,
+    snapshot: &Snapshot,
+    disk_delta_bytes: i64,
+) -> Result<BTreeMap<PathBuf, Need>, BallastError> {
+    let mounts = mount_points();
+    // Subvolumes of one file system look like several and share its room.
+    let mut by_directory: BTreeMap<PathBuf, Need> = BTreeMap::new();
+    for need in needs(root, state_dir, snapshot, disk_delta_bytes)?.into_values() {
+        let directory = place(root, state_dir, &need.sample, &mounts).map_err(at(&need.sample))?;
+        let sum =
+            by_directory.entry(directory).or_insert_with(|| Need { sample: need.sample, ..Need::default() });
+        sum.back = sum.back.saturating_add(need.back);
+        sum.forward = sum.forward.saturating_add(need.forward);
+    }
+    Ok(by_directory)
+}
+
+/// What a file system says of its room.
+enum Room {
+    Bytes(u64),
+    ReadOnly,
+    /// As some network file systems, which say 0 of 0.
+    Unknown,
+}
+
+fn room(sample: &Path) -> Result<Room, BallastError> {
+    let space = statvfs(sample).map_err(|error| at(sample)(error.into()))?;
+    Ok(if space.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        Room::ReadOnly
+    } else if space.f_blocks == 0 {
+        Room::Unknown
+    } else {
+        Room::Bytes(space.f_bavail.saturating_mul(space.f_frsize))
+    })
 }
 
 /// Removes all that [`reserve`] made, also what an interrupted change left. It needs no room itself. Done again, it does

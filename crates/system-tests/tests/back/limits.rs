@@ -34,6 +34,12 @@ pub(crate) fn trials() -> Vec<Trial> {
             "a_dpkg_that_dies_of_a_full_disk_leaves_no_draft",
             a_dpkg_that_dies_of_a_full_disk_leaves_no_draft,
         ),
+        trial(
+            "a_disk_that_is_filled_while_a_change_goes_back_is_got_over",
+            a_disk_that_is_filled_while_a_change_goes_back_is_got_over,
+        ),
+        trial("going_back_waits_for_room", going_back_waits_for_room),
+        trial("going_back_that_found_no_room_is_marked", going_back_that_found_no_room_is_marked),
         trial("a_full_state_directory_never_strands_the_host", a_full_state_directory_never_strands_the_host),
     ]
 }
@@ -281,6 +287,68 @@ fn a_dpkg_that_dies_of_a_full_disk_leaves_no_draft() -> Result<()> {
     ensure!(seen.log().contains("No space left on device"), "dpkg had room: {}", seen.log());
     before.assert_same(&place.state()?).with_context(|| seen.log())?;
     place.must(place::apply(&[])?, Outcome::Applied).map(drop)
+}
+
+/// Has every dpkg run a line of shell before its own work.
+fn before_dpkg(place: &Place, line: &str) -> Result<()> {
+    place.root.push(format!("pre-invoke={line}\n"), "/etc/dpkg/dpkg.cfg.d/fill", "644")
+}
+
+/// Somebody fills the disk to its last byte when going back has begun. What was set aside is still there then.
+fn a_disk_that_is_filled_while_a_change_goes_back_is_got_over() -> Result<()> {
+    let place = Place::on_day1(&["lp-large", "lp-app", "lp-plain"])?;
+    let before = place.state()?;
+    let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    before_dpkg(&place, "test -e /filler || cat /dev/zero >/filler 2>/dev/null || true")?;
+    place.root.fill_disk(128 << 20)?;
+    let back = place.executor.change(place::rollback(job), ChangeOptions::default(), None)?;
+    let seen = system_tests::chaos::settle(&place.executor, back)?;
+    place.root.shell("rm -f /filler /etc/dpkg/dpkg.cfg.d/fill")?;
+    place.root.free_disk()?;
+    ensure!(seen.ended().context("no end")?.outcome == Some(Outcome::Applied), "{}", seen.log());
+    ensure!(seen.log().contains("/var/lib/dpkg is full"), "dpkg had room: {}", seen.log());
+    before.assert_same(&place.state()?).with_context(|| seen.log())?;
+    ensure!(!place.executor.state_directory().join("rollback_failed.json").exists());
+    place.executor.assert_no_panic()
+}
+
+/// Whatever is given to it is taken by somebody else, until that ends.
+fn going_back_waits_for_room() -> Result<()> {
+    let place = Place::on_day1(&["lp-large", "lp-app", "lp-plain"])?;
+    let before = place.state()?;
+    let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    before_dpkg(&place, "cat /dev/zero >>/filler 2>/dev/null || true")?;
+    place.root.fill_disk(128 << 20)?;
+    let back = place.executor.change(place::rollback(job), ChangeOptions::default(), None)?;
+    let seen = place.executor.follow_until(back, |seen| seen.log().contains("going back lacks room"))?;
+    ensure!(seen.ended().is_none(), "{}", seen.log());
+    place.root.shell("rm -f /etc/dpkg/dpkg.cfg.d/fill /filler")?;
+    place.root.free_disk()?;
+    let seen = place.ends(back, Outcome::Applied)?;
+    before.assert_same(&place.state()?).with_context(|| seen.log())?;
+    place.executor.assert_no_panic()
+}
+
+/// Nobody makes room in time. The truth is told on the full disk, and going back is done when there is room again.
+fn going_back_that_found_no_room_is_marked() -> Result<()> {
+    let mut place = Place::on_day1(&["lp-large", "lp-app", "lp-plain"])?;
+    let before = place.state()?;
+    let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    before_dpkg(&place, "cat /dev/zero >>/filler 2>/dev/null || true")?;
+    place.root.fill_disk(128 << 20)?;
+    place.executor.set_limits(Limits { timeout_seconds: 1, lock_wait_seconds: 1 });
+    let back = place.executor.change(place::rollback(job), ChangeOptions::default(), None)?;
+    let seen = place.executor.follow(back)?;
+    ensure!(seen.ended().context("no end")?.outcome == Some(Outcome::RollbackFailed), "{}", seen.log());
+    let mark = std::fs::read_to_string(place.executor.state_directory().join("rollback_failed.json"))?;
+    ensure!(mark.contains(&job.to_string()) && mark.contains("is full"), "{mark}");
+    place.root.shell("rm -f /etc/dpkg/dpkg.cfg.d/fill /filler")?;
+    place.root.free_disk()?;
+    place.executor.set_limits(Limits { timeout_seconds: 120, lock_wait_seconds: 60 });
+    place.must(place::rollback(job), Outcome::Applied)?;
+    before.assert_same(&place.state()?)?;
+    ensure!(!place.executor.state_directory().join("rollback_failed.json").exists());
+    place.executor.assert_no_panic()
 }
 
 fn what_was_taken_back_is_roots_to_let_in() -> Result<()> {
