@@ -1019,6 +1019,9 @@ fn exited(error: ErrorDetail, code: Option<i32>) -> Stop {
 
 /// Gives packages their automatic mark back: naming one to `apt-get install` makes it manual, which an update must not.
 pub(crate) fn restore_marks(root: &Path, auto: &[PackageName], events: &mut Events) {
+    if auto.is_empty() {
+        return;
+    }
     let still: Vec<PackageName> = match Inventory::read(root) {
         Ok(now) => auto
             .iter()

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use patch_apply::apt::snapshot::PackageKey;
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, Plan,
+    ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, PackageName, Plan,
     event::{Ended, LogStream},
 };
 
 use crate::{
-    change::{AGENT, Change, MOST_RESUMES, Stop},
+    change::{AGENT, Change, MOST_RESUMES, Stop, restore_marks},
     clock::Clock,
     decide::{self, Standing},
     health::{self, Baseline},
@@ -87,6 +87,38 @@ impl Change<'_> {
         }
     }
 
+    /// apt writes that a package is wanted before dpkg begins with it. One that was not touched in the end is not.
+    fn restore_untouched_marks(&mut self, plan: &Plan, judged: &Judged) {
+        let operation = &self.journal.record.operation;
+        if matches!(operation, Operation::Hold(_) | Operation::Rollback(_)) {
+            return;
+        }
+        let automatic = self.automatic();
+        let was_automatic = |key: &PackageKey| automatic.contains(key);
+        let mut names: Vec<PackageName> = plan
+            .changes
+            .iter()
+            .zip(&judged.standing)
+            .filter(|(change, standing)| {
+                **standing == Standing::Untouched && was_automatic(&verdict::key_of(change))
+            })
+            .map(|(change, _)| change.name.with_architecture(&change.architecture))
+            .collect();
+        // What is named and was as wished already is in no plan.
+        if let Operation::Install(install) = operation
+            && judged.is_untouched(plan)
+        {
+            let named = install.packages.iter().map(|spec| &spec.name);
+            names.extend(
+                named
+                    .filter(|name| automatic.iter().any(|key| key.name == name.name()))
+                    .filter(|name| !plan.changes.iter().any(|change| change.name.name() == name.name()))
+                    .cloned(),
+            );
+        }
+        restore_marks(self.paths.root(), &names, &mut self.events);
+    }
+
     /// Whether nothing more may be begun.
     pub(crate) fn must_give_up(&self) -> bool {
         self.resumed || stop::is_asked() || Instant::now() >= self.deadline
@@ -94,6 +126,7 @@ impl Change<'_> {
 
     /// The end of a change that stays as it is.
     fn well(&mut self, plan: &Plan, tool: &ToolEnd, judged: Judged) -> State {
+        self.restore_untouched_marks(plan, &judged);
         self.record_after();
         State::Ended { ended: verdict::conclude(&self.journal.record, plan, judged, tool) }
     }
@@ -104,6 +137,7 @@ impl Change<'_> {
         let judged = self.look(plan, &tool)?;
         // What was restarted with code that is gone again.
         self.restart_services();
+        self.restore_untouched_marks(plan, &judged);
         self.record_after();
         Ok(verdict::conclude(&self.journal.record, plan, judged, &tool))
     }

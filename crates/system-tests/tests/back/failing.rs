@@ -36,6 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trials.push(trial(&name("takes_everything_back_if_asked"), || all(package, OnFailure::All)));
         trials.push(trial(&name("leaves_the_rest_if_asked"), || keep(package)));
     }
+    trials.push(trial("what_dpkg_never_began_keeps_its_marks", what_dpkg_never_began_keeps_its_marks));
     trials.push(trial("a_failing_removal_is_taken_back", a_failing_removal_is_taken_back));
     trials.push(trial("a_failing_installation_is_taken_back", a_failing_installation_is_taken_back));
     trials.push(trial("a_group_goes_back_together", a_group_goes_back_together));
@@ -46,6 +47,27 @@ pub(crate) fn trials() -> Vec<Trial> {
         nothing_goes_back_by_itself_if_that_is_off,
     ));
     trials
+}
+
+/// apt has written already that what it was named is wanted.
+fn what_dpkg_never_began_keeps_its_marks() -> Result<()> {
+    // One of them is as new as can be, and so in no plan.
+    let named = ["lp-tools", "lp-giver", "lp-bulk-20"];
+    let place = Place::on_day1(&["lp-tools", "lp-giver"])?;
+    place.root.exec_ok(&["apt-mark", "auto", "lp-tools", "lp-giver"])?;
+    let before = place.state()?;
+    place.root.push("pre-invoke=exit 1\n", "/etc/dpkg/dpkg.cfg.d/never", "644")?;
+    let job = place.executor.change(place::install(&named)?, ChangeOptions::default(), None)?;
+    let seen = place.executor.follow(job)?;
+    place.root.shell("rm /etc/dpkg/dpkg.cfg.d/never")?;
+    ensure!(seen.ended().context("no end")?.outcome == Some(Outcome::Unchanged), "{}", seen.log());
+    before.assert_same(&place.state()?).with_context(|| seen.log())?;
+    let (_, seen) = place.must(place::install(&named)?, Outcome::Applied)?;
+    let manual = place.root.exec_ok(&["apt-mark", "showmanual"])?;
+    for name in named {
+        ensure!(manual.lines().any(|line| line == name), "{name} is wanted: {manual}{}", seen.log());
+    }
+    Ok(())
 }
 
 fn boot(package: &str) -> Result<Place> {
