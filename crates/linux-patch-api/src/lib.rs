@@ -20,6 +20,7 @@
 //! | [`policy`] | patching by itself |
 //! | [`audit`] | the audit trail |
 //! | [`checkpoint`] | having its head signed by the root side |
+//! | `memory` | giving memory back when idle |
 //! | [`syslog`] | its remote sink's settings and TLS |
 
 pub mod audit;
@@ -36,6 +37,7 @@ pub mod http;
 pub mod inventory;
 pub mod jobs;
 pub mod log;
+mod memory;
 pub mod policy;
 pub mod reload;
 pub mod run;

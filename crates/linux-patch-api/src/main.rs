@@ -5,10 +5,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use linux_patch_api::cli::Cli;
 
-#[cfg(feature = "jemalloc")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 fn main() -> ExitCode {
     match Cli::parse().execute() {
         Ok(code) => code,

@@ -22,6 +22,7 @@ use crate::{
     inventory::Inventory,
     jobs::Jobs,
     log::Level,
+    memory::Frugal,
     policy::Scheduler,
     reload::{self, Reloader, Running, tell},
 };
@@ -109,7 +110,9 @@ async fn serve(
     reloader.tell_ready();
     let mut reloading = tokio::spawn(reloader.keep(hangup, control));
 
+    // One timer for both, so that an idle agent is woken once.
     let mut watchdog = tokio::time::interval(sd_notify::watchdog_enabled().map_or(RECORD, |w| w / 2));
+    let mut frugal = Frugal::new();
     let has_watchdog = sd_notify::watchdog_enabled().is_some();
     let mut record = tokio::time::interval(RECORD);
     let signal = loop {
@@ -118,7 +121,12 @@ async fn serve(
             _ = interrupt.recv() => break "SIGINT",
             // Without it neither a revocation nor a change of the configuration would be seen any more.
             _ = &mut reloading => bail!("the part that reads changed files has ended"),
-            _ = watchdog.tick(), if has_watchdog => tell(&[NotifyState::Watchdog]),
+            _ = watchdog.tick() => {
+                if has_watchdog {
+                    tell(&[NotifyState::Watchdog]);
+                }
+                frugal.tick();
+            }
             _ = record.tick() => recorder.record_due(),
         }
     };

@@ -33,7 +33,7 @@ const LATER: Duration = Duration::from_secs(1);
 /// The most records in one group.
 const MAX_GROUP: usize = 1024;
 /// The buffer that is kept from one group to the next.
-const KEPT_BUFFER: usize = 256 << 10;
+const KEPT_BUFFER: usize = 64 << 10;
 
 pub(crate) enum Message {
     /// Write it; if somebody waits, now.

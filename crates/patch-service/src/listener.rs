@@ -319,6 +319,11 @@ impl Door {
         self.0.registry.len()
     }
 
+    /// Waits until a connection is open.
+    pub async fn occupied(&self) {
+        self.0.registry.occupied().await;
+    }
+
     /// Cancelled when draining begins. Long-lived connections, such as WebSockets, should say goodbye then.
     #[must_use]
     pub fn draining(&self) -> CancellationToken {

@@ -50,6 +50,7 @@ pub(crate) struct Registry {
     next: AtomicU64,
     open: Mutex<HashMap<u64, Entry>>,
     emptied: Notify,
+    occupied: Notify,
 }
 
 impl Registry {
@@ -61,6 +62,7 @@ impl Registry {
             next: AtomicU64::new(0),
             open: Mutex::default(),
             emptied: Notify::new(),
+            occupied: Notify::new(),
         })
     }
 
@@ -83,6 +85,9 @@ impl Registry {
         let wire = Arc::new(Wire { stream, severed: AtomicBool::new(false) });
         let cut = CancellationToken::new();
         open.insert(id, Entry { address, wire: Arc::clone(&wire), cut: cut.clone(), peer: None });
+        if open.len() == 1 {
+            self.occupied.notify_waiters();
+        }
         Some(Socket { wire, cut, id, registry: Arc::clone(self) })
     }
 
@@ -130,6 +135,17 @@ impl Registry {
                 return;
             }
             emptied.await;
+        }
+    }
+
+    /// Waits until one is.
+    pub(crate) async fn occupied(&self) {
+        loop {
+            let occupied = self.occupied.notified();
+            if self.len() > 0 {
+                return;
+            }
+            occupied.await;
         }
     }
 

@@ -58,6 +58,12 @@ const RULES: &[Rule] = &[
         reason: "all servers need the same door and nothing of each other",
     },
     Rule {
+        name: "patch-memory",
+        may_use: &[],
+        must_not_have: &["tokio", "axum", "hyper", "reqwest", "rustls"],
+        reason: "the one crate with unsafe code stays small enough to be read whole",
+    },
+    Rule {
         name: "patch-manual",
         may_use: &[],
         must_not_have: &["tokio", "axum", "hyper", "reqwest", "rustls"],
@@ -104,6 +110,7 @@ const RULES: &[Rule] = &[
             "patch-service",
             "patch-client",
             "patch-manual",
+            "patch-memory",
         ],
         must_not_have: &["patch-apply", "sqlx"],
         reason: "the network side never changes a package",

@@ -42,13 +42,6 @@ pub(crate) enum Profile {
     Release,
 }
 
-impl Profile {
-    /// The features that the programs are built with.
-    fn features(self) -> &'static [&'static str] {
-        if self == Self::Release { &["linux-patch-api/jemalloc"] } else { &[] }
-    }
-}
-
 /// The packages that were built.
 #[derive(Debug, Clone)]
 pub(crate) struct Packages {
@@ -81,7 +74,7 @@ pub(crate) fn run(args: &Dist) -> Result<()> {
 /// When cargo or dpkg-deb fails, or a file of the package is missing.
 pub(crate) fn build(profile: Profile, out: &Path, version: Option<&str>) -> Result<Packages> {
     let built = programs(profile)?;
-    pack(&workspace::root()?, &built, profile.features(), out, version.unwrap_or(env!("CARGO_PKG_VERSION")))
+    pack(&workspace::root()?, &built, out, version.unwrap_or(env!("CARGO_PKG_VERSION")))
 }
 
 /// Builds the programs; gives the directory that they are in.
@@ -102,14 +95,11 @@ pub(crate) fn programs(profile: Profile) -> Result<PathBuf> {
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    for feature in profile.features() {
-        cargo.args(["--features", feature]);
-    }
     ensure!(cargo.status().context("cannot start cargo")?.success(), "the programs could not be built");
     Ok(workspace::target()?.join(if profile == Profile::Release { "release" } else { "debug" }))
 }
 
-fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str) -> Result<Packages> {
+fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let architecture = text_of("dpkg", &["--print-architecture"])?;
     let programs =
@@ -264,8 +254,7 @@ fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str)
     let release = Release { out, version, architecture: &architecture, date: &date };
     let tarball = release.tarball(root, agent.files.iter().chain(&patchctl.files))?;
     let bill = out.join(format!("linux-patch_{version}.cdx.json"));
-    fs::write(&bill, sbom::document(version, &date, features)?)
-        .context("cannot write the bill of materials")?;
+    fs::write(&bill, sbom::document(version, &date)?).context("cannot write the bill of materials")?;
     let agent = agent.pack(&release, &copyright)?;
     let patchctl = patchctl.pack(&release, &copyright)?;
     let sums = out.join("SHA256SUMS");

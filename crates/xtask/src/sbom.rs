@@ -7,9 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use cargo_metadata::{
-    CargoOpt, DependencyKind, Metadata, MetadataCommand, Node, Package, PackageId, TargetKind,
-};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Node, Package, PackageId, TargetKind};
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,15 +18,14 @@ use crate::{
 /// The programs that are shipped.
 const SHIPPED: [&str; 4] = ["linux-patch-api", "patch-executor", "patch-host", "patchctl"];
 
-/// The document, for a release of `version` from `date` (seconds since 1970), built with these features.
+/// The document, for a release of `version` from `date` (seconds since 1970).
 ///
 /// # Errors
 /// When cargo does not tell, or the lock file cannot be read.
-pub(crate) fn document(version: &str, date: &str, features: &[&str]) -> Result<String> {
+pub(crate) fn document(version: &str, date: &str) -> Result<String> {
     let root = workspace::root()?;
     let metadata = MetadataCommand::new()
         .current_dir(&root)
-        .features(CargoOpt::SomeFeatures(features.iter().map(ToString::to_string).collect()))
         .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), host_platform()?])
         .exec()
         .context("cargo metadata")?;
@@ -149,8 +146,7 @@ mod tests {
 
     #[test]
     fn the_bill_is_complete_and_hangs_together() -> Result<()> {
-        let bill: Value =
-            serde_json::from_str(&document("9.9.9", "1700000000", &["linux-patch-api/jemalloc"])?)?;
+        let bill: Value = serde_json::from_str(&document("9.9.9", "1700000000")?)?;
         let components = bill["components"].as_array().context("no components")?;
         let names: BTreeSet<&str> = components.iter().filter_map(|c| c["bom-ref"].as_str()).collect();
         assert_eq!(names.len(), components.len(), "references are unique");
@@ -162,7 +158,6 @@ mod tests {
             found.and_then(|c| c["scope"].as_str()).unwrap_or("absent").to_owned()
         };
         assert_eq!((scope("rustls").as_str(), scope("aws-lc-sys").as_str()), ("required", "required"));
-        assert_eq!(scope("tikv-jemallocator"), "required", "what only a feature brings");
         assert_eq!(scope("serde_derive"), "excluded", "it runs in the compiler");
         assert_eq!((scope("proptest").as_str(), scope("xtask").as_str()), ("absent", "absent"));
         for component in components.iter().filter(|c| c["version"] != "9.9.9") {

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{config::STATE_DIR, http::App};
 
-/// How often to look whether something has expired. A look costs next to nothing.
+/// How often to look whether something has expired while somebody is connected. A look costs next to nothing, but wakes an
+/// agent that has nothing else to do.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How often the whole chain of every open connection is judged again, warnings are looked for, and a pair that could not
@@ -28,14 +29,11 @@ const MEMORY: &str = "expiry.json";
 
 /// Goes on until it is aborted.
 pub async fn watch(door: Door, app: App, log: Arc<AuditLog>) {
-    let mut looks = tokio::time::interval(LOOK);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut warnings = Warnings::open(app.root());
     let mut seen = Seen::default();
     let mut judged: Option<Instant> = None;
     let mut retries = tokio::task::JoinSet::new();
     loop {
-        looks.tick().await;
         let now = Timestamp::now();
         let before = seen;
         seen = look(&door, &app, before, now);
@@ -46,6 +44,7 @@ pub async fn watch(door: Door, app: App, log: Arc<AuditLog>) {
             retries.spawn(async move { super::refresh_trust(&door, &app, &log).await });
         }
         if judged.is_some_and(|at| at.elapsed() < JUDGE) {
+            rest(&door, now).await;
             continue;
         }
         // The root side may have been away when it was asked for the key.
@@ -67,7 +66,26 @@ pub async fn watch(door: Door, app: App, log: Arc<AuditLog>) {
             tracing::warn!("{}", event.message);
             log.record_later(event);
         }
+        rest(&door, now).await;
     }
+}
+
+/// Until the next look.
+async fn rest(door: &Door, now: Timestamp) {
+    tokio::time::sleep(LOOK).await;
+    if door.open_connections() == 0 {
+        let quiet = quiet(door.tls().ca.iter().map(|ca| ca.not_after), now);
+        // Who comes in is looked at as if somebody had been there all the time.
+        let _ = tokio::time::timeout(quiet, door.occupied()).await;
+    }
+}
+
+/// How long nothing can happen that matters while nobody is connected: until one of the CA's certificates expires, and no
+/// longer than until everything is judged again, since a clock may be set.
+fn quiet(expiries: impl Iterator<Item = Timestamp>, now: Timestamp) -> Duration {
+    let next = expiries.filter(|at| at.as_second() >= now.as_second()).min();
+    let left = next.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
+    left.unwrap_or(JUDGE).min(JUDGE)
 }
 
 /// What a look has seen.
@@ -127,5 +145,21 @@ impl Warnings {
                 AuditEvent::new(kind, &Caller::local())
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_alone_looks_when_a_certificate_of_the_ca_expires_and_once_a_minute() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let quiet = |expiries: &[i64], now| quiet(expiries.iter().map(|second| at(*second)), at(now));
+        assert_eq!(quiet(&[], 1000), JUDGE);
+        assert_eq!(quiet(&[5000, 1010, 900], 1000), Duration::from_secs(10));
+        assert_eq!(quiet(&[900], 1000), JUDGE);
+        assert_eq!(quiet(&[1000], 1000), Duration::ZERO);
+        assert_eq!(quiet(&[4000], 1000), JUDGE);
     }
 }
