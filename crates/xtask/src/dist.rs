@@ -213,6 +213,16 @@ fn pack(root: &Path, built: &Path, features: &[&str], out: &Path, version: &str)
                 (root.join("packaging/config/config.yaml"), "etc/linux_patch_api/config.yaml", 0o644),
                 (root.join("packaging/config/whitelist.yaml"), "etc/linux_patch_api/whitelist.yaml", 0o644),
                 (
+                    root.join("packaging/config/config.yaml"),
+                    "usr/share/doc/linux-patch-api/examples/config.yaml",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/config/whitelist.yaml"),
+                    "usr/share/doc/linux-patch-api/examples/whitelist.yaml",
+                    0o644,
+                ),
+                (
                     root.join("packaging/config/ceiling.yaml.example"),
                     "usr/share/doc/linux-patch-api/examples/ceiling.yaml",
                     0o644,

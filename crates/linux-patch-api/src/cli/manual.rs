@@ -36,7 +36,7 @@ const MANUAL: Manual = Manual {
     examples: &[
         (
             "linux-patch-api check-config",
-            "Before a reload: are the configuration and the certificates acceptable?",
+            "Before a start or a reload: is everything acceptable, and can the service's user read it?",
         ),
         ("linux-patch-api status", "How is this host?"),
         ("linux-patch-api audit verify", "Was the audit trail tampered with?"),

@@ -50,7 +50,8 @@ impl House {
         let observer: Arc<dyn DoorObserver> =
             Arc::new(Recorder::new(Arc::clone(&log), Arc::new(DoorCounters::default())));
         let allow_list = AllowListWatcher::start(&path.join(config::WHITELIST), Arc::clone(&observer)).await;
-        let tls = certificates::load(&settings).unwrap();
+        let key = certificates::server_key(&settings).unwrap();
+        let tls = certificates::load(&settings, &key).unwrap();
         let door = Door::new(DoorSettings::default(), tls, allow_list.list(), observer);
         // Several tests run at a time, so the first address is not that of the configuration.
         let listener = door.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
