@@ -45,6 +45,7 @@ const MANUAL: Manual = Manual {
             "linux-patch-api pki init /root/pki --server-name web1.internal --client alice",
             "A CA with certificates for a trial:",
         ),
+        ("linux-patch-api pki revoke /root/pki alice", "A client of that CA is not to be let in any more:"),
     ],
     see_also: &["linux-patch-host(8)", "patchctl(1)", "systemd.service(5)", "apt-get(8)"],
 };
