@@ -82,12 +82,21 @@ owned_by_packages() {
         done
 }
 
-# What is installed is not made older by accident. What comes is asked itself, so that nothing else has to be believed.
+# The version of what lies below a directory; nothing if there is none.
+version_below() {
+    if [ -e "$1$home/VERSION" ]; then
+        cat "$1$home/VERSION"
+    else
+        "$1/usr/bin/linux-patch-api" --version 2>/dev/null | cut -d ' ' -f 2
+    fi
+}
+
+# What is installed is not made older by accident.
 refuse_downgrade() {
     [ -e "$manifest" ] || return 0
-    is=$(/usr/bin/linux-patch-api --version 2>/dev/null | cut -d ' ' -f 2)
-    comes=$(files/usr/bin/linux-patch-api --version | cut -d ' ' -f 2)
-    [ -n "$is" ] || return 0
+    is=$(version_below "")
+    comes=$(version_below files)
+    [ -n "$is" ] && [ -n "$comes" ] || return 0
     dpkg --compare-versions "$comes" lt "$is" || return 0
     if [ "$1" = no ]; then
         say "linux-patch-api $is is installed here, and this is the older $comes: nothing was changed. What the newer one" >&2

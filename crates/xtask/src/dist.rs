@@ -375,6 +375,10 @@ impl Release<'_> {
             )?;
         }
         put(&root.join("packaging/install.sh"), &tree, "install.sh", 0o755)?;
+        // By it the installer tells an upgrade from a downgrade.
+        let version = tree.join("files/usr/libexec/linux-patch-api/VERSION");
+        fs::write(&version, format!("{}\n", self.version))
+            .with_context(|| format!("cannot write {}", version.display()))?;
         let mut all = Vec::new();
         list(&tree, &mut all)?;
         all.sort();
