@@ -62,8 +62,9 @@ enum Command {
         #[arg(long)]
         configuration_only: bool,
     },
-    /// Have the running service read its configuration, allow list and certificates again, and say how that went. Exit
-    /// code 3 if something was refused; what ran before goes on then.
+    /// Have the running service read its configuration, allow list and certificates again, and say what has changed since
+    /// somebody asked last. Exit code 3 if something was refused, and what ran before goes on; or if nobody is let in, because
+    /// there is no allow list.
     Reload(Json),
     /// Examine the audit trail.
     #[command(subcommand)]

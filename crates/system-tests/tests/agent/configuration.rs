@@ -216,7 +216,20 @@ fn a_wrong_configuration_is_refused_and_said() -> Result<()> {
     ensure!(!systemctl_reload(&agent)?, "a reload without a file succeeds");
     put(&agent, "server: {timeout: 9}\n", "the file to be back", || Ok(config_health(&agent)?.0))?;
     let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
+    ensure!(said.contains("in effect already since") && said.contains("server.timeout"), "{said}");
+    let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
     ensure!(said.contains("the same as before"), "{said}");
+    // What has changed of the allow list, by itself or by this.
+    agent.allow(&[&agent.network.address().to_string(), "10.99.0.7"])?;
+    let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
+    ensure!(said.contains("whitelist: added 10.99.0.7") && !said.contains("the same"), "{said}");
+    // Without a list nobody is let in, which is not "what ran before".
+    agent.host.exec_ok(&["rm", "/etc/linux_patch_api/whitelist.yaml"])?;
+    let said = agent.host.exec(&["linux-patch-api", "reload"])?;
+    ensure!(said.code() == Some(3) && said.stdout.contains("nobody is let in"), "{said:?}");
+    ensure!(!said.stdout.contains("goes on") && agent.get("/health").is_err(), "{said:?}");
+    agent.allow(&[&agent.network.address().to_string()])?;
+    ensure!(systemctl_reload(&agent)?);
     // The allow list is part of it.
     agent.host.push("allowed_ips: [nonsense!]\n", "/etc/linux_patch_api/whitelist.yaml", "644")?;
     ensure!(!systemctl_reload(&agent)?, "the reload of a wrong allow list succeeds");
