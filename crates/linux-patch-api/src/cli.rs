@@ -33,11 +33,13 @@ const EXIT_CODES: &str = "Exit codes:
   0  all is well
   1  it could not be done; the message says what, to what, and what to do
   2  the command line was not understood
-  3  what was examined is not in order: the configuration is invalid, the audit trail is broken";
+  3  what was examined is not in order: a file is invalid, or the service cannot read it, or others may change it; the
+     audit trail is broken; a reload was refused, or leaves nobody let in";
 
-/// The agent's network side: an HTTPS API with mutual TLS for the packages of this host.
+/// The patch agent of this host, and what root can ask about it. The service serves an HTTPS API with mutual TLS; it is
+/// started with systemctl start linux-patch-api.
 #[derive(Debug, Parser)]
-#[command(name = "linux-patch-api", version, about, after_help = EXIT_CODES)]
+#[command(name = "linux-patch-api", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Put this directory before all paths: for tests and images.
     #[arg(long, global = true, value_name = "DIR", default_value = "/")]
@@ -48,7 +50,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the API (what happens without a command).
+    /// Serve the API, as the service does (what happens without a command); not as root where systemd runs.
     Run,
     /// Say whether the configuration, the allow list, the certificates and the ceiling are acceptable.
     ///

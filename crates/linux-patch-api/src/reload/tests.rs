@@ -116,6 +116,13 @@ async fn a_changed_file_is_in_force_and_recorded_and_the_same_again_is_silent() 
     // Another text with the same meaning.
     house.put("# seven\nserver:\n  timeout: 7\nsecurity: {max_concurrent_jobs: 2, roles: {alice: viewer}}\n");
     house.read().await;
+    // Whoever asks is told what has changed by itself, once.
+    let told = house.reloader.reload().await;
+    assert_eq!(
+        (told.earlier.len(), &told),
+        (1, &Report { earlier: told.earlier.clone(), ..Report::default() })
+    );
+    assert!(told.earlier[0].contains("server.timeout: 30 s -> 7 s"), "{told:?}");
     assert_eq!(house.reloader.reload().await, Report::default());
     assert_eq!(house.records("config_changed").len(), 1);
 }

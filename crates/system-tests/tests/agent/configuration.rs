@@ -214,7 +214,7 @@ fn a_wrong_configuration_is_refused_and_said() -> Result<()> {
         Ok(config_health(&agent)?.1.contains("is gone").then_some(()))
     })?;
     ensure!(!systemctl_reload(&agent)?, "a reload without a file succeeds");
-    put(&agent, "server: {timeout: 9}\n", "the file to be back", || Ok(config_health(&agent)?.0))?;
+    put(&agent, "server: {timeout: 8}\n", "the file to be back", || Ok(config_health(&agent)?.0))?;
     let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
     ensure!(said.contains("in effect already since") && said.contains("server.timeout"), "{said}");
     let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
