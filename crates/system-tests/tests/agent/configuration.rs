@@ -286,6 +286,26 @@ fn a_check_reads_as_the_service_does() -> Result<()> {
         "{reloaded:?}"
     );
     host.exec_ok(&["rm", "/etc/linux_patch_api/ceiling.yaml"])?;
+    // Also in the unit that decides who patches this host: what the service cannot read it does not take.
+    let unit = host.read_text("/usr/lib/systemd/system/linux-patch-policy.service")?;
+    let sandbox: Vec<String> = unit
+        .lines()
+        .filter(|line| {
+            ["Capability", "NoNew", "SystemCall", "Restrict"].iter().any(|key| line.starts_with(key))
+        })
+        .map(|line| format!("--property='{line}'"))
+        .collect();
+    host.exec_ok(&["chmod", "600", CONFIG])?;
+    let confined = host.exec(&[
+        "/bin/bash",
+        "-c",
+        &format!(
+            "systemd-run --quiet --wait --pipe {} linux-patch-api check-config --configuration-only",
+            sandbox.join(" ")
+        ),
+    ])?;
+    ensure!(confined.code() == Some(3) && confined.stdout.contains("chmod 644"), "{confined:?}");
+    host.exec_ok(&["chmod", "644", CONFIG])?;
     // Who may not read the key does not call it wrong.
     let mine = host.shell(
         "setpriv --reuid linux-patch-api --regid linux-patch-api --clear-groups linux-patch-api check-config",
