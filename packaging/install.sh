@@ -3,8 +3,11 @@
 #
 #   ./install.sh               install, or upgrade what is there; again and again with the same result
 #   ./install.sh --no-start    the same, without starting anything
+#   ./install.sh --allow-downgrade  the same, also if what is there is newer, which is refused otherwise
 #   ./install.sh --uninstall   remove the programs; configuration, state and audit trail stay
 #   ./install.sh --purge       remove these too; only certificates and keys stay
+#
+# Files of installed Debian packages are neither replaced nor removed.
 #
 # Exit codes: 0 done, 1 refused or failed, 2 usage.
 set -eu
@@ -36,7 +39,7 @@ fail() {
     exit 1
 }
 
-usage() { sed -n '4,9s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '4,12s/^# \{0,1\}//p' "$0"; }
 
 has_systemd() { [ -d /run/systemd/system ]; }
 
@@ -62,6 +65,46 @@ sum_installed() {
 }
 
 sum_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
+
+# Which of the files that are listed on standard input belong to installed packages: "PACKAGE PATH" a line. One that was
+# removed and not purged has left its configuration alone, which is not replaced anyway.
+owned_by_packages() {
+    command -v dpkg-query >/dev/null 2>&1 || return 0
+    { xargs -d '\n' dpkg-query -S 2>/dev/null || true; } |
+        awk '/^diversion by / { next }
+            { at = index($0, ": /"); count = split(substr($0, 1, at - 1), names, ", ")
+              for (i = 1; i <= count; i++) print names[i], substr($0, at + 2) }' |
+        while read -r name path; do
+            case "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" in
+            '' | not-installed | config-files) ;;
+            *) echo "$name $path" ;;
+            esac
+        done
+}
+
+# The version of what lies below a directory; nothing if there is none.
+version_below() {
+    if [ -e "$1$home/VERSION" ]; then
+        cat "$1$home/VERSION"
+    else
+        "$1/usr/bin/linux-patch-api" --version 2>/dev/null | cut -d ' ' -f 2
+    fi
+}
+
+# What is installed is not made older by accident.
+refuse_downgrade() {
+    [ -e "$manifest" ] || return 0
+    is=$(version_below "")
+    comes=$(version_below files)
+    [ -n "$is" ] && [ -n "$comes" ] || return 0
+    dpkg --compare-versions "$comes" lt "$is" || return 0
+    if [ "$1" = no ]; then
+        say "linux-patch-api $is is installed here, and this is the older $comes: nothing was changed. What the newer one" >&2
+        say "has declared or begun the older one may not know; settings that it does not know keep it from starting." >&2
+        fail "If that is what you want: install.sh --allow-downgrade"
+    fi
+    say "linux-patch-api $is becomes the older $comes; linux-patch-api check-config says whether it takes your settings"
+}
 
 # Makes a directory, and remembers what was made.
 make_directory() {
@@ -159,13 +202,17 @@ start() {
 }
 
 install_all() {
-    if command -v dpkg-query >/dev/null 2>&1 &&
-        dpkg-query -W -f '${db:Status-Status}\n' linux-patch-api 2>/dev/null | grep -qx installed; then
-        fail "linux-patch-api is installed as a package here; upgrade that, or remove it first"
-    fi
     command -v apt-get >/dev/null 2>&1 || fail "there is no apt-get: this version manages Debian and Ubuntu only"
     cd "$(dirname "$0")"
+    if [ -d files ]; then
+        owners=$(find files -type f | sed 's|^files||' | owned_by_packages | cut -d ' ' -f 1 | sort -u | tr '\n' ' ')
+        owners=${owners% }
+        [ -z "$owners" ] ||
+            fail "$owners is installed as a package here, and its files are dpkg's; nothing was installed. Upgrade it with the \
+new .deb, or remove it first: apt-get remove $owners"
+    fi
     verify
+    refuse_downgrade "$2"
     which=again
     if [ ! -e "$manifest" ]; then
         which=first
@@ -173,6 +220,11 @@ install_all() {
         which=new-timers
     elif ! grep -q '/linux-patch-policy\.timer$' "$manifest"; then
         which=new-timer
+    fi
+    # An older version that knows nothing of policies would neither look after this nor take it away.
+    if [ "$which" != first ] && [ ! -e files/usr/lib/systemd/system/linux-patch-policy.timer ]; then
+        if has_systemd; then systemctl stop linux-patch-policy.timer linux-patch-policy.service 2>/dev/null || true; fi
+        linux-patch-host policy release >/dev/null 2>&1 || rm -f /etc/apt/apt.conf.d/99linux-patch-agent-mode
     fi
     mkdir -p "$config"
     next=$(mktemp)
@@ -190,7 +242,14 @@ install_all() {
     if [ -e "$manifest" ]; then
         cut -c 67- "$manifest" | while IFS= read -r old; do
             case "$old" in /etc/*) continue ;; esac
-            cut -c 67- "$next" | grep -Fqx -e "$old" || rm -f -- "$old"
+            if cut -c 67- "$next" | grep -Fqx -e "$old"; then continue; fi
+            case "$old" in
+            */systemd/system/*@.service) ;;
+            */systemd/system/*)
+                if has_systemd; then systemctl --quiet disable --now "${old##*/}" 2>/dev/null || true; fi
+                ;;
+            esac
+            rm -f -- "$old"
         done
     fi
     install -m 0644 "$next" "$manifest"
@@ -242,6 +301,12 @@ uninstall() {
         [ ! -e /usr/bin/linux-patch-api ] ||
             fail "linux-patch-api was not installed by this script; remove it with: apt-get purge linux-patch-api"
     else
+        owned=$(cut -c 67- "$manifest" | owned_by_packages)
+        if echo "$owned" | grep -q '^linux-patch-api[: ]'; then
+            say "the package linux-patch-api was installed over what this script had installed, and the files are dpkg's now:" >&2
+            say "nothing was removed. To be rid of both: apt-get remove linux-patch-api, then this again. To keep the" >&2
+            fail "package and have this script forget the host: rm $manifest $home/install.sh"
+        fi
         if change_is_under_way; then
             fail "a change of packages is under way, or waits to be confirmed: 'linux-patch-host jobs' shows it; try again then"
         fi
@@ -267,9 +332,14 @@ uninstall() {
         # Files below /etc stay until they are purged; the list of them stays with them.
         cut -c 67- "$manifest" | while IFS= read -r file; do
             case "$file" in
-            /etc/*) ;;
-            *) rm -f -- "$file" ;;
+            /etc/*) continue ;;
             esac
+            owner=$(echo "$owned" | awk -v path="$file" '$2 == path { print $1; exit }')
+            if [ -z "$owner" ]; then
+                rm -f -- "$file"
+            else
+                say "left $file, which belongs to the package $owner"
+            fi
         done
     fi
     if [ "$1" = yes ]; then purge; fi
@@ -318,9 +388,11 @@ purge() {
 
 action=install
 go=yes
+downgrade=no
 for argument in "$@"; do
     case "$argument" in
     --no-start) go=no ;;
+    --allow-downgrade) downgrade=yes ;;
     --uninstall) [ "$action" = purge ] || action=uninstall ;;
     --purge) action=purge ;;
     -h | --help)
@@ -336,7 +408,7 @@ for argument in "$@"; do
 done
 [ "$(id -u)" -eq 0 ] || fail "this needs root"
 case "$action" in
-install) install_all "$go" ;;
+install) install_all "$go" "$downgrade" ;;
 uninstall) uninstall no ;;
 purge) uninstall yes ;;
 esac

@@ -2,7 +2,8 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use patch_audit::{AuditError, AuditEvent, AuditLog, Options, Reconfiguration};
+use patch_audit::{Acknowledgements, AuditError, AuditEvent, AuditLog, Options, Reconfiguration};
+use patch_types::executor::ACKNOWLEDGED;
 use tokio::sync::oneshot;
 
 use crate::{checkpoint, config::Settings, syslog};
@@ -26,12 +27,14 @@ pub fn reconfigure(log: &AuditLog, settings: &Settings) {
     }
 }
 
-/// The names of the trail's files that were found damaged and set aside, oldest first.
+/// The names of the trail's files that were found damaged and set aside, oldest first, and that root has not acknowledged.
 #[must_use]
 pub fn set_aside(root: &Path) -> Vec<String> {
     let name =
         |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    patch_audit::set_aside(&root.join(patch_audit::LOG_PATH)).iter().map(name).collect()
+    let known = Acknowledgements::read(&root.join(ACKNOWLEDGED)).unwrap_or_default();
+    let files = patch_audit::set_aside(&root.join(patch_audit::LOG_PATH));
+    files.iter().map(name).filter(|name| !known.names(name)).collect()
 }
 
 /// Looks at a disk that may hang: one look at a time, and nobody waits for it for long.

@@ -32,17 +32,37 @@ use crate::{
 /// How long the root side may take to hand over the key. It takes milliseconds, and meanwhile no other file is read.
 const KEY_WITHIN: Duration = Duration::from_secs(5);
 
-/// Reads the configured files and makes a TLS configuration of them, as they stand there.
+/// Reads the configured files and makes a TLS configuration of them and the server's key, as they stand there.
 ///
 /// # Errors
 /// With the file, the fault and the remedy.
-pub fn load(settings: &Settings) -> anyhow::Result<LoadedTls> {
-    let paths = &settings.tls;
-    let key = readable_key(paths, credentials().as_deref())?;
+pub fn load(settings: &Settings, key: &PemInput) -> anyhow::Result<LoadedTls> {
+    let trust = trust(&settings.tls)?;
+    Ok(LoadedTls::build(pair(&settings.tls, key)?, trust, options(settings))?)
+}
+
+/// What can be said of the configured files without the server's key.
+///
+/// # Errors
+/// With the file, the fault and the remedy.
+pub fn load_without_key(settings: &Settings) -> anyhow::Result<()> {
+    trust(&settings.tls)?.check()?;
+    PemInput::read(&settings.tls.server_cert)?.certificates()?;
+    Ok(())
+}
+
+fn trust(paths: &TlsPaths) -> Result<Trust, TlsError> {
     let ca = PemInput::read(&paths.ca_cert)?;
     let crl = is_there(&paths.crl).then(|| PemInput::read(&paths.crl)).transpose()?;
-    let trust = Trust::load(&ca, crl.as_ref())?;
-    Ok(LoadedTls::build(pair(paths, &key)?, trust, options(settings))?)
+    Trust::load(&ca, crl.as_ref())
+}
+
+/// The server's key, from where this process can read it.
+///
+/// # Errors
+/// When it cannot.
+pub fn server_key(settings: &Settings) -> Result<PemInput, TlsError> {
+    readable_key(&settings.tls, credentials().as_deref())
 }
 
 /// Where the service manager has put what it hands over.

@@ -1,6 +1,7 @@
 //! The command line: parse, call, print, exit code.
 
 mod audit;
+mod check;
 mod local;
 mod manual;
 mod reload;
@@ -32,11 +33,13 @@ const EXIT_CODES: &str = "Exit codes:
   0  all is well
   1  it could not be done; the message says what, to what, and what to do
   2  the command line was not understood
-  3  what was examined is not in order: the configuration is invalid, the audit trail is broken";
+  3  what was examined is not in order: a file is invalid, or the service cannot read it, or others may change it; the
+     audit trail is broken; a reload was refused, or leaves nobody let in";
 
-/// The agent's network side: an HTTPS API with mutual TLS for the packages of this host.
+/// The patch agent of this host, and what root can ask about it. The service serves an HTTPS API with mutual TLS; it is
+/// started with systemctl start linux-patch-api.
 #[derive(Debug, Parser)]
-#[command(name = "linux-patch-api", version, about, after_help = EXIT_CODES)]
+#[command(name = "linux-patch-api", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Put this directory before all paths: for tests and images.
     #[arg(long, global = true, value_name = "DIR", default_value = "/")]
@@ -47,19 +50,23 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the API (what happens without a command).
+    /// Serve the API, as the service does (what happens without a command); not as root where systemd runs.
     Run,
-    /// Say whether the configuration, the allow list and the certificates are acceptable.
+    /// Say whether the configuration, the allow list, the certificates and the ceiling are acceptable.
+    ///
+    /// Called by root it reads as the service's user does, the server's key and ceiling.yaml apart, which are root's; and
+    /// it says which of the files others than root may change. Each problem comes with what to do.
     CheckConfig {
         /// How to print.
         #[command(flatten)]
         json: Json,
-        /// The configuration alone, without the allow list and the certificates.
+        /// Only whether the service would take config.yaml: nothing else is looked at.
         #[arg(long)]
         configuration_only: bool,
     },
-    /// Have the running service read its configuration, allow list and certificates again, and say how that went. Exit
-    /// code 3 if something was refused; what ran before goes on then.
+    /// Have the running service read its configuration, allow list and certificates again, and say what has changed since
+    /// somebody asked last. Exit code 3 if something was refused, and what ran before goes on; or if nobody is let in, because
+    /// there is no allow list.
     Reload(Json),
     /// Examine the audit trail.
     #[command(subcommand)]
@@ -112,7 +119,7 @@ impl Cli {
         let code = match self.command.unwrap_or(Command::Run) {
             Command::Run => return run(root),
             Command::CheckConfig { json, configuration_only } => {
-                check_config(root, json.json, configuration_only)?
+                check::execute(root, json.json, configuration_only)?
             }
             Command::Reload(Json { json }) => reload::execute(root, json)?,
             Command::Audit(command) => audit::execute(root, &command)?,
@@ -171,43 +178,4 @@ fn run(root: &Path) -> anyhow::Result<ExitCode> {
     runtime.shutdown_timeout(LEFT_OVER);
     ran?;
     Ok(exit::OK.into())
-}
-
-fn check_config(root: &Path, json: bool, configuration_only: bool) -> anyhow::Result<u8> {
-    let mut problems = Vec::new();
-    let mut inactive = Vec::new();
-    match config::load(root) {
-        Ok(settings) => {
-            if !configuration_only && let Err(error) = crate::certificates::load(&settings) {
-                problems.push(format!("{error:#}"));
-            }
-            inactive = settings.inactive;
-        }
-        Err(error) => problems.extend(error.problems()),
-    }
-    let path = root.join(config::WHITELIST);
-    match std::fs::read_to_string(&path) {
-        _ if configuration_only => {}
-        Ok(text) => {
-            if let Err(error) = patch_service::AllowList::parse(&text, &path.display().to_string()) {
-                problems.push(error.to_string());
-            }
-        }
-        Err(error) => problems.push(format!("{}: {error}; without it everyone is denied", path.display())),
-    }
-    let valid = problems.is_empty();
-    if json {
-        let report = serde_json::json!({ "valid": valid, "problems": problems, "inactive": inactive });
-        print(&format!("{report:#}\n"))?;
-    } else {
-        let mut text: String = problems.iter().map(|p| format!("error: {p}\n")).collect();
-        for section in inactive {
-            text.push_str(&format!("note: {section} is valid, but this version does not act upon it\n"));
-        }
-        if valid {
-            text.push_str("the configuration is valid\n");
-        }
-        print(&text)?;
-    }
-    Ok(if valid { exit::OK } else { exit::NOT_IN_ORDER })
 }

@@ -24,6 +24,10 @@ pub use settings::{Invalid, LogLevel, Role, Settings, TlsPaths};
 pub const CONFIG: &str = "etc/linux_patch_api/config.yaml";
 /// The allow list, below the root prefix.
 pub const WHITELIST: &str = "etc/linux_patch_api/whitelist.yaml";
+/// A commented sample of the configuration, where it is installed.
+pub const CONFIG_SAMPLE: &str = "/usr/share/doc/linux-patch-api/examples/config.yaml";
+/// A sample of the allow list, where it is installed.
+pub const WHITELIST_SAMPLE: &str = "/usr/share/doc/linux-patch-api/examples/whitelist.yaml";
 /// The agent's own state, below the root prefix.
 pub const STATE_DIR: &str = "var/lib/linux_patch_api";
 /// The directory of the audit trail, below the root prefix.
@@ -33,7 +37,7 @@ pub const LOG_DIR: &str = "var/log/linux_patch_api";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}; create it (a commented sample is in /usr/share/doc/linux-patch-api) or correct its permissions", path.display())]
+    #[error("cannot read {}: {source}; correct its permissions, or write it anew (a commented sample is {CONFIG_SAMPLE})", path.display())]
     Read {
         /// Which file.
         path: PathBuf,

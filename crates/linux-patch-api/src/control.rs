@@ -38,8 +38,14 @@ const MAX_ANSWER: u64 = 1 << 20;
 pub struct Report {
     /// What is other than before: keys of the configuration with both values.
     pub changes: Vec<String>,
+    /// What has changed by itself since somebody asked last, with when.
+    #[serde(default)]
+    pub earlier: Vec<String>,
     /// What was refused and why; what ran before goes on then.
     pub problems: Vec<String>,
+    /// What is wrong, and in effect all the same: nobody is let in.
+    #[serde(default)]
+    pub shut_out: Vec<String>,
 }
 
 /// The daemon's end.
@@ -162,7 +168,7 @@ mod tests {
     async fn who_asks_is_told_how_it_went() {
         let root = tempfile::tempdir().unwrap();
         let mut control = Control::start(root.path());
-        let report = Report { changes: vec!["a".into()], problems: vec!["b".into()] };
+        let report = Report { changes: vec!["a".into()], problems: vec!["b".into()], ..Report::default() };
         let path = root.path().to_owned();
         let asking = tokio::task::spawn_blocking(move || ask(&path));
         control.asked().await.send(report.clone()).unwrap();

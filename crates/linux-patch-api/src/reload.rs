@@ -6,21 +6,23 @@
 //! role any more is shown out.
 
 use std::{
+    collections::VecDeque,
     net::{SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use jiff::Timestamp;
 use patch_audit::{AuditEvent, AuditKind, AuditLog, Caller};
-use patch_service::{AllowListWatcher, Door, FileSetWatcher};
+use patch_service::{AllowListWatcher, Door, FileSetWatcher, ListChange};
 use sd_notify::NotifyState;
 use tokio::{net::TcpListener, signal::unix::Signal, sync::OwnedMutexGuard, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit, certificates,
-    config::{self, Change, ConfigError, Settings, Steps},
+    config::{self, Change, ConfigError, Settings, Steps, WHITELIST_SAMPLE},
     control::{Control, Report},
     http::{self, App},
     jobs::{JobSettings, Jobs},
@@ -33,6 +35,12 @@ const HALF_WRITTEN: Duration = Duration::from_millis(300);
 
 /// As much of a refusal as is recorded and shown, in characters.
 const MAX_REFUSAL: usize = 2000;
+
+/// As many entries of the allow list are named.
+const MAX_ENTRIES: usize = 20;
+
+/// As many changes that took effect by themselves are kept for whoever asks for a reload; all are in the audit trail.
+const MAX_UNTOLD: usize = 16;
 
 /// As much of it as the service manager is told.
 const MAX_STATUS: usize = 300;
@@ -147,6 +155,8 @@ pub struct Reloader {
     had_file: bool,
     /// Why the file that is there now is not in force.
     refused: Option<String>,
+    /// What took effect by itself since somebody asked for a reload last.
+    untold: VecDeque<String>,
     listening: Listening,
     files: FileSetWatcher,
 }
@@ -158,7 +168,8 @@ impl Reloader {
     pub fn start(running: Running, settings: Settings, listener: TcpListener, files: FileSetWatcher) -> Self {
         let listening = Listening::start(&running, listener);
         let had_file = running.root.join(config::CONFIG).exists();
-        Self { running, settings: Arc::new(settings), had_file, refused: None, listening, files }
+        let untold = VecDeque::new();
+        Self { running, settings: Arc::new(settings), had_file, refused: None, untold, listening, files }
     }
 
     /// What is running.
@@ -195,8 +206,24 @@ impl Reloader {
     /// Reads everything, changed or not: the allow list, the configuration, the certificates.
     pub async fn reload(&mut self) -> Report {
         tell(&reloading());
-        let mut report = Report::default();
-        report.problems.extend(self.running.allow_list.reload().await.err());
+        let mut report = Report { earlier: self.untold.drain(..).collect(), ..Report::default() };
+        let asked_at = Timestamp::now();
+        let list = self.running.allow_list.reload().await;
+        for change in &list.changes {
+            let text = whitelist_change(change);
+            if change.at < asked_at {
+                report.earlier.push(format!("{:.0}: {text}", change.at));
+            } else {
+                report.changes.push(text);
+            }
+        }
+        match list.problem {
+            Some(problem) if list.denies_all => report.shut_out.push(format!(
+                "whitelist: {problem}; everyone is denied until there is a list that can be used (a sample is \
+                 {WHITELIST_SAMPLE})"
+            )),
+            problem => report.problems.extend(problem),
+        }
         match self.configuration(Cause::Asked).await {
             Ok(changes) => report.changes.extend(changes.iter().map(ToString::to_string)),
             Err(error) => report.problems.push(error),
@@ -331,6 +358,12 @@ impl Reloader {
         }
         let Running { door, app, jobs, log, level, .. } = &self.running;
         let diff = config::sentence(&changes);
+        if cause == Cause::Changed {
+            if self.untold.len() >= MAX_UNTOLD {
+                self.untold.pop_front();
+            }
+            self.untold.push_back(format!("{:.0}: {diff}", Timestamp::now()));
+        }
         tracing::info!(changed = diff, "config reload: the changed configuration is in effect");
         log.record_later(AuditEvent::new(AuditKind::ConfigChanged { diff }, &Caller::local()));
         app.metrics().reloaded(true);
@@ -397,6 +430,20 @@ impl Reloader {
         };
         tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     }
+}
+
+/// How the allow list is another one.
+fn whitelist_change(change: &ListChange) -> String {
+    let named = |word: &str, entries: &[String]| match entries.len() {
+        0 => None,
+        count if count > MAX_ENTRIES => {
+            let first = entries.get(..MAX_ENTRIES).unwrap_or_default().join(", ");
+            Some(format!("{word} {first} and {} more", count - MAX_ENTRIES))
+        }
+        _ => Some(format!("{word} {}", entries.join(", "))),
+    };
+    let parts = [named("added", &change.added), named("removed", &change.removed)];
+    format!("whitelist: {}", parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
 }
 
 /// All that is wrong with a configuration, on one line.

@@ -17,6 +17,7 @@
 //!
 //! What a record looks like and how to verify one by hand is in `docs/audit.md`.
 
+mod acknowledged;
 mod chain;
 mod checkpoint;
 mod event;
@@ -33,13 +34,14 @@ mod trail;
 mod verify;
 mod writer;
 
+pub use acknowledged::{Acknowledged, Acknowledgements, Damage};
 pub use chain::{Break, Expect, Hash, Head, HeadError, MAX_RECORD, MAX_SEQ, Problem, Start, Verdict, verify};
 pub use checkpoint::{Key, PublicKeys, keep_head, read_checkpoint, read_heads, write_checkpoint};
 pub use event::{AuditEvent, AuditKind, Caller, CertificateRole, Priority};
 pub use journald::JOURNAL_SOCKET;
 pub use log::{AuditError, AuditLog, LOG_PATH, OnDurable, Options, Reconfiguration, Status};
 pub use reader::{Filter, Reader, Record};
-pub use record::{Bounds, append};
+pub use record::{Bounds, RECORD_BOUNDS, append};
 pub use ship::{CURSOR, Patience, Remote, RemoteStatus, Stream, TlsConnect};
 pub use syslog::{Target, TargetError, Transport};
 pub use trail::{Trail, TrailFile, set_aside};

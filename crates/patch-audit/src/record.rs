@@ -33,6 +33,9 @@ pub struct Bounds {
     pub files: usize,
 }
 
+/// How much of the root side's own record is kept: files are compressed to a tenth or less.
+pub const RECORD_BOUNDS: Bounds = Bounds { file_bytes: 8 << 20, files: 32 };
+
 /// Appends events to the trail at `path`: when this returns they are on disk.
 ///
 /// # Errors

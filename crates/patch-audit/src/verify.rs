@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use patch_types::executor::Checkpoint;
 
 use crate::{
+    acknowledged::{Acknowledged, Acknowledgements, Damage, Hashing},
     chain::{Break, Expect, Hash, Head, HeadError, Start, verify_each},
     checkpoint::PublicKeys,
     event::AuditKind,
@@ -32,6 +33,8 @@ pub struct Known {
     pub signed: Vec<SignedHead>,
     /// The keys whose signatures count; without them checkpoints are not looked at.
     pub keys: Option<PublicKeys>,
+    /// What root has explained.
+    pub acknowledged: Acknowledgements,
     /// How long records have to be kept; without it nobody asks whether those that are gone were old enough.
     pub retention: Option<Retention>,
 }
@@ -80,11 +83,26 @@ pub struct Report {
     pub problems: Vec<String>,
     /// What a person should know and is no damage.
     pub notes: Vec<String>,
+    /// What of the problems a person may acknowledge: what a file that was set aside has left.
+    pub damage: Damage,
     /// Whether the present file ends within a line.
     pub is_being_written: bool,
 }
 
 impl Report {
+    /// Damage that root has explained is told, and is no problem; other damage of this kind may be acknowledged.
+    fn judge(&mut self, what: String, known: Option<&Acknowledged>, damage: impl FnOnce(&mut Damage)) {
+        match known {
+            Some(Acknowledged { at, reason, .. }) => {
+                self.notes.push(format!("{what} (acknowledged at {at:.0}: {reason})"));
+            }
+            None => {
+                self.problems.push(what);
+                damage(&mut self.damage);
+            }
+        }
+    }
+
     /// Whether the trail is what was written.
     #[must_use]
     pub fn is_intact(&self) -> bool {
@@ -224,6 +242,11 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
                 Break::Torn if is_live => report.is_being_written = true,
                 // A later file may have it, or it is told below.
                 Break::Truncated { .. } if is_pruned || (i + 1 < files && !reaches) => {}
+                Break::Missing { from, to } => {
+                    let known = known.acknowledged.of_missing(from, to);
+                    report
+                        .judge(format!("{name}: {problem}"), known, |damage| damage.missing.push((from, to)));
+                }
                 _ => report.problems.push(format!("{name}: {problem}")),
             }
         }
@@ -247,13 +270,25 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
     conclude(&mut report, said, known);
     for file in trail.set_aside {
         let name = file.path().display().to_string();
+        let base = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut reader = Hashing::new(file.reader());
         let (verdict, _) =
-            verify_each(file.reader(), &Expect { start: Start::Anything, head: None }, |_, _| {});
+            verify_each(&mut reader, &Expect { start: Start::Anything, head: None }, |_, _| {});
+        let sha256 =
+            reader.finish().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
         let span = match (verdict.first, verdict.head) {
             (Some(first), Some(last)) => format!("it holds records {} to {}", first.seq, last.seq),
             _ => "it holds no record".to_owned(),
         };
-        report.problems.push(format!("{name}: this file was found damaged and set aside; {span}"));
+        let acknowledged = known.acknowledged.of_file(&base, &sha256);
+        let is_known = acknowledged.is_some();
+        let what = format!("{name}: this file was found damaged and set aside; {span}");
+        report.judge(what, acknowledged, |damage| {
+            damage.files.insert(base, sha256);
+        });
+        if is_known {
+            continue;
+        }
         report.problems.extend(verdict.problems.iter().take(5).map(|problem| format!("{name}: {problem}")));
     }
     Ok(report)
@@ -273,20 +308,24 @@ fn conclude(report: &mut Report, said: Said, known: &Known) {
         ));
     }
     // A damaged trail may begin with a higher number than it ends with.
-    let within = said.signed.keys().filter(|seq| (first..=last).contains(*seq)).count();
+    let is_missing = |seq: u64| known.acknowledged.of_missing(seq, seq).is_some();
+    let within = said.signed.keys().filter(|seq| (first..=last).contains(*seq) && !is_missing(**seq)).count();
     if first > 0 && within > 0 {
         report.problems.push(format!("{within} records that the root side has signed are not there"));
     }
     if first > 1 && said.first_left < first {
         let aside = said.set_aside.iter().find(|(seq, _)| *seq <= first.saturating_add(2));
-        report.problems.push(match aside {
+        let what = match aside {
             Some((_, Some(name))) => {
                 format!("the trail begins with record {first}: what was before was set aside as {name}")
             }
             _ => format!(
                 "the trail begins with record {first}, and no record says that older ones were removed because of their age"
             ),
-        });
+        };
+        let (from, to) = (said.first_left.max(1), first.saturating_sub(1));
+        let known = known.acknowledged.of_missing(from, to);
+        report.judge(what, known, |damage| damage.missing.push((from, to)));
     } else if first > 1 {
         report.notes.push(match said.vouched {
             Some(vouched) => format!(

@@ -24,6 +24,7 @@
 //! ```
 
 pub mod apt;
+pub mod ceiling;
 pub mod stale;
 pub mod system;
 

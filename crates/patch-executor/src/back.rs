@@ -499,7 +499,7 @@ impl Change<'_> {
         if !proof.left.is_empty() {
             return Ok(self.back_failed(&plan, &back, proof));
         }
-        self.pin(&plan, &back);
+        let barred = self.pin(&plan, &back);
         self.sweep(&plan);
         for key in &back.scope {
             let reason = format!("taken back: {}", back.reason);
@@ -511,6 +511,7 @@ impl Change<'_> {
             left: Vec::new(),
             kept_edits: proof.kept_edits,
             commands: Vec::new(),
+            barred,
         };
         self.events.emit_durably(EventKind::WentBack { report });
         if failed_job(self.paths) == Some(back.source) {
@@ -672,8 +673,8 @@ impl Change<'_> {
         }
     }
 
-    /// Pins the versions away that went back, lest the next unattended run installs them again.
-    fn pin(&mut self, plan: &Plan, back: &Back) {
+    /// Pins the versions away that went back, lest the next unattended run installs them again, and gives them.
+    fn pin(&mut self, plan: &Plan, back: &Back) -> Vec<String> {
         let newer_goes = |change: &&PlannedChange| match self.journal.record.operation {
             Operation::Rollback(_) => change.action == Action::Downgrade,
             _ => change.action == Action::Upgrade,
@@ -696,11 +697,16 @@ impl Change<'_> {
             })
             .collect();
         if pinned.is_empty() {
-            return;
+            return Vec::new();
         }
         if let Err(error) = taken_back::pin(self.paths.root(), &self.paths.state(), &pinned) {
             self.remark(format!("the versions that were taken back could not be pinned away: {error}"));
+            return Vec::new();
         }
+        // Of several architectures the same.
+        let barred: BTreeSet<String> =
+            pinned.iter().map(|entry| format!("{}={}", entry.name.name(), entry.version)).collect();
+        barred.into_iter().collect()
     }
 
     fn back_failed(&mut self, plan: &Plan, back: &Back, proof: Proof) -> State {
@@ -715,6 +721,7 @@ impl Change<'_> {
             left: left.clone(),
             kept_edits,
             commands: commands.clone(),
+            barred: Vec::new(),
         };
         self.events.emit_durably(EventKind::WentBack { report });
         let mark = serde_json::json!({"job": back.source, "left": left, "commands": commands}).to_string();

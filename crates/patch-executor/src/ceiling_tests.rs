@@ -1,6 +1,10 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use patch_types::operation::{Hold, Reboot, Rollback};
+use patch_backends::ceiling::{Pattern, parse};
+use patch_types::{
+    operation::{Hold, Reboot, Rollback},
+    plan::Origin,
+};
 
 use super::*;
 

@@ -524,6 +524,16 @@ impl<'a> Change<'a> {
         self.events.emit(EventKind::Log { stream: LogStream::Executor, line: line.into() });
     }
 
+    /// Puts what apt said of a refusal into the log, where it is at hand and in nobody's way.
+    fn log_words(&mut self, mut error: ErrorDetail) -> ErrorDetail {
+        if let Some(serde_json::Value::String(words)) = error.details.remove(solver::WORDS) {
+            for line in words.lines() {
+                self.events.emit(EventKind::Log { stream: LogStream::Output, line: line.to_owned() });
+            }
+        }
+        error
+    }
+
     pub(crate) fn lock_patience(&self) -> Duration {
         let in_time = self.journal.record.not_after.map_or(Duration::MAX, left_until);
         Duration::from_secs(self.journal.record.limits.lock_wait_seconds)
@@ -658,7 +668,7 @@ impl<'a> Change<'a> {
             Operation::Rollback(rollback) => {
                 Planned { plan: back::plan(self.paths, rollback)?, task: None, auto: Vec::new() }
             }
-            _ => solver::plan(self.paths, &operation)?,
+            _ => solver::plan(self.paths, &operation).map_err(|error| self.log_words(error))?,
         };
         self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
         if let Some(approved) =

@@ -1,7 +1,6 @@
 //! What the root side reads from its disk, as functions of bytes: for fuzzing alone. The program is `main.rs`.
 #![expect(dead_code, reason = "only the parsing is called here; the program calls the rest")]
 
-mod ceiling;
 mod clock;
 mod journal;
 mod paths;
@@ -22,7 +21,7 @@ pub fn journal(text: &[u8]) -> Option<Vec<u8>> {
 /// # Errors
 /// With what is wrong with it.
 pub fn ceiling(text: &str) -> Result<(), String> {
-    ceiling::parse(text).map(drop)
+    patch_backends::ceiling::parse(text).map(drop)
 }
 
 /// Reads what the root side takes from `config.yaml`.

@@ -4,7 +4,7 @@
 use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Query,
+    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Plan, Query,
     api::{Cause, CauseKind, WhyNot},
     event::{Ended, QueryResult},
     operation::{ApplyPatches, Install, MAX_PACKAGES, PackageSpec},
@@ -15,7 +15,7 @@ use crate::{
     ceiling::{self, Ceiling},
     events::Events,
     paths::Paths,
-    reboot, services, solver,
+    reboot, services, solver, turn,
 };
 
 /// What is asked.
@@ -32,11 +32,15 @@ pub(crate) fn run(paths: &Paths, asked: &Asked, mut events: Events) {
     let answer = match asked {
         Asked::Query(query) => answer(paths, query),
         Asked::Plan(operation) => {
+            let before = turn::under_way(paths);
             let plan = match operation {
                 Operation::Rollback(rollback) => back::plan(paths, rollback),
                 _ => solver::plan(paths, operation).map(|planned| planned.plan),
             };
-            plan.map(QueryResult::Plan)
+            // Also one that began while the solver was looking.
+            plan.map(|plan| {
+                QueryResult::Plan(Plan { during: before.or_else(|| turn::under_way(paths)), ..plan })
+            })
         }
     };
     let ended = match answer {

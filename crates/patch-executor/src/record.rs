@@ -13,7 +13,7 @@ use std::{
 
 use jiff::Timestamp;
 use nix::unistd::Uid;
-use patch_audit::{AuditError, AuditEvent, AuditKind, Bounds, Caller, Hash, append};
+use patch_audit::{AuditError, AuditEvent, AuditKind, Caller, Hash, RECORD_BOUNDS, append};
 use patch_types::{
     ErrorCode, ErrorDetail, JobId,
     event::Ended,
@@ -23,9 +23,6 @@ use patch_types::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::paths::Paths;
-
-/// How much is kept: files are compressed to a tenth or less.
-const BOUNDS: Bounds = Bounds { file_bytes: 8 << 20, files: 32 };
 
 /// The most records that wait for room.
 const MAX_WAITING: usize = 10_000;
@@ -234,9 +231,9 @@ pub(crate) fn flush(paths: &Paths) {
         return;
     }
     let path = paths.record();
-    let mut written = append(&path, &waiting, &BOUNDS);
+    let mut written = append(&path, &waiting, &RECORD_BOUNDS);
     if written.is_err() && paths.spend_reserve() {
-        written = append(&path, &waiting, &BOUNDS);
+        written = append(&path, &waiting, &RECORD_BOUNDS);
     }
     match written {
         Ok(_) => waiting.clear(),
@@ -255,7 +252,7 @@ pub(crate) fn flush(paths: &Paths) {
 /// # Errors
 /// When it is not on disk.
 pub(crate) fn require(paths: &Paths, event: AuditEvent) -> Result<(), ErrorDetail> {
-    append(&paths.record(), &[event], &BOUNDS).map(drop).map_err(|error| {
+    append(&paths.record(), &[event], &RECORD_BOUNDS).map(drop).map_err(|error| {
         let code = match &error {
             AuditError::Io { source, .. }
                 if matches!(

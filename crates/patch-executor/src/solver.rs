@@ -68,8 +68,60 @@ pub(crate) fn simulation(root: &Path, task: &Task, kind: OperationKind) -> Resul
     if said.code == Some(0) {
         Ok(simulate::parse(&said.stdout))
     } else {
-        Err(classify(said.code, &said.text(), kind))
+        let error = classify(said.code, &said.text(), kind);
+        Err(match error.code {
+            // They may name every package of the host: not for a message, but for whoever wants to know.
+            ErrorCode::PkgDependencyError => error.with(WORDS, bounded(said.text())),
+            _ => error,
+        })
     }
+}
+
+/// Where a refusal keeps what apt said of dependencies.
+pub(crate) const WORDS: &str = "output";
+
+/// The most that is kept of it, in bytes.
+const MAX_WORDS: usize = 32 << 10;
+
+fn bounded(mut text: String) -> String {
+    if text.len() > MAX_WORDS {
+        text.truncate(text.floor_char_boundary(MAX_WORDS));
+        text.push_str("\n…");
+    }
+    text
+}
+
+/// How many packages a refusal names.
+const NAMED: usize = 5;
+
+/// What would go with a package, or be broken without it, in a sentence. apt names every dependency of each.
+fn would_take_along(error: ErrorDetail, name: &PackageName, inventory: &Inventory) -> ErrorDetail {
+    let packages = error.details.get("packages").and_then(|packages| packages.as_array());
+    let packages: Vec<&str> = packages.into_iter().flatten().filter_map(|package| package.as_str()).collect();
+    if error.code != ErrorCode::PkgDependencyError || packages.is_empty() {
+        return error;
+    }
+    let needed = |name: &str| {
+        let found = name.parse().ok().and_then(|name: PackageName| inventory.database.get(&name));
+        found.is_some_and(|package| package.essential() || package.protected())
+    };
+    let (needed, others): (Vec<&str>, Vec<&str>) = packages.iter().partition(|name| needed(name));
+    let count = packages.len();
+    let named: Vec<&str> = needed.iter().chain(&others).copied().take(NAMED).collect();
+    let more = match count.saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let what = if count == 1 { "1 package".to_owned() } else { format!("{count} packages") };
+    let essential = match needed.len() {
+        0 => "if all of that may go, remove what needs it first",
+        _ => "what is essential to the host is among them, so it has to stay",
+    };
+    let message = format!(
+        "{name} cannot be removed: {what} would have to go with it: {}{more}; nothing was changed. Next: {essential}",
+        named.join(", ")
+    );
+    ErrorDetail { message, ..error }
 }
 
 pub(crate) fn capture(argv: &argv::Argv) -> Result<Captured, ErrorDetail> {
@@ -160,7 +212,10 @@ pub(crate) fn plan(paths: &Paths, operation: &Operation) -> Result<Planned, Erro
             }
         },
     };
-    let simulation = simulation(root, &task, operation.into())?;
+    let simulation = simulation(root, &task, operation.into()).map_err(|error| match operation {
+        Operation::Remove(remove) => would_take_along(error, &remove.name, &inventory),
+        _ => error,
+    })?;
     understood(&simulation)?;
     let indexes = Indexes::for_simulations(&inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
     let plan = apt::plan(&simulation, &inventory, &indexes);

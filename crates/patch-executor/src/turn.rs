@@ -13,7 +13,10 @@ use std::{
 use patch_types::JobId;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::paths::Paths;
+use crate::{
+    journal::{Journal, State},
+    paths::Paths,
+};
 
 /// The right to change the host, until it is dropped.
 #[derive(Debug)]
@@ -109,6 +112,19 @@ pub(crate) fn is_free(paths: &Paths) -> bool {
     open(&paths.turn()).and_then(|turn| try_lock(&turn)).unwrap_or(false)
 }
 
+/// The change that is under way, if one is: whoever looks at the host sees what it has done so far. One that has ended and is
+/// only tidying up after itself is none.
+pub(crate) fn under_way(paths: &Paths) -> Option<JobId> {
+    if is_free(paths) {
+        return None;
+    }
+    let is_over = |job: &JobId| {
+        Journal::open(&paths.journal(*job))
+            .is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. }))
+    };
+    owner(paths).filter(|job| !is_over(job))
+}
+
 /// How many reads may be made for the daemon at once.
 const READS: usize = 4;
 
@@ -153,6 +169,7 @@ pub(crate) fn wait(
 
 #[cfg(test)]
 mod tests {
+    use patch_types::{ChangeOptions, JobStatus, Operation, event::Ended, executor::Limits};
     use uuid::Uuid;
 
     use super::*;
@@ -167,6 +184,35 @@ mod tests {
         assert!(stop_at_once().is_none());
         held.pop();
         assert!(stop_at_once().is_some());
+    }
+
+    #[test]
+    fn a_change_is_under_way_from_its_turn_to_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        let id = JobId(Uuid::from_u128(1));
+        assert_eq!(under_way(&paths), None);
+        let place = queue(&paths, id).unwrap();
+        assert_eq!(under_way(&paths), None, "who waits has done nothing");
+        let mut turn = try_take(&paths, &place).unwrap().unwrap();
+        turn.claim(id).unwrap();
+        let (limits, options) = (Limits::default(), ChangeOptions::default());
+        let mut journal =
+            Journal::create(&paths.journal(id), id, Operation::Refresh, limits, None, options).unwrap();
+        assert_eq!(under_way(&paths), Some(id));
+        let ended = Ended {
+            status: JobStatus::Completed,
+            outcome: None,
+            exit_code: None,
+            error: None,
+            results: Vec::new(),
+            answer: None,
+        };
+        journal.enter(State::Ended { ended: Box::new(ended) }).unwrap();
+        assert_eq!(under_way(&paths), None, "it tidies up");
+        drop(turn);
+        assert_eq!(under_way(&paths), None);
     }
 
     #[test]

@@ -256,6 +256,12 @@ fn ending(id: JobId, ended: &Ended, reports: &[WentBack]) -> String {
                 text.push_str(&format!("  {}\n", patch_types::terminal::line(line)));
             }
         }
+        if !report.barred.is_empty() {
+            text.push_str("not installed again until newer versions come, or you lift it:\n");
+        }
+        for version in &report.barred {
+            text.push_str(&format!("  linux-patch-host clear {}\n", patch_types::terminal::line(version)));
+        }
     }
     let missed: Vec<_> = ended.results.iter().filter(|result| !result.done).collect();
     if !missed.is_empty() {
@@ -318,6 +324,7 @@ mod tests {
                 left: vec!["cc is 2.0".into()],
                 kept_edits: vec!["/etc/aa.conf".into()],
                 commands: vec!["dpkg --audit".into()],
+                barred: vec!["aa=2.0".into()],
             },
         }
     }
@@ -369,6 +376,7 @@ mod tests {
             ": completed, applied\nwent back: root asked for it\nas before:\n  aa 1.0\n  bb not installed\n",
             "edited since, and kept:\n  /etc/aa.conf\nNOT as before:\n  cc is 2.0\n",
             "what you can do, in this order:\n  dpkg --audit\n",
+            "or you lift it:\n  linux-patch-host clear aa=2.0\n",
         ] {
             assert!(text.contains(expected), "{expected} is not in {text}");
         }

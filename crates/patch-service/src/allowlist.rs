@@ -4,7 +4,7 @@
 //! nothing, and is reported. Reading the list takes no lock.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     io,
     net::{IpAddr, Ipv4Addr, ToSocketAddrs as _},
     path::{Path, PathBuf},
@@ -279,8 +279,33 @@ pub struct AllowListWatcher {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Whoever asked for the file to be read is told what is wrong with it.
-type Answer = oneshot::Sender<Result<(), String>>;
+/// Whoever asked for the file to be read is told what came of it.
+type Answer = oneshot::Sender<ListReport>;
+
+/// What a request to read the list's file came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListReport {
+    /// What took effect since somebody asked last, by itself or now, the oldest first.
+    pub changes: Vec<ListChange>,
+    /// What is wrong with the file, with its name and line.
+    pub problem: Option<String>,
+    /// Whether everyone is denied because of that: there is no file, and was no usable one before.
+    pub denies_all: bool,
+}
+
+/// Another list took effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListChange {
+    /// When.
+    pub at: Timestamp,
+    /// Entries that were not there before.
+    pub added: Vec<String>,
+    /// Entries that are not there any more.
+    pub removed: Vec<String>,
+}
+
+/// As many changes are kept for whoever asks; of older ones the entries are in the audit trail.
+const MAX_UNTOLD: usize = 16;
 
 impl AllowListWatcher {
     /// Reads the file, resolves its names, and goes on watching it. What is wrong is reported, not returned: a
@@ -300,8 +325,10 @@ impl AllowListWatcher {
             lookups: Lookups::new(resolver),
             failing: BTreeSet::new(),
             reported: None,
+            untold: VecDeque::new(),
         };
         keeper.take(now);
+        keeper.untold.clear();
         keeper.resolve();
         // Clients that are known by name should not be turned away just because the server has just started.
         let answers = async {
@@ -322,16 +349,16 @@ impl AllowListWatcher {
         self.list.clone()
     }
 
-    /// Reads the file again and puts it into effect. Its names are resolved afterwards; until then they keep their last
-    /// addresses.
-    ///
-    /// # Errors
-    /// When it cannot be used: what is wrong, with file and line. This has been reported then as well.
-    pub async fn reload(&self) -> Result<(), String> {
+    /// Reads the file again and puts it into effect, and says what came of that. Its names are resolved afterwards; until
+    /// then they keep their last addresses. A file that cannot be used has been reported then as well.
+    pub async fn reload(&self) -> ListReport {
         let (answer, told) = oneshot::channel();
         // Neither fails while this watcher lives.
         let _ = self.asked.send(answer).await;
-        told.await.unwrap_or_else(|_| Err("the allow list is not watched any more".to_owned()))
+        told.await.unwrap_or_else(|_| ListReport {
+            problem: Some("the allow list is not watched any more".to_owned()),
+            ..ListReport::default()
+        })
     }
 }
 
@@ -349,6 +376,8 @@ struct Keeper {
     lookups: Lookups,
     failing: BTreeSet<String>,
     reported: Option<String>,
+    /// What took effect since somebody asked last.
+    untold: VecDeque<ListChange>,
 }
 
 impl Keeper {
@@ -378,7 +407,11 @@ impl Keeper {
                     self.take(state);
                     self.resolve();
                     // Who asked may be gone.
-                    let _ = answer.send(self.reported.clone().map_or(Ok(()), Err));
+                    let _ = answer.send(ListReport {
+                        changes: self.untold.drain(..).collect(),
+                        problem: self.reported.clone(),
+                        denies_all: self.reported.is_some() && self.list.load().entries().is_empty(),
+                    });
                 }
                 Some(answer) = self.lookups.next() => self.resolved(answer),
                 _ = timer.tick(), if has_names => {
@@ -463,7 +496,7 @@ impl Keeper {
         }
     }
 
-    fn apply(&self, list: AllowList) {
+    fn apply(&mut self, list: AllowList) {
         let before = self.list.load();
         if *before == list {
             return;
@@ -473,6 +506,11 @@ impl Keeper {
         let added: Vec<_> = new.difference(&old).cloned().collect();
         let removed: Vec<_> = old.difference(&new).cloned().collect();
         if !(added.is_empty() && removed.is_empty()) {
+            if self.untold.len() >= MAX_UNTOLD {
+                self.untold.pop_front();
+            }
+            let (at, added_now, removed_now) = (Timestamp::now(), added.clone(), removed.clone());
+            self.untold.push_back(ListChange { at, added: added_now, removed: removed_now });
             self.observer.observe(DoorEvent::AllowListChanged { added, removed });
         }
     }

@@ -60,7 +60,7 @@ pub mod tls;
 mod watch;
 
 pub use crate::{
-    allowlist::{AllowList, AllowListWatcher, ListStatus, SharedAllowList},
+    allowlist::{AllowList, AllowListWatcher, ListChange, ListReport, ListStatus, SharedAllowList},
     certificate::{CertificateFacts, CrlFacts, PemInput, TlsError},
     config::{ConfigError, FileSetWatcher, FileState, FileWatcher},
     envelope::{RawData, Refusal, Reply, RequestId},

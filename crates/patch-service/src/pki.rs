@@ -138,12 +138,13 @@ pub fn add_client(directory: &Path, name: &str, existing: Existing) -> Result<Re
     Ok(files.report)
 }
 
-/// Writes `crl.pem` anew, with the next number, revoking these clients and whoever was revoked before.
+/// Writes `crl.pem` anew, with the next number, revoking these clients, the server if that is named, and whoever was revoked
+/// before.
 ///
 /// # Errors
-/// When a client's certificate or the CA's files cannot be read, or the list cannot be written.
+/// When a certificate or the CA's files cannot be read, or the list cannot be written.
 pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiError> {
-    revoke.iter().try_for_each(|name| check_name(name))?;
+    revoke.iter().filter(|name| *name != "server").try_for_each(|name| check_name(name))?;
     let issuer = issuer(directory)?;
     let path = directory.join("crl.pem");
     let before = match path.exists() {

@@ -51,6 +51,10 @@ pub const TAKEN_BACK: &str = "var/lib/linux_patch_executor/taken_back.json";
 /// the present one last. Readable by everybody, below the root prefix.
 pub const CHECKPOINT_KEYS: &str = "var/lib/linux_patch_executor/checkpoint.pub";
 
+/// What root has explained of damage to the audit trail, one acknowledgement as JSON a line. Readable by everybody, below
+/// the root prefix.
+pub const ACKNOWLEDGED: &str = "var/lib/linux_patch_executor/audit-acknowledged.jsonl";
+
 /// The last head of the audit trail that the root side signed: one [`Checkpoint`] as JSON. Readable by everybody, below
 /// the root prefix.
 pub const CHECKPOINT_HEAD: &str = "var/lib/linux_patch_executor/checkpoint.json";

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::name::{Architecture, PackageName, PackageVersion};
+use crate::{
+    job::JobId,
+    name::{Architecture, PackageName, PackageVersion},
+};
 
 /// What happens to one package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -216,6 +219,10 @@ pub struct Plan {
     pub needs_reboot: bool,
     /// What stays as it is although a newer version exists.
     pub kept_back: Vec<KeptBack>,
+    /// The job that was changing the host while this was planned: what it has not done yet counts as still to do, and may
+    /// not be there any more when it has ended. Not part of the hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub during: Option<JobId>,
 }
 
 impl Plan {
@@ -231,6 +238,7 @@ impl Plan {
             services: Vec::new(),
             needs_reboot: false,
             kept_back: Vec::new(),
+            during: None,
         }
     }
 

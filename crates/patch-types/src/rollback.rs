@@ -149,6 +149,10 @@ pub struct WentBack {
     pub kept_edits: Vec<String>,
     /// What a person can do about what is left: commands, in order.
     pub commands: Vec<String>,
+    /// The versions that are not installed again on this host until root clears them there or newer ones come, each as
+    /// `NAME=VERSION`, which is what `linux-patch-host clear` takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barred: Vec<String>,
 }
 
 /// A version that was taken back, and that is not installed again until it is cleared or superseded.

@@ -5,6 +5,7 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
+use comfy_table::Table;
 use serde_json::value::RawValue;
 
 use crate::{args::DisplayArgs, render::Style, render::clean};
@@ -27,12 +28,13 @@ impl Output {
         let no_color = args.no_color || env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         // Where a program reads, a row must stay a line.
-        let width = if stdout { comfy_table::Table::new().width().or(Some(80)) } else { None };
+        let width = stdout.then(|| known(Table::new().width()).unwrap_or(80));
         Self {
             json: args.json,
             verbose: args.verbose,
             style: Style { width, color: stdout && !no_color && !dumb },
-            bar: stderr && !dumb && !args.json,
+            // A bar is drawn by its terminal's width.
+            bar: stderr && !dumb && !args.json && known(Table::new().use_stderr().width()).is_some(),
             person: stderr && io::stdin().is_terminal() && !args.json,
         }
     }
@@ -63,6 +65,11 @@ impl Output {
             eprintln!("{}", clean::text(text));
         }
     }
+}
+
+/// A terminal's width. One that says 0, as consoles and terminals of tests do, does not know it.
+fn known(width: Option<u16>) -> Option<u16> {
+    width.filter(|width| *width > 0)
 }
 
 /// Asks for a yes on the terminal.

@@ -203,6 +203,16 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
                 (root.join("packaging/config/config.yaml"), "etc/linux_patch_api/config.yaml", 0o644),
                 (root.join("packaging/config/whitelist.yaml"), "etc/linux_patch_api/whitelist.yaml", 0o644),
                 (
+                    root.join("packaging/config/config.yaml"),
+                    "usr/share/doc/linux-patch-api/examples/config.yaml",
+                    0o644,
+                ),
+                (
+                    root.join("packaging/config/whitelist.yaml"),
+                    "usr/share/doc/linux-patch-api/examples/whitelist.yaml",
+                    0o644,
+                ),
+                (
                     root.join("packaging/config/ceiling.yaml.example"),
                     "usr/share/doc/linux-patch-api/examples/ceiling.yaml",
                     0o644,
@@ -354,6 +364,10 @@ impl Release<'_> {
             )?;
         }
         put(&root.join("packaging/install.sh"), &tree, "install.sh", 0o755)?;
+        // By it the installer tells an upgrade from a downgrade.
+        let version = tree.join("files/usr/libexec/linux-patch-api/VERSION");
+        fs::write(&version, format!("{}\n", self.version))
+            .with_context(|| format!("cannot write {}", version.display()))?;
         let mut all = Vec::new();
         list(&tree, &mut all)?;
         all.sort();

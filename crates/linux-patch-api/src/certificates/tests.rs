@@ -306,7 +306,8 @@ async fn a_first_list_that_is_no_good_is_no_start() {
     let (app, _) = application(&root, "").await;
     let started = start_with(root.path(), &app.settings(), app.executor(), app.audit(), None).await;
     assert!(started.err().unwrap().to_string().contains("crl.pem"));
-    assert!(load(&app.settings()).is_err(), "check-config says so too");
+    let key = server_key(&app.settings()).unwrap();
+    assert!(load(&app.settings(), &key).is_err(), "check-config says so too");
 
     // Half-written, which the service manager's next attempt mends.
     let whole = list(&certs(&root), &[], 1, 3600);

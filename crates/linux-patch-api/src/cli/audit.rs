@@ -5,12 +5,13 @@ use std::{io::ErrorKind, path::Path};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use patch_audit::{
-    Filter, Head, Known, LOG_PATH, PublicKeys, Reader, Report, Retention, SignedHead, Trail, TrailFile,
+    Acknowledged, Acknowledgements, AuditEvent, AuditKind, Caller, Damage, Filter, Head, Known, LOG_PATH,
+    PublicKeys, RECORD_BOUNDS, Reader, Report, Retention, SignedHead, Trail, TrailFile, append,
     examine_opened, read_checkpoint, read_heads,
 };
 use patch_types::{
     JobId,
-    executor::{CHECKPOINT_HEAD, CHECKPOINT_HEADS, CHECKPOINT_KEYS, RECORD},
+    executor::{ACKNOWLEDGED, CHECKPOINT_HEAD, CHECKPOINT_HEADS, CHECKPOINT_KEYS, RECORD, STATE_DIR},
     terminal,
 };
 
@@ -22,8 +23,32 @@ pub(super) enum Command {
     /// Find every edited, removed, inserted or reordered record, and compare the trail with what the root side has signed:
     /// as root with everything that it has. Exit code 3 if anything is not in order.
     Verify(Verify),
+    /// Say that damage which `audit verify` reports is explained: files that were set aside, and records that are missing. It
+    /// stays on record and is a note from then on, as long as it is just that damage. Root's alone.
+    Acknowledge(Acknowledge),
     /// Print the last records.
     Show(Show),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Acknowledge {
+    #[command(flatten)]
+    json: Json,
+    /// What it was, for those who read the trail later.
+    #[arg(long, value_name = "TEXT", value_parser = a_reason)]
+    reason: String,
+}
+
+/// The longest reason, in characters.
+const MAX_REASON: usize = 500;
+
+fn a_reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.chars().count() {
+        0 => Err("say what it was".to_owned()),
+        1..=MAX_REASON if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err(format!("one line of at most {MAX_REASON} characters is possible")),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -70,8 +95,57 @@ pub(super) fn execute(root: &Path, command: &Command) -> anyhow::Result<u8> {
             print(&if json.json { terminal::json(&text) } else { text.into() })?;
             Ok(if report.is_intact() { exit::OK } else { exit::NOT_IN_ORDER })
         }
+        Command::Acknowledge(Acknowledge { json, reason }) => {
+            let (known, ..) = known(root, None);
+            let report = examine_opened(&log, trail, &known)
+                .context("cannot read the audit trail; run this as root")?;
+            acknowledge(root, report.damage, reason, json.json)
+        }
         Command::Show(show) => show_last(trail.files, show),
     }
+}
+
+/// Notes, on the root side and in its record, that damage is explained. Whatever else is wrong with the trail stays so.
+fn acknowledge(root: &Path, damage: Damage, reason: &str, json: bool) -> anyhow::Result<u8> {
+    let what: Vec<String> = damage
+        .files
+        .keys()
+        .map(|name| format!("the file {name}, which was set aside"))
+        .chain(damage.missing.iter().map(|(from, to)| format!("that records {from} to {to} are missing")))
+        .collect();
+    if !damage.is_empty() {
+        if root == Path::new("/") && !rustix::process::geteuid().is_root() {
+            anyhow::bail!("only root can acknowledge damage to the audit trail");
+        }
+        let state = root.join(STATE_DIR);
+        anyhow::ensure!(
+            state.is_dir(),
+            "{} is not there: what the trail is measured by is the root side's; start linux-patch-executor.socket first",
+            state.display()
+        );
+        // On record before it counts.
+        let sentence = format!("damage to the audit trail was acknowledged: {}; {reason}", what.join(", "));
+        let event = AuditEvent::new(AuditKind::SystemChanged { what: sentence }, &Caller::local());
+        append(&root.join(RECORD), &[event], &RECORD_BOUNDS)
+            .context("the root side's record cannot be written")?;
+        let path = root.join(ACKNOWLEDGED);
+        let acknowledged = Acknowledged { at: jiff::Timestamp::now(), reason: reason.to_owned(), damage };
+        Acknowledgements::append(&path, &acknowledged)
+            .with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    if json {
+        let report = serde_json::json!({ "acknowledged": what });
+        print(&terminal::json(&format!("{report:#}\n")))?;
+    } else if what.is_empty() {
+        print(
+            "there is nothing to acknowledge: no file was set aside and no record is missing that was not explained before\n",
+        )?;
+    } else {
+        let text: String =
+            what.iter().map(|one| format!("acknowledged: {}\n", terminal::line(one))).collect();
+        print(&format!("{text}linux-patch-api audit verify tells it as a note from now on\n"))?;
+    }
+    Ok(exit::OK)
 }
 
 /// What the root side knows of the trail, as far as whoever runs this may read it, what is damaged of that, and what could
@@ -118,6 +192,11 @@ fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
                 .to_owned(),
         ),
     }
+    let acknowledged = root.join(ACKNOWLEDGED);
+    match Acknowledgements::read(&acknowledged) {
+        Ok(read) => known.acknowledged = read,
+        Err(error) => problems.push(format!("{}: {error}", acknowledged.display())),
+    }
     match read_heads(&root.join(CHECKPOINT_HEADS)) {
         Ok(heads) => known.signed.extend(heads.iter().filter_map(|c| SignedHead::try_from(c).ok())),
         // Whoever is not root has been told above.
@@ -152,7 +231,7 @@ fn as_json(report: &Report) -> String {
     let report = serde_json::json!({
         "intact": report.is_intact(), "records": report.records, "first_seq": report.first.map(|f| f.seq),
         "head": head, "vouched_seq": report.vouched, "checkpoints": report.checkpoints,
-        "problems": report.problems, "notes": report.notes, "being_written": report.is_being_written,
+        "problems": report.problems, "notes": report.notes, "damage": report.damage, "being_written": report.is_being_written,
     });
     format!("{report:#}\n")
 }
@@ -169,6 +248,12 @@ fn as_text(report: &Report) -> String {
     };
     let verdict = if report.is_intact() { "the audit trail is intact" } else { "the audit trail is broken" };
     text.push_str(&format!("{verdict}: {} records{span}\n", report.records));
+    if !report.damage.is_empty() {
+        text.push_str(
+            "When it is explained what happened to files that were set aside, and to records that are missing, say so as root: \
+             linux-patch-api audit acknowledge --reason TEXT\n",
+        );
+    }
     text
 }
 
@@ -294,6 +379,40 @@ mod tests {
         let aside = report.problems.iter().filter(|problem| problem.contains("set-aside")).count();
         assert_eq!(aside, report.problems.len(), "{}", as_text(&report));
         assert!(aside > 0);
+    }
+
+    #[test]
+    fn root_acknowledges_what_is_explained_and_that_is_on_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let log = root.join(LOG_PATH);
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let writer = AuditLog::open(&log, Options::new("test").without_journal()).unwrap();
+        writer.record(AuditEvent::new(AuditKind::AuthSuccess, &Caller::local())).unwrap();
+        writer.close();
+        let aside = "audit.log.set-aside-20261120T000000Z";
+        std::fs::write(log.with_file_name(aside), "rubbish").unwrap();
+        let verify =
+            || execute(root, &Command::Verify(Verify { json: Json { json: false }, head: None })).unwrap();
+        let acknowledge = || {
+            let reason = "a disk that was full".to_owned();
+            execute(root, &Command::Acknowledge(Acknowledge { json: Json { json: false }, reason }))
+        };
+        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::NOT_IN_ORDER, vec![aside.to_owned()]));
+        assert!(acknowledge().unwrap_err().to_string().contains("root side"), "there is none here");
+        std::fs::create_dir_all(root.join(STATE_DIR)).unwrap();
+        assert_eq!(acknowledge().unwrap(), exit::OK);
+        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::OK, Vec::new()));
+        let record = std::fs::read_to_string(root.join(RECORD)).unwrap();
+        assert!(record.contains(aside) && record.contains("a disk that was full"), "{record}");
+        assert_eq!(acknowledge().unwrap(), exit::OK, "nothing is left to say");
+        assert_eq!(std::fs::read_to_string(root.join(RECORD)).unwrap(), record);
+        // What comes later is new.
+        std::fs::write(log.with_file_name("audit.log.set-aside-20261121T000000Z"), "rubbish").unwrap();
+        assert_eq!(verify(), exit::NOT_IN_ORDER);
+        for bad in ["", "  ", "two\nlines"] {
+            assert!(a_reason(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -181,6 +181,19 @@ pub(super) enum PkiCommand {
         #[arg(long = "client", value_name = "NAME")]
         clients: Vec<String>,
     },
+    /// Revoke certificates that a CA of `pki init` has signed: writes its crl.pem anew, with the next number.
+    Revoke {
+        /// Where the CA is.
+        directory: PathBuf,
+        /// Clients' common names, or `server`: the certificates NAME.pem that lie there.
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Write a CA's crl.pem anew, with the next number and a year from now, revoking what it revoked before.
+    Crl {
+        /// Where the CA is.
+        directory: PathBuf,
+    },
     /// Make one more client certificate with a CA that `pki init` made.
     Client {
         /// Where the CA is.
@@ -190,12 +203,33 @@ pub(super) enum PkiCommand {
     },
 }
 
+/// Writes the revocation list anew, and says what is in it and how it gets onto a host.
+fn revocations(directory: &Path, revoke: &[String]) -> anyhow::Result<u8> {
+    let facts = pki::write_crl(directory, revoke)?;
+    let path = directory.join("crl.pem").display().to_string();
+    let number = facts.number.as_deref().and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    let number = number.map_or_else(String::new, |number| format!(" number {number},"));
+    let until = facts.next_update.map_or_else(String::new, |until| format!(", good until {until:.0}"));
+    let count = match facts.revoked.len() {
+        1 => "1 certificate revoked".to_owned(),
+        count => format!("{count} certificates revoked"),
+    };
+    print(&format!(
+        "{path}:{number} {count}{until}\n\
+         It takes effect where it is put: patchctl crl put {path}, or on the host\n\
+         install -m 644 {path} /etc/linux_patch_api/certs/crl.pem && systemctl reload linux-patch-api\n"
+    ))?;
+    Ok(exit::OK)
+}
+
 pub(super) fn pki(command: PkiCommand) -> anyhow::Result<u8> {
     let report = match command {
         PkiCommand::Init { directory, server_names, server_ips, clients } => {
             pki::init(&directory, &server_names, &server_ips, &clients, Existing::Keep)?
         }
         PkiCommand::Client { directory, name } => pki::add_client(&directory, &name, Existing::Keep)?,
+        PkiCommand::Revoke { directory, names } => return revocations(&directory, &names),
+        PkiCommand::Crl { directory } => return revocations(&directory, &[]),
     };
     let text: String = report.files.iter().map(|f| format!("{}\n", f.display())).collect();
     print(&text)?;

@@ -36,7 +36,7 @@ const MANUAL: Manual = Manual {
     examples: &[
         (
             "linux-patch-api check-config",
-            "Before a reload: are the configuration and the certificates acceptable?",
+            "Before a start or a reload: is everything acceptable, and can the service's user read it?",
         ),
         ("linux-patch-api status", "How is this host?"),
         ("linux-patch-api audit verify", "Was the audit trail tampered with?"),
@@ -45,6 +45,7 @@ const MANUAL: Manual = Manual {
             "linux-patch-api pki init /root/pki --server-name web1.internal --client alice",
             "A CA with certificates for a trial:",
         ),
+        ("linux-patch-api pki revoke /root/pki alice", "A client of that CA is not to be let in any more:"),
     ],
     see_also: &["linux-patch-host(8)", "patchctl(1)", "systemd.service(5)", "apt-get(8)"],
 };

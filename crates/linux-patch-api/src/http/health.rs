@@ -201,6 +201,7 @@ fn allow_list(app: &App) -> Result<String, String> {
     };
     match &status.problem {
         None => Ok(since),
+        Some(problem) if entries == 0 => Err(format!("everyone is denied: {problem}; {since}")),
         Some(problem) => Err(format!("refused, an earlier list is in force: {problem}; {since}")),
     }
 }

@@ -192,6 +192,7 @@ pub(super) mod brief {
             left: list(&whole.left),
             kept_edits: list(&whole.kept_edits),
             commands: list(&whole.commands),
+            barred: list(&whole.barred),
         }
     }
 }

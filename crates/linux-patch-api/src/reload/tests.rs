@@ -50,7 +50,8 @@ impl House {
         let observer: Arc<dyn DoorObserver> =
             Arc::new(Recorder::new(Arc::clone(&log), Arc::new(DoorCounters::default())));
         let allow_list = AllowListWatcher::start(&path.join(config::WHITELIST), Arc::clone(&observer)).await;
-        let tls = certificates::load(&settings).unwrap();
+        let key = certificates::server_key(&settings).unwrap();
+        let tls = certificates::load(&settings, &key).unwrap();
         let door = Door::new(DoorSettings::default(), tls, allow_list.list(), observer);
         // Several tests run at a time, so the first address is not that of the configuration.
         let listener = door.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
@@ -115,6 +116,13 @@ async fn a_changed_file_is_in_force_and_recorded_and_the_same_again_is_silent() 
     // Another text with the same meaning.
     house.put("# seven\nserver:\n  timeout: 7\nsecurity: {max_concurrent_jobs: 2, roles: {alice: viewer}}\n");
     house.read().await;
+    // Whoever asks is told what has changed by itself, once.
+    let told = house.reloader.reload().await;
+    assert_eq!(
+        (told.earlier.len(), &told),
+        (1, &Report { earlier: told.earlier.clone(), ..Report::default() })
+    );
+    assert!(told.earlier[0].contains("server.timeout: 30 s -> 7 s"), "{told:?}");
     assert_eq!(house.reloader.reload().await, Report::default());
     assert_eq!(house.records("config_changed").len(), 1);
 }

@@ -4,8 +4,8 @@ use std::{fs, io::Write as _};
 
 use jiff::{SignedDuration, Timestamp};
 use patch_audit::{
-    AuditEvent, AuditKind, AuditLog, Caller, Head, Key, Known, Options, PublicKeys, Reconfiguration, Report,
-    Retention, SignedHead, examine,
+    Acknowledged, Acknowledgements, AuditEvent, AuditKind, AuditLog, Caller, Head, Key, Known, Options,
+    PublicKeys, Reconfiguration, Report, Retention, SignedHead, examine,
 };
 
 use crate::{Place, event};
@@ -203,6 +203,73 @@ fn what_was_set_aside_is_told() {
     log.close();
     let report = examined(&place);
     assert!(report.problems.iter().any(|problem| problem.contains("set aside")), "{report:?}");
+}
+
+#[test]
+fn what_root_has_explained_is_a_note_and_just_that() {
+    let place = Place::new();
+    let log = place.open();
+    for n in 0..3 {
+        log.record(event(format!("number {n}"))).unwrap();
+    }
+    fs::rename(place.path(), place.dir.path().join("audit.log.2001-01-01")).unwrap();
+    log.record(event("four")).unwrap();
+    log.record(event("five")).unwrap();
+    // Cut within: the file is set aside with what is left of it.
+    let text = fs::read_to_string(place.path()).unwrap();
+    fs::write(place.path(), &text[..text.len() - 20]).unwrap();
+    log.record(event("after")).unwrap();
+    log.close();
+    let known = |path: &std::path::Path| Known {
+        acknowledged: Acknowledgements::read(path).unwrap(),
+        ..Known::default()
+    };
+    let file = place.dir.path().join("acknowledged");
+    let before = examine(&place.path(), &known(&file)).unwrap();
+    assert!(!before.is_intact());
+    assert_eq!((before.damage.files.len(), before.damage.missing.len()), (1, 1), "{before:?}");
+    let (from, to) = before.damage.missing[0];
+    let signed = |seq| {
+        let head: Head = format!("{seq}:{}", "0".repeat(64)).parse().unwrap();
+        SignedHead { head, at: Timestamp::now() }
+    };
+
+    let reason = "the backup restored an old file".to_owned();
+    let acknowledged = Acknowledged { at: Timestamp::now(), reason, damage: before.damage.clone() };
+    Acknowledgements::append(&file, &acknowledged).unwrap();
+    let after = examine(&place.path(), &known(&file)).unwrap();
+    assert!(after.is_intact() && after.damage.is_empty(), "{after:?}");
+    assert!(after.notes.iter().any(|note| note.contains("restored an old file")), "{after:?}");
+    // What the root side signed of the missing records is missing with them.
+    let with_signed = Known { signed: vec![signed(from)], ..known(&file) };
+    assert!(examine(&place.path(), &with_signed).unwrap().is_intact());
+
+    // It is the evidence as it was: a changed file is none.
+    let aside = place.dir.path().join(before.damage.files.keys().next().unwrap());
+    let evidence = fs::read(&aside).unwrap();
+    fs::write(&aside, [&evidence[..], b"x"].concat()).unwrap();
+    assert!(!examine(&place.path(), &known(&file)).unwrap().is_intact());
+    fs::write(&aside, &evidence).unwrap();
+    // Nor may another file hide behind it.
+    let other = aside.with_file_name("audit.log.set-aside-20010101T000000Z");
+    fs::copy(&aside, &other).unwrap();
+    assert!(!examine(&place.path(), &known(&file)).unwrap().is_intact());
+    fs::remove_file(other).unwrap();
+    // Taken away by a person the file is missed by nobody, but one more record is.
+    fs::remove_file(&aside).unwrap();
+    assert!(examine(&place.path(), &known(&file)).unwrap().is_intact());
+    let live = fs::read_to_string(place.path()).unwrap();
+    let later = live.split_once('\n').unwrap().1;
+    fs::write(place.path(), later).unwrap();
+    let worse = examine(&place.path(), &known(&file)).unwrap();
+    assert_eq!(worse.damage.missing, [(from, to + 1)], "{worse:?}");
+    assert!(!worse.is_intact());
+    fs::write(place.path(), live.replace("after", "other")).unwrap();
+    let edited = examine(&place.path(), &known(&file)).unwrap();
+    assert!(!edited.is_intact() && edited.damage.is_empty(), "an edit is nothing to acknowledge: {edited:?}");
+
+    fs::write(&file, "{}\n").unwrap();
+    assert!(Acknowledgements::read(&file).is_err());
 }
 
 fn ago(days: i64) -> Timestamp {

@@ -39,6 +39,9 @@ impl From<&Operation> for OperationKind {
     }
 }
 
+/// Of so many packages a message says what they miss.
+const FEW: usize = 5;
+
 /// The most of the tool's words that a message repeats, in characters.
 const MAX_WORDS: usize = 1500;
 
@@ -67,7 +70,7 @@ pub fn classify(exit: Option<i32>, output: &str, kind: OperationKind) -> ErrorDe
             };
             let mut said = words.said(rule.code);
             if rule.packages == Packages::Unmet {
-                said.splice(0..0, block(output, "The following packages have unmet dependencies:"));
+                said.splice(0..0, first_unmet(output));
             }
             (rule.code, packages, said, rule.next)
         }
@@ -429,6 +432,17 @@ fn listed(output: &str, heading: &str) -> Vec<String> {
         .flat_map(|l| l.split(" (").next().unwrap_or_default().split(' '))
         .map(|n| n.trim_end_matches('*').to_owned())
         .collect()
+}
+
+/// What the first few packages miss, and how many more there are.
+fn first_unmet(output: &str) -> Vec<String> {
+    let lines = block(output, "The following packages have unmet dependencies:");
+    let begins: Vec<usize> =
+        lines.iter().enumerate().filter(|(_, line)| line.contains(" : ")).map(|(at, _)| at).collect();
+    let Some(end) = begins.get(FEW) else { return lines };
+    let mut first: Vec<String> = lines.iter().take(*end).cloned().collect();
+    first.push(format!("and {} more packages miss something", begins.len() - FEW));
+    first
 }
 
 fn unmet(output: &str) -> Vec<String> {

@@ -151,3 +151,21 @@ proptest! {
         prop_assert!(message.chars().count() < 2000);
     }
 }
+
+#[test]
+fn a_wall_of_unmet_dependencies_is_cut_and_counted() {
+    let wall: String = (0..40)
+        .map(|n| format!(" aa{n} : Depends: bb but it is not going to be installed\n        Depends: cc\n"))
+        .collect();
+    let output = format!(
+        "The following packages have unmet dependencies:\n{wall}E: Error, pkgProblemResolver::Resolve generated breaks, this may be caused by held packages.\n"
+    );
+    let error = classify(Some(100), &output, OperationKind::Install);
+    assert_eq!(error.code, ErrorCode::PkgDependencyError);
+    assert!(error.message.contains("aa4 : Depends") && !error.message.contains("aa5 :"), "{error:?}");
+    assert!(
+        error.message.contains("and 35 more packages") && error.message.contains("generated breaks"),
+        "{error:?}"
+    );
+    assert_eq!(error.details["packages"].as_array().map(Vec::len), Some(40), "all are there for programs");
+}

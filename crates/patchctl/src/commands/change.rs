@@ -76,12 +76,12 @@ fn asks(person: bool, change: &Change, args: &ChangeArgs) -> bool {
 pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs) -> anyhow::Result<Exit> {
     let Context { client, out } = context;
     if args.dry_run {
-        let planned = change.plan(client).await?;
+        let Some(planned) = planned(context, &change).await? else { return Ok(Exit::Interrupted) };
         out.answer(&planned.raw, |style| plan::plan(style, &planned))?;
         return Ok(Exit::Done);
     }
     if asks(out.person, &change, &args) {
-        let planned = change.plan(client).await?;
+        let Some(planned) = planned(context, &change).await? else { return Ok(Exit::Interrupted) };
         out.print(&plan::plan(&out.style, &planned))?;
         return ask(context, change, planned.into_data(), args.detach).await;
     }
@@ -97,6 +97,30 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
             }
             Err(error.into())
         }
+    }
+}
+
+/// The plan of a host that nobody is changing: one that was made while a job was at work is made again when that has ended.
+/// `None` if the user did not want to wait.
+async fn planned(context: &Context, change: &Change) -> anyhow::Result<Option<Answer<Plan>>> {
+    let Context { client, out } = context;
+    let mut waited_for = None;
+    loop {
+        let planned = change.plan(client).await?;
+        let Some(job) = planned.during.filter(|job| waited_for != Some(*job)) else {
+            return Ok(Some(planned));
+        };
+        // One of root's own is not known here, and one that waits to be confirmed may do so for a day: the plan says itself
+        // that it was made meanwhile.
+        match client.job(job).await {
+            Ok(found) if found.confirm_by.is_none() => {}
+            _ => return Ok(Some(planned)),
+        }
+        out.remark(&format!("Job {job} is changing this host; the plan is made when it has ended."));
+        if follow::step(client, out, job).await?.is_none() {
+            return Ok(None);
+        }
+        waited_for = Some(job);
     }
 }
 

@@ -214,6 +214,11 @@ fn went_back(report: &WentBack) -> String {
             text.extend(lines.iter().map(|line| format!("  {}\n", clean::line(line))));
         }
     }
+    if !report.barred.is_empty() {
+        text.push_str("Not installed again until newer versions come, or root lifts it on the host:\n");
+        let commands = report.barred.iter();
+        text.extend(commands.map(|version| format!("  linux-patch-host clear {}\n", clean::line(version))));
+    }
     text
 }
 
@@ -385,6 +390,7 @@ pub(crate) mod tests {
             left: vec!["bb is not configured".into()],
             kept_edits: vec!["/etc/aa.conf".into()],
             commands: vec!["dpkg --configure -a".into()],
+            barred: vec!["aa=2".into()],
         });
         job.results = vec![PackageResult {
             name: "aa".parse().unwrap(),
@@ -400,7 +406,9 @@ pub(crate) mod tests {
                     As before:\n  aa:all 1\n\
                     Not as before:\n  bb is not configured\n\
                     Edited by you since, kept:\n  /etc/aa.conf\n\
-                    What you can do, in this order:\n  dpkg --configure -a\n";
+                    What you can do, in this order:\n  dpkg --configure -a\n\
+                    Not installed again until newer versions come, or root lifts it on the host:\n  \
+                    linux-patch-host clear aa=2\n";
         let detail = detail(&NARROW, &job, false);
         assert!(detail.contains("rebuilt\n  bb:all 2: rebuilt: no archive"), "{detail}");
         assert!(detail.contains(told) && !detail.contains('\u{1b}'), "{detail}");

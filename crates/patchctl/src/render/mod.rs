@@ -11,6 +11,9 @@ pub(crate) mod values;
 use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 pub(crate) use patch_types::terminal as clean;
 
+/// In less room than this a table is not fitted into it: the terminal breaks its lines.
+const MIN_WIDTH: u16 = 20;
+
 /// How much room there is, and whether colours are welcome.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
@@ -40,10 +43,10 @@ impl Rows {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         match style.width {
-            Some(width) => {
+            Some(width) if width >= MIN_WIDTH => {
                 table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
             }
-            None => {
+            _ => {
                 table.set_content_arrangement(ContentArrangement::Disabled);
             }
         }
@@ -131,6 +134,23 @@ mod tests {
         assert!(render(Some(80)).lines().all(|line| line.chars().count() <= 80));
         assert_eq!(render(None).lines().count(), 2);
         assert!(render(None).starts_with("NAME  DESCRIPTION\naa    word word"));
+    }
+
+    #[test]
+    fn no_width_is_too_small_to_say_something() {
+        for width in 0..=40 {
+            let style = Style { width: Some(width), color: false };
+            let mut rows = Rows::new(&style, &["ACTION", "PACKAGE", "FROM", "TO", "ORIGIN"]);
+            rows.row([
+                plain("upgrade"),
+                plain("lp-plain:amd64"),
+                plain("1.0-1"),
+                plain("1.1-1"),
+                plain("Debian"),
+            ]);
+            let text = rows.keep_first().finish();
+            assert!(text.contains("upgrade"), "{width}: {text}");
+        }
     }
 
     #[test]

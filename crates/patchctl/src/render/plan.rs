@@ -44,6 +44,12 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     if plan.needs_reboot {
         text.push_str("A reboot will be needed.\n");
     }
+    if let Some(job) = plan.during {
+        text.push_str(&format!(
+            "Made while job {job} is changing this host: what that has not done yet counts as still to do. Look again when it \
+             has ended.\n"
+        ));
+    }
     text.push_str(&format!("Plan: {}\n", plan.hash));
     text
 }

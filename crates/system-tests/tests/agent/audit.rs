@@ -233,6 +233,22 @@ fn edits_are_found(agent: &Agent) -> Result<()> {
         health["status"] == "degraded" && trail.is_some_and(|check| check["healthy"] == false),
         "{health:#}"
     );
+    // Explained by root, and by nobody else, it is a note; what comes after it is as bad as ever.
+    let acknowledge = "linux-patch-api audit acknowledge --reason 'a test edited it'";
+    let as_service =
+        format!("setpriv --reuid linux-patch-api --regid linux-patch-api --clear-groups {acknowledge}");
+    let denied = agent.host.exec(&["bash", "-c", &as_service])?;
+    ensure!(denied.code() == Some(1) && denied.stderr.contains("only root"), "{denied:?}");
+    let said = agent.host.shell(acknowledge)?;
+    ensure!(said.contains("set-aside-"), "{said}");
+    let verified = verify()?;
+    ensure!(verified.success() && verified.stdout.contains("a test edited it"), "{verified:?}");
+    ensure!(agent.host.exec_ok(&["linux-patch-host", "record"])?.contains("a test edited it"));
+    let health = agent.get("/health")?;
+    let checks = health.data()?["checks"].as_array().cloned().unwrap_or_default();
+    ensure!(checks.iter().any(|check| check["name"] == "trail" && check["healthy"] == true), "{checks:#?}");
+    agent.host.shell(&format!("echo >>$(ls {LOG}.set-aside-*)"))?;
+    ensure!(verify()?.code() == Some(3), "evidence that was changed passes");
     Ok(())
 }
 

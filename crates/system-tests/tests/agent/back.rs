@@ -151,7 +151,9 @@ fn root_undoes_a_job_locally() -> Result<()> {
         let mine = listed["jobs"].as_array().and_then(|jobs| jobs.iter().find(|entry| entry["job"] == id));
         ensure!(mine.is_some_and(|entry| entry["way_back"] == true && entry["packages"] == 2), "{listed:#}");
         let arguments: Vec<&str> = direct.into_iter().chain(["rollback", id]).collect();
-        host(&arguments)?;
+        // Whoever goes back is told what does not come again, and how to let it.
+        let said = agent.host.exec_ok(&[&["linux-patch-host"], arguments.as_slice()].concat())?;
+        ensure!(said.contains("\n  linux-patch-host clear lp-plain=1.1-1\n"), "{said}");
         before.assert_same(&state(&agent)?)?;
         let held = host(&["taken-back"])?;
         let names = |held: &Value| -> Vec<String> {

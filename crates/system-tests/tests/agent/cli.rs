@@ -1,6 +1,6 @@
 //! patchctl as people and scripts run it.
 
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -16,6 +16,10 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("patchctl_does_what_it_says", patchctl_does_what_it_says),
         trial("patchctl_watches_and_cancels", patchctl_watches_and_cancels),
+        trial(
+            "a_plan_waits_for_the_job_that_changes_the_host",
+            a_plan_waits_for_the_job_that_changes_the_host,
+        ),
     ]
 }
 
@@ -102,7 +106,31 @@ fn patchctl_does_what_it_says() -> Result<()> {
         json_of(&agent, command, 0)?;
     }
     ensure!(run(&agent, &["metrics"], 0)?.out.contains("linux_patch_api_uptime_seconds"));
+    // Tables and bars are drawn by the terminal's width, which some do not know.
+    for (arguments, wanted) in [
+        (&["packages", "lp-*"][..], "lp-plain"),
+        (&["jobs"], "remove"),
+        (&["remove", "lp-tools", "-y"], "completed"),
+    ] {
+        let shown = on_a_terminal_without_width(&agent, arguments)?;
+        ensure!(shown.contains(wanted) && !shown.contains("panicked"), "{arguments:?}: {shown}");
+    }
     refusals_have_their_codes(&agent)
+}
+
+/// What a terminal of 0 columns gets, which is what script(1) gives where it has none itself.
+fn on_a_terminal_without_width(agent: &Agent, arguments: &[&str]) -> Result<String> {
+    let plain = agent.patchctl(arguments)?;
+    let words = std::iter::once(plain.get_program()).chain(plain.get_args());
+    let line: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let mut script = Command::new("script");
+    script.args(["-qec", &line.join(" "), "/dev/null"]).stdin(Stdio::null());
+    for (name, value) in plain.get_envs() {
+        script.env(name, value.unwrap_or_default());
+    }
+    let shown = ran(script.output().context("cannot start script(1)")?)?;
+    ensure!(shown.code == Some(0), "{arguments:?} ended with {:?}: {}{}", shown.code, shown.out, shown.err);
+    Ok(shown.out)
 }
 
 fn refusals_have_their_codes(agent: &Agent) -> Result<()> {
@@ -165,5 +193,36 @@ fn patchctl_watches_and_cancels() -> Result<()> {
     run(&agent, &["watch", &id], 0)?;
     run(&agent, &["job", &waiting], 0)?;
     run(&agent, &["watch", "0191e0a0-1111-7222-8333-444455556666"], 1)?;
+    Ok(())
+}
+
+fn a_plan_waits_for_the_job_that_changes_the_host() -> Result<()> {
+    let agent = boot_with_slow("cli-plans")?;
+    let plan = |options: Value| {
+        agent.send("POST", "/packages", &json!({"packages": [{"name": "lp-plain"}], "options": options}))
+    };
+    let before = plan(json!({"dry_run": true}))?.data()?.clone();
+    ensure!(before["during"].is_null(), "{before:#}");
+    let id = start_slow(&agent)?;
+    let meanwhile = plan(json!({"dry_run": true}))?.data()?.clone();
+    ensure!(meanwhile["during"] == id.as_str(), "{meanwhile:#}");
+    // What was approved before holds still, which only its own turn can show.
+    let approved = plan(json!({"if_plan": before["hash"]}))?;
+    ensure!(approved.status == 202, "{}", approved.text);
+    let approved = approved.data()?["job_id"].as_str().context("no job")?.to_owned();
+
+    let said = tempfile::NamedTempFile::new()?;
+    let mut planning = agent.patchctl(&["install", "lp-tools", "-n"])?;
+    let planning = planning.stdout(Stdio::piped()).stderr(said.reopen()?).spawn()?;
+    let waits = format!("Job {id} is changing this host");
+    system_tests::wait::until("patchctl to say that it waits", std::time::Duration::from_secs(30), || {
+        Ok(std::fs::read_to_string(said.path())?.contains(&waits).then_some(()))
+    })?;
+    let_go(&agent)?;
+    let planned = ran(planning.wait_with_output()?)?;
+    ensure!(planned.code == Some(0) && planned.out.contains("lp-tools"), "{}{}", planned.out, planned.err);
+    ensure!(!planned.out.contains("Made while") && !planned.out.contains("lp-slow"), "{}", planned.out);
+    let job = agent.end_of(&approved)?;
+    ensure!(job["status"] == "completed" && job["outcome"] == "applied", "{job:#}");
     Ok(())
 }

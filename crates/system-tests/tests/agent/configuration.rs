@@ -22,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("the_port_changes_while_a_job_is_streamed", the_port_changes_while_a_job_is_streamed),
         trial("a_wrong_configuration_is_refused_and_said", a_wrong_configuration_is_refused_and_said),
+        trial("a_check_reads_as_the_service_does", a_check_reads_as_the_service_does),
         trial("roles_rates_and_levels_change_at_once", roles_rates_and_levels_change_at_once),
         trial("changes_in_a_row_lose_no_request", changes_in_a_row_lose_no_request),
     ]
@@ -213,15 +214,103 @@ fn a_wrong_configuration_is_refused_and_said() -> Result<()> {
         Ok(config_health(&agent)?.1.contains("is gone").then_some(()))
     })?;
     ensure!(!systemctl_reload(&agent)?, "a reload without a file succeeds");
-    put(&agent, "server: {timeout: 9}\n", "the file to be back", || Ok(config_health(&agent)?.0))?;
+    put(&agent, "server: {timeout: 8}\n", "the file to be back", || Ok(config_health(&agent)?.0))?;
+    let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
+    ensure!(said.contains("in effect already since") && said.contains("server.timeout"), "{said}");
     let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
     ensure!(said.contains("the same as before"), "{said}");
+    // What has changed of the allow list, by itself or by this.
+    agent.allow(&[&agent.network.address().to_string(), "10.99.0.7"])?;
+    let said = agent.host.exec_ok(&["linux-patch-api", "reload"])?;
+    ensure!(said.contains("whitelist: added 10.99.0.7") && !said.contains("the same"), "{said}");
+    // Without a list nobody is let in, which is not "what ran before".
+    agent.host.exec_ok(&["rm", "/etc/linux_patch_api/whitelist.yaml"])?;
+    let said = agent.host.exec(&["linux-patch-api", "reload"])?;
+    ensure!(said.code() == Some(3) && said.stdout.contains("nobody is let in"), "{said:?}");
+    ensure!(!said.stdout.contains("goes on") && agent.get("/health").is_err(), "{said:?}");
+    agent.allow(&[&agent.network.address().to_string()])?;
+    ensure!(systemctl_reload(&agent)?);
     // The allow list is part of it.
     agent.host.push("allowed_ips: [nonsense!]\n", "/etc/linux_patch_api/whitelist.yaml", "644")?;
     ensure!(!systemctl_reload(&agent)?, "the reload of a wrong allow list succeeds");
     agent.allow(&[&agent.network.address().to_string()])?;
     ensure!(systemctl_reload(&agent)?);
     ensure!(agent.pid()? == pid, "the agent was started again");
+    Ok(())
+}
+
+/// Root reads everything, the service does not: what `check-config` says is what the service would find. What it advises is done
+/// as it stands, and mends it.
+fn a_check_reads_as_the_service_does() -> Result<()> {
+    let agent = Agent::boot("checked", &[])?;
+    let host = &agent.host;
+    let check = || host.exec(&["linux-patch-api", "check-config"]);
+    let well = check()?;
+    ensure!(well.code() == Some(0) && well.stdout == "the configuration is valid\n", "{well:?}");
+    for (spoil, says) in [
+        // As the README's steps do it for whoever has this umask.
+        ("umask 077; cp config.yaml new; mv new config.yaml", "cannot read"),
+        ("umask 077; cp whitelist.yaml new; mv new whitelist.yaml", "cannot read"),
+        ("chmod 600 certs/ca.pem", "cannot read"),
+        ("chmod 700 certs", "may not enter"),
+        ("chmod 700 .", "may not enter"),
+        ("chmod 666 config.yaml", "others than root"),
+        ("chmod 664 whitelist.yaml", "others than root"),
+        ("printf 'protected: [lp-x]\\n' >ceiling.yaml; chmod 666 ceiling.yaml", "writable by nobody else"),
+        ("chmod 777 certs", "others than root"),
+        ("chmod 644 certs/server.key.pem", "read by everybody"),
+        ("chown nobody whitelist.yaml", "belongs to nobody"),
+    ] {
+        host.shell(&format!("cd /etc/linux_patch_api && {spoil}"))?;
+        let checked = check()?;
+        ensure!(checked.code() == Some(3) && checked.stdout.contains(says), "{spoil}: {checked:?}");
+        let mut mended = 0;
+        for line in checked.stdout.lines() {
+            let at = line.rfind(": chmod ").or_else(|| line.rfind(": chown "));
+            if let Some(advice) = at.and_then(|at| line.get(at + 2..)) {
+                host.shell(advice)?;
+                mended += 1;
+            }
+        }
+        ensure!(mended > 0, "{spoil}: no advice: {checked:?}");
+        let checked = check()?;
+        ensure!(checked.code() == Some(0), "{spoil}: after the advice: {checked:?}");
+    }
+    host.push("operations: [format]\n", "/etc/linux_patch_api/ceiling.yaml", "644")?;
+    let checked = check()?;
+    ensure!(checked.code() == Some(3) && checked.stdout.contains("ceiling.yaml:1:14"), "{checked:?}");
+    // The service takes what it reads all the same, and says so.
+    let reloaded = host.exec(&["linux-patch-api", "reload"])?;
+    ensure!(
+        reloaded.success() && reloaded.stdout.contains("note: /etc/linux_patch_api/ceiling.yaml:1:14"),
+        "{reloaded:?}"
+    );
+    host.exec_ok(&["rm", "/etc/linux_patch_api/ceiling.yaml"])?;
+    // Also in the unit that decides who patches this host: what the service cannot read it does not take.
+    let unit = host.read_text("/usr/lib/systemd/system/linux-patch-policy.service")?;
+    let sandbox: Vec<String> = unit
+        .lines()
+        .filter(|line| {
+            ["Capability", "NoNew", "SystemCall", "Restrict"].iter().any(|key| line.starts_with(key))
+        })
+        .map(|line| format!("--property='{line}'"))
+        .collect();
+    host.exec_ok(&["chmod", "600", CONFIG])?;
+    let confined = host.exec(&[
+        "/bin/bash",
+        "-c",
+        &format!(
+            "systemd-run --quiet --wait --pipe {} linux-patch-api check-config --configuration-only",
+            sandbox.join(" ")
+        ),
+    ])?;
+    ensure!(confined.code() == Some(3) && confined.stdout.contains("chmod 644"), "{confined:?}");
+    host.exec_ok(&["chmod", "644", CONFIG])?;
+    // Who may not read the key does not call it wrong.
+    let mine = host.shell(
+        "setpriv --reuid linux-patch-api --regid linux-patch-api --clear-groups linux-patch-api check-config",
+    )?;
+    ensure!(mine.contains("note: whether the key belongs") && mine.contains("is valid"), "{mine}");
     Ok(())
 }
 

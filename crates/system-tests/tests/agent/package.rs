@@ -181,6 +181,16 @@ fn the_tarball_installs_upgrades_and_goes() -> Result<()> {
             .contains(&agent.network.address().to_string())
     );
     ensure!(version()?.contains(env!("CARGO_PKG_VERSION")));
+    // Not by accident to the version before.
+    let release = || agent.host.read_text("/usr/libexec/linux-patch-api/VERSION");
+    let refused = agent.host.exec(&["sh", &format!("{old}/install.sh")])?;
+    ensure!(refused.code() == Some(1) && refused.stderr.contains("--allow-downgrade"), "{refused:?}");
+    ensure!(release()?.trim() == "0.1.0", "a refused downgrade changed something");
+    let said = agent.host.exec_ok(&["sh", &format!("{old}/install.sh"), "--allow-downgrade"])?;
+    ensure!(said.contains("becomes the older") && release()?.trim() == "0.0.1", "{said}");
+    agent.wait_until_up()?;
+    install(&new)?;
+    agent.wait_until_up()?;
 
     // Without the tarball: the installer is on the host.
     let installer = "/usr/libexec/linux-patch-api/install.sh";
@@ -244,6 +254,42 @@ fn a_damaged_tarball_installs_nothing() -> Result<()> {
             "{output:?}"
         );
     }
+    agent.wait_until_up()?;
+    // Nor is what the tarball shares with another package of ours, neither replaced nor taken away.
+    agent.host.exec_ok(&["apt-get", "-qq", "-y", "purge", "linux-patch-api"])?;
+    let patchctl = agent.packages().patchctl()?;
+    let intact = || agent.host.exec_ok(&["dpkg", "--verify", "patchctl"]);
+    agent.install(&patchctl)?;
+    let before = everything(&agent)?;
+    let output = agent.host.exec(&["sh", &format!("{dir}/install.sh")])?;
+    ensure!(
+        output.code() == Some(1) && output.stderr.contains("apt-get remove patchctl"),
+        "over a package: {output:?}"
+    );
+    ensure_same(&before, &everything(&agent)?)?;
+    agent.host.exec_ok(&["apt-get", "-qq", "-y", "remove", "patchctl"])?;
+    agent.host.exec_ok(&["sh", &format!("{dir}/install.sh"), "--no-start"])?;
+    agent.install(&patchctl)?;
+    let said = agent.host.exec_ok(&["sh", &format!("{dir}/install.sh"), "--uninstall"])?;
+    ensure!(said.contains("left /usr/bin/patchctl"), "{said}");
+    ensure!(intact()?.is_empty(), "{}", intact()?);
+    ensure!(
+        !agent.host.exec(&["test", "-e", "/usr/bin/linux-patch-api"])?.success(),
+        "the agent is still there"
+    );
+
+    // A package over the tarball's files: they are dpkg's from then on.
+    agent.host.exec_ok(&["apt-get", "-qq", "-y", "purge", "patchctl"])?;
+    agent.host.exec_ok(&["sh", &format!("{dir}/install.sh")])?;
+    agent.host.push_file(&agent.packages().agent()?, "/root/agent.deb", "644")?;
+    agent.host.shell("apt-get -qq -y -o Dpkg::Options::=--force-confold install /root/agent.deb")?;
+    let output = agent.host.exec(&["sh", &format!("{dir}/install.sh"), "--purge"])?;
+    ensure!(
+        output.code() == Some(1) && output.stderr.contains("apt-get remove linux-patch-api"),
+        "{output:?}"
+    );
+    let verified = agent.host.exec_ok(&["dpkg", "--verify", "linux-patch-api"])?;
+    ensure!(!verified.contains("missing"), "{verified}");
     agent.wait_until_up()
 }
 

@@ -209,6 +209,10 @@ fn the_ceiling_protects_packages() -> Result<()> {
         if let Ok(job) = outcome {
             let ended = place.executor.ended(job)?;
             ensure!(ended.outcome == Some(Outcome::Unchanged), "{always}: {ended:#?}");
+            // A sentence; what apt prints of each package's dependencies is for the log.
+            let error = ended.error.context("no error")?;
+            ensure!(error.message.len() < 400 && !error.message.contains("Depends:"), "{always}: {error:?}");
+            ensure!(!error.details.contains_key("output"), "{always}: {error:?}");
         }
         before.assert_same(&place.state()?)?;
     }
