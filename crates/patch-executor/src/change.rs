@@ -160,7 +160,7 @@ pub(crate) fn finish(paths: &Paths, journal: &mut Journal, events: &mut Events, 
     }
     // After the journal, and before anybody is told: who dies in between ends it once more and records it once more.
     record::ended(paths, journal.record.id, &ended);
-    handover::ended(paths, journal.record.id, &ended);
+    handover::ended(paths, journal.record.id);
     events.emit_durably(EventKind::Ended(ended));
     while !events.is_complete() && patience > 0 {
         paths.spend_reserve();
@@ -202,10 +202,12 @@ pub(crate) struct Change<'a> {
     pub(crate) is_told_of_restarts: bool,
     /// Held while this patches instead of the distribution's updater.
     pub(crate) attempt: Option<handover::Lock>,
+    /// Whether that was given up while this waited to be confirmed.
+    pub(crate) stood_aside: bool,
 }
 
 impl<'a> Change<'a> {
-    fn new(paths: &'a Paths, journal: Journal, events: Events, resumed: bool) -> Self {
+    pub(crate) fn new(paths: &'a Paths, journal: Journal, events: Events, resumed: bool) -> Self {
         Self {
             paths,
             journal,
@@ -226,6 +228,7 @@ impl<'a> Change<'a> {
             shutdown: Shutdown::default(),
             is_told_of_restarts: false,
             attempt: None,
+            stood_aside: false,
         }
     }
 
@@ -284,7 +287,10 @@ impl<'a> Change<'a> {
         if let Err(error) = self.journal.save() {
             eprintln!("patch-executor: cannot journal: {error}; going on");
         }
-        self.go_on_alone();
+        // One that only waits stands aside.
+        if !matches!(self.journal.record.state, State::Confirming { .. }) {
+            self.go_on_alone();
+        }
         if !tool::wait_for_survivors(self.paths.root(), &self.journal, &mut self.events) {
             return Err(Stop::Suspended);
         }
@@ -363,7 +369,9 @@ impl<'a> Change<'a> {
         match ended {
             Ok(ended) | Err(Stop::End(ended)) => {
                 finish(self.paths, &mut self.journal, &mut self.events, ended);
-                if self.attempt.take().is_some() {
+                // Nobody is at work any more when it looks.
+                let was_attempt = self.attempt.take().is_some();
+                if was_attempt || self.stood_aside {
                     handover::look(self.paths.root());
                 }
                 Ok(())

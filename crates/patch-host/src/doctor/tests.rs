@@ -295,10 +295,12 @@ fn with_agent(policy: &str) -> Broken {
         "var/lib/linux_patch_executor/policy/state.json",
         r#"{"since": "2026-01-01T00:00:00Z", "last_success": {"job": "0198c5f2-0000-7000-8000-000000000001", "at": "2026-05-31T12:00:00Z"}}"#,
     );
-    broken.tools = broken.tools.with(
-        "systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service",
-        "ActiveState=active\nUnitFileState=enabled\n",
-    );
+    for unit in ["linux-patch-api.service", "linux-patch-policy.timer"] {
+        broken.tools = broken.tools.with(
+            &format!("systemctl show -p ActiveState,UnitFileState -- {unit}"),
+            "ActiveState=active\nUnitFileState=enabled\n",
+        );
+    }
     broken
 }
 
@@ -344,6 +346,12 @@ fn where_it_does_not_the_reason_is_told() {
     let broken = with_agent("{mode: agent}");
     fs::remove_file(broken.path("etc/systemd/system/timers.target.wants/linux-patch-policy.timer")).unwrap();
     assert!(reason(&broken).contains("linux-patch-policy.timer is not enabled"));
+    let mut broken = with_agent("{mode: agent}");
+    broken.tools = broken.tools.with(
+        "systemctl show -p ActiveState,UnitFileState -- linux-patch-policy.timer",
+        "ActiveState=inactive\nUnitFileState=enabled\n",
+    );
+    assert!(reason(&broken).contains("linux-patch-policy.timer is off"), "{:?}", broken.seen());
     broken.put("etc/apt/apt.conf.d/99z", "APT::Periodic::Unattended-Upgrade \"always\";\n");
     assert!(reason(&broken).contains("is not switched off"));
     let broken = with_agent("{mode: agent, modes: 1}");
