@@ -23,6 +23,7 @@ use patch_apply::{
         hook::HookCommand,
         lock::Locks,
         snapshot::{Kept, PackageKey},
+        taken_back,
     },
     run::RunError,
 };
@@ -656,6 +657,10 @@ impl<'a> Change<'a> {
         }
         back::after_failure(self.paths, &self.journal.record.operation, &broken)?;
         self.journal.record.broken = broken;
+        // A registry that cannot be read is what the solver's answer is measured against as well, and is named there.
+        if let Err(error) = taken_back::restore(root, &self.paths.state()) {
+            self.remark(error.to_string());
+        }
         // Taken before the solver looks, so that what changes under its feet is noticed.
         self.planned_at = Some(DatabaseStamp::now(root));
         let operation = self.journal.record.operation.clone();
