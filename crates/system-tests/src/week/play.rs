@@ -286,7 +286,8 @@ impl Week {
         );
         host.shell(&script)?;
         let (boots, at) = (host.boots(), self.clock.now());
-        host.exec_ok(&["systemctl", "--no-block", "start", "linux-patch-reboot-window"])?;
+        // A host that goes down at once ends whoever has said so, too.
+        let started = host.exec(&["systemctl", "--no-block", "start", "linux-patch-reboot-window"]);
         let reboots =
             wait::until_every(Duration::from_millis(20), "a look of the reboot window", LIMIT, || {
                 if host.boots() > boots {
@@ -306,6 +307,8 @@ impl Week {
         let answer = asked.map(|asked| asked.stdout.trim().to_owned()).unwrap_or_default();
         let is_going = !STAYS.contains(&answer.as_str());
         if !reboots && !is_going {
+            let started = started?;
+            ensure!(started.success(), "the reboot window does not start: {started:?}");
             return Ok(());
         }
         seen.tell(at, format_args!("the host reboots: {}", self.required));
