@@ -323,6 +323,31 @@ fn where_the_agent_patches_the_distributions_updater_need_not() {
 }
 
 #[test]
+fn what_was_taken_back_and_a_ceiling_that_is_refused_are_found() {
+    let mut broken = Broken::new().has("aa").has("bb");
+    broken.put(
+        "var/lib/linux_patch_executor/taken_back.json",
+        r#"[{"name": "aa", "architecture": "all", "version": "2", "job": "j"},
+            {"name": "bb", "architecture": "all", "version": "1", "job": "j"},
+            {"name": "gone", "architecture": "all", "version": "2", "job": "j"}]"#,
+    );
+    let seen = broken.seen();
+    let finding = seen.findings.iter().find(|finding| finding.id == "taken_back").unwrap();
+    assert!(finding.what.ends_with("aa 2 (job j)"), "{}", finding.what);
+    assert_eq!(finding.severity, Severity::Warning, "whose fix it is cannot be told of another system");
+    broken.put("var/lib/linux_patch_executor/taken_back.json", "{");
+    assert_eq!(broken.unseen("taken_back").len(), 1);
+    fs::remove_file(broken.path("var/lib/linux_patch_executor/taken_back.json")).unwrap();
+
+    broken.put("etc/linux_patch_api/ceiling.yaml", "operation: []\n");
+    assert_eq!(broken.unseen("ceiling_invalid").len(), 1, "nobody could be asked");
+    broken.tools = broken.tools.failing("patch-executor ceiling");
+    assert_eq!(broken.found(), ["ceiling_invalid"]);
+    broken.tools = broken.tools.with("patch-executor ceiling", "");
+    assert_eq!(broken.found(), [""; 0]);
+}
+
+#[test]
 fn where_it_does_not_the_reason_is_told() {
     let reason = |broken: &Broken| {
         let seen = broken.seen();
