@@ -327,6 +327,11 @@ fn configured(files: &Below) -> Configured {
     }
 }
 
+/// Whether the agent is declared to patch, so that unattended-upgrades is kept off.
+pub(crate) fn is_agents(files: &Below) -> bool {
+    configured(files).policy.mode == PolicyMode::Agent || files.is_there(FILE)
+}
+
 /// Who patches, by a policy and what is remembered.
 ///
 /// # Errors
@@ -600,21 +605,28 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
     if let Some(problem) = refused(files, tools, &policy, &state) {
         bail!(problem);
     }
+    let agent = service(tools);
+    let runs = agent.as_ref().map_or("unknown", |agent| match agent {
+        Service::Runs | Service::Unwatched => "runs",
+        Service::Disabled => "runs_until_reboot",
+        Service::Stopped => "stopped",
+    });
     let (patches, until, reason) = match policy.mode {
         PolicyMode::Off => ("distribution", None, Some("policy.mode is not agent".to_owned())),
-        PolicyMode::Agent => match judge(files, &policy, &state, service(tools)?, now)? {
+        PolicyMode::Agent => match judge(files, &policy, &state, agent?, now)? {
             Decision::Agent { until } => ("agent", until, None),
             Decision::Distribution(reason) => ("distribution", None, Some(reason.to_string())),
         },
     };
     let setting = setting_in_force(tools).ok().flatten();
     let is_held = files.is_there(FILE);
+    let frozen = frozen_by(files);
     let attempt = under_way(files).context("run this as root")?.map(|attempt| attempt.job);
     if screen.is_json() {
         screen.json(&json!({
             "mode": policy.mode, "patches": patches, "relied_upon_until": until, "reason": reason,
             "since": state.since, "last_success": state.last_success, "handed_over": is_held, "unattended_upgrade": setting,
-            "at_work": attempt,
+            "at_work": attempt, "agent": runs, "frozen_by": frozen,
         }))?;
         return Ok(Exit::Done);
     }
@@ -625,6 +637,17 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
         }
         (None, None) => "patches       the agent, which is paused".to_owned(),
     });
+    screen.text(match runs {
+        "runs" => "agent         runs",
+        "runs_until_reboot" => "agent         runs, and is not started at the next boot",
+        "stopped" => "agent         does not run",
+        _ => "agent         whether it runs cannot be told",
+    });
+    if let Some(file) = &frozen {
+        screen.text(&format!(
+            "frozen        by {file}: nothing is changed through the agent until that is removed"
+        ));
+    }
     if let Some(job) = attempt {
         screen.text(&format!("at work       job {job}; until it has ended unattended-upgrades is off"));
     }
