@@ -337,7 +337,7 @@ impl Compliance {
         let list = self.0.jobs.list(&JobFilter { since, limit: Some(JOBS), ..JobFilter::default() });
         let (mut facts, mut ended) = (Vec::new(), Vec::new());
         for job in list.jobs.into_iter().filter(|job| !folded.contains(&job.job_id)) {
-            if !matches!(job.kind.as_str(), "install" | "update" | "apply_patches")
+            if !matches!(job.kind.as_str(), "install" | "update" | "apply_patches" | "rollback")
                 || job.status == JobStatus::Pending
             {
                 continue;

@@ -11,7 +11,7 @@ use std::{
     io,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jiff::Timestamp;
@@ -23,6 +23,7 @@ use patch_apply::{
         hook::HookCommand,
         lock::Locks,
         snapshot::{Kept, PackageKey},
+        taken_back,
     },
     run::RunError,
 };
@@ -74,6 +75,9 @@ const REPAIR: Duration = Duration::from_secs(3600);
 const REFRESH: (u8, u8) = (0, 5);
 const DOWNLOAD: (u8, u8) = (5, 30);
 const APPLY: (u8, u8) = (30, 95);
+
+/// apt's directory of indexes.
+const LISTS: &str = "var/lib/apt/lists";
 
 /// In the root side's directory of state while the last fetch of indexes did not get all of them.
 const UNFETCHED: &str = "indexes_unfetched";
@@ -160,7 +164,7 @@ pub(crate) fn finish(paths: &Paths, journal: &mut Journal, events: &mut Events, 
     }
     // After the journal, and before anybody is told: who dies in between ends it once more and records it once more.
     record::ended(paths, journal.record.id, &ended);
-    handover::ended(paths, journal.record.id, &ended);
+    handover::ended(paths, journal.record.id);
     events.emit_durably(EventKind::Ended(ended));
     while !events.is_complete() && patience > 0 {
         paths.spend_reserve();
@@ -202,10 +206,12 @@ pub(crate) struct Change<'a> {
     pub(crate) is_told_of_restarts: bool,
     /// Held while this patches instead of the distribution's updater.
     pub(crate) attempt: Option<handover::Lock>,
+    /// Whether that was given up while this waited to be confirmed.
+    pub(crate) stood_aside: bool,
 }
 
 impl<'a> Change<'a> {
-    fn new(paths: &'a Paths, journal: Journal, events: Events, resumed: bool) -> Self {
+    pub(crate) fn new(paths: &'a Paths, journal: Journal, events: Events, resumed: bool) -> Self {
         Self {
             paths,
             journal,
@@ -226,6 +232,7 @@ impl<'a> Change<'a> {
             shutdown: Shutdown::default(),
             is_told_of_restarts: false,
             attempt: None,
+            stood_aside: false,
         }
     }
 
@@ -284,7 +291,10 @@ impl<'a> Change<'a> {
         if let Err(error) = self.journal.save() {
             eprintln!("patch-executor: cannot journal: {error}; going on");
         }
-        self.go_on_alone();
+        // One that only waits stands aside.
+        if !matches!(self.journal.record.state, State::Confirming { .. }) {
+            self.go_on_alone();
+        }
         if !tool::wait_for_survivors(self.paths.root(), &self.journal, &mut self.events) {
             return Err(Stop::Suspended);
         }
@@ -363,7 +373,9 @@ impl<'a> Change<'a> {
         match ended {
             Ok(ended) | Err(Stop::End(ended)) => {
                 finish(self.paths, &mut self.journal, &mut self.events, ended);
-                if self.attempt.take().is_some() {
+                // Nobody is at work any more when it looks.
+                let was_attempt = self.attempt.take().is_some();
+                if was_attempt || self.stood_aside {
                     handover::look(self.paths.root());
                 }
                 Ok(())
@@ -602,7 +614,12 @@ impl<'a> Change<'a> {
         };
         // Before it begins: who is killed or cancelled in the middle has fetched a part.
         note_fetched(self.paths, false);
-        let end = match run.execute(|fd| argv::refresh(root, fd))? {
+        let before = fetched_at(root);
+        let ended = run.execute(|fd| argv::refresh(root, fd));
+        if !matches!(&ended, Ok(RunEnd::Exited(end)) if end.code == Some(0)) {
+            not_fetched_since(root, before);
+        }
+        let end = match ended? {
             RunEnd::Exited(end) => end,
             RunEnd::Cancelled => return Err(Stop::cancelled()),
             RunEnd::TimedOut => {
@@ -658,6 +675,10 @@ impl<'a> Change<'a> {
         }
         back::after_failure(self.paths, &self.journal.record.operation, &broken)?;
         self.journal.record.broken = broken;
+        // A registry that cannot be read is what the solver's answer is measured against as well, and is named there.
+        if let Err(error) = taken_back::restore(root, &self.paths.state()) {
+            self.remark(error.to_string());
+        }
         // Taken before the solver looks, so that what changes under its feet is noticed.
         self.planned_at = Some(DatabaseStamp::now(root));
         let operation = self.journal.record.operation.clone();
@@ -1063,6 +1084,26 @@ fn stamp_refresh(root: &Path) {
     }
 }
 
+/// When apt last changed its directory of indexes, by which everybody tells when they were fetched.
+fn fetched_at(root: &Path) -> Option<SystemTime> {
+    fs::metadata(root.join(LISTS)).and_then(|meta| meta.modified()).ok()
+}
+
+/// What a fetch that failed has changed in the directory of indexes makes none of them newer. The time is not quite that of
+/// before, so that whoever remembers what is in there sees that it is to be read again.
+fn not_fetched_since(root: &Path, before: Option<SystemTime>) {
+    let after = fetched_at(root);
+    let Some(time) =
+        before.filter(|_| after != before).and_then(|at| at.checked_add(Duration::from_nanos(1)))
+    else {
+        return;
+    };
+    let lists = root.join(LISTS);
+    if let Err(error) = fs::File::open(&lists).and_then(|lists| lists.set_modified(time)) {
+        eprintln!("patch-executor: cannot set the time of {}: {error}", lists.display());
+    }
+}
+
 /// apt ended because somebody else had the lock: it had not begun.
 fn is_locked_out(tool: &ToolEnd) -> bool {
     tool.code == Some(100)
@@ -1239,6 +1280,25 @@ mod tests {
         }
         assert!(paths.restarts().join("a.service").exists() && !paths.restarts().join("b.service").exists());
         assert!(!dir.join(policy_rc::HELD_BACK).exists() && !dir.join(policy_rc::STOPPED).exists());
+    }
+
+    #[test]
+    fn a_fetch_that_failed_makes_no_index_newer() {
+        let root = tempfile::tempdir().unwrap();
+        let lists = root.path().join(LISTS);
+        assert_eq!(fetched_at(root.path()), None);
+        not_fetched_since(root.path(), None);
+        fs::create_dir_all(&lists).unwrap();
+        fs::write(lists.join("x_InRelease"), "").unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        File::open(&lists).unwrap().set_modified(long_ago).unwrap();
+        let before = fetched_at(root.path());
+        not_fetched_since(root.path(), before);
+        assert_eq!(fetched_at(root.path()), before, "nothing was fetched");
+        fs::write(lists.join("y_InRelease"), "").unwrap();
+        not_fetched_since(root.path(), before);
+        let after = last_update_check(root.path()).unwrap();
+        assert_eq!((after.as_second(), after.subsec_nanosecond()), (1_000_000_000, 1));
     }
 
     /// A directory to fetch to with one archive, and one to keep archives in.

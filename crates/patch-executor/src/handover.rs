@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use patch_apply::{
     apt::{
         argv::Argv,
@@ -20,8 +21,7 @@ use patch_apply::{
 };
 use patch_audit::{AuditEvent, AuditKind, Caller};
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobId, JobStatus, LockHolder, Outcome,
-    event::Ended,
+    ErrorCode, ErrorDetail, EventKind, JobId, LockHolder,
     policy::{
         ATTEMPT, ATTEMPT_LOCK, Attempt, POLICY_DIR, POLICY_LOCK, POLICY_STATE, Policy, PolicyMode, SWITCH,
     },
@@ -165,8 +165,11 @@ fn take_over(
     };
     let was_off = updater::is_off(root).map_err(|error| refusal(&error))?;
     // What one that died has taken is still to be given back.
-    let took_over = !was_off || begun(&directory).is_some_and(|before| before.took_over);
-    let attempt = Attempt { job, took_over };
+    let before = begun(&directory);
+    let took_over = !was_off || before.is_some_and(|before| before.took_over);
+    // One that is taken up again goes on, it does not begin anew.
+    let since = before.filter(|before| before.job == job).and_then(|before| before.since);
+    let attempt = Attempt { job, took_over, since: since.or_else(|| Some(Timestamp::now())) };
     let text = serde_json::to_vec(&attempt).map_err(|error| unusable(error.into()))?;
     // On disk before the updater is off, so that whatever happens it is known that it was on.
     write_whole(&directory, ATTEMPT, &text).map_err(unusable)?;
@@ -181,9 +184,14 @@ fn take_over(
     Ok(alive)
 }
 
-/// After an attempt has ended, by whichever process: gives back what it has taken unless it has succeeded. What cannot be
-/// done here is done by the next look.
-pub(crate) fn ended(paths: &Paths, job: JobId, ended: &Ended) {
+/// After an attempt has ended, by whichever process: gives back what it has taken. Whether the updater stays off after a
+/// success is for the look to decide, which also sees whether anybody would look again. What cannot be done here is done by
+/// the next look.
+pub(crate) fn ended(paths: &Paths, job: JobId) {
+    give_up(paths, job, "has ended");
+}
+
+fn give_up(paths: &Paths, job: JobId, why: &str) {
     let directory = directory(paths);
     if begun(&directory).is_none_or(|attempt| attempt.job != job) {
         return;
@@ -200,12 +208,9 @@ pub(crate) fn ended(paths: &Paths, job: JobId, ended: &Ended) {
     };
     // A look may have decided meanwhile.
     let Some(attempt) = begun(&directory).filter(|attempt| attempt.job == job) else { return };
-    let is_success = ended.status == JobStatus::Completed
-        && matches!(ended.outcome, Some(Outcome::Applied | Outcome::Unchanged));
-    if attempt.took_over && !is_success {
-        let what = format!(
-            "unattended-upgrades is given back: /{SWITCH} is removed, because job {job} did not succeed"
-        );
+    if attempt.took_over {
+        let what =
+            format!("unattended-upgrades is given back: /{SWITCH} is removed, because job {job} {why}");
         record::note(paths, vec![told(what)]);
         if let Err(error) = updater::give_back(paths.root()) {
             return failed(&error);
@@ -278,9 +283,19 @@ impl Change<'_> {
         }
     }
 
-    /// The same for a change that is taken up again: it goes on whatever is the case.
+    /// While a change only waits to be confirmed nobody patches, and that may be for a day: the others get their turn. Who may
+    /// patch meanwhile is decided as if this had ended.
+    pub(crate) fn stand_aside(&mut self) {
+        let Some(alive) = self.attempt.take() else { return };
+        give_up(self.paths, self.journal.record.id, "only waits to be confirmed");
+        drop(alive);
+        self.stood_aside = true;
+        look(self.paths.root());
+    }
+
+    /// The same for a change that is taken up again, or goes on after it stood aside: it goes on whatever is the case.
     pub(crate) fn go_on_alone(&mut self) {
-        if !is_attempt(self.paths, &self.journal.record) {
+        if self.attempt.is_some() || !is_attempt(self.paths, &self.journal.record) {
             return;
         }
         match take_over(
@@ -307,7 +322,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::journal::Journal;
+    use crate::{events::Events, journal::Journal};
 
     const ALWAYS: &str = "APT::Periodic::Unattended-Upgrade \"always\";\n";
 
@@ -359,16 +374,8 @@ mod tests {
             })
         }
 
-        fn end(&self, number: u128, status: JobStatus, outcome: Outcome) {
-            let end = Ended {
-                status,
-                outcome: Some(outcome),
-                exit_code: None,
-                error: None,
-                results: Vec::new(),
-                answer: None,
-            };
-            ended(&self.paths, JobId(Uuid::from_u128(number)), &end);
+        fn end(&self, number: u128) {
+            ended(&self.paths, JobId(Uuid::from_u128(number)));
         }
 
         fn attempt(&self) -> Option<Attempt> {
@@ -409,30 +416,54 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_is_given_back_unless_it_succeeds() {
+    fn what_was_taken_is_given_back_at_the_end() {
         let place = Place::new();
         let alive = place.take(1).unwrap();
         assert!(place.is_off() && place.attempt().unwrap().took_over);
         assert!(Lock::try_take(&directory(&place.paths).join(ATTEMPT_LOCK)).unwrap().is_none());
         // Somebody else's end is none of it.
-        place.end(2, JobStatus::Failed, Outcome::Unchanged);
+        place.end(2);
         assert!(place.is_off());
-        place.end(1, JobStatus::Failed, Outcome::RolledBack);
+        place.end(1);
         assert!(!place.is_off() && place.attempt().is_none());
         drop(alive);
-        let alive = place.take(3).unwrap();
-        place.end(3, JobStatus::Completed, Outcome::Unchanged);
-        assert!(place.is_off() && place.attempt().is_none());
-        drop(alive);
-        // It is in force already, so it is not this one's to give back.
+        // A look has decided that the agent patches: what is in force already is not a run's to give back.
+        updater::switch_off(place.dir.path()).unwrap();
         let alive = place.take(4).unwrap();
         assert!(!place.attempt().unwrap().took_over);
-        place.end(4, JobStatus::Failed, Outcome::Unchanged);
+        place.end(4);
         assert!(place.is_off());
         drop(alive);
         let record = fs::read_to_string(place.paths.record()).unwrap();
         let count = |words: &str| record.lines().filter(|line| line.contains(words)).count();
-        assert_eq!((count("is switched off by"), count("is given back")), (2, 1));
+        assert_eq!((count("is switched off by"), count("is given back")), (1, 1));
+    }
+
+    #[test]
+    fn who_waits_to_be_confirmed_stands_aside_and_one_that_is_taken_up_again_is_as_old_as_it_is() {
+        let place = Place::new();
+        place.put("etc/linux_patch_api/config.yaml", "policy: {mode: agent}\n");
+        let journal = place.journal(1, Policy::default().operation(), None);
+        let events = Events::create(&place.dir.path().join("events")).unwrap();
+        let mut change = Change::new(&place.paths, journal, events, false);
+        change.attempt = Some(place.take(1).unwrap());
+        let began = place.attempt().unwrap().since.unwrap();
+        let lock = directory(&place.paths).join(ATTEMPT_LOCK);
+        assert!(place.is_off() && Lock::try_take(&lock).unwrap().is_none());
+        change.stand_aside();
+        assert!(!place.is_off() && place.attempt().is_none());
+        assert!(Lock::try_take(&lock).unwrap().is_some(), "a look sees that nobody is at work");
+        // It goes back: no two at once.
+        change.go_on_alone();
+        assert!(place.is_off() && Lock::try_take(&lock).unwrap().is_none());
+        assert!(place.attempt().unwrap().since.unwrap() >= began);
+        // The process dies, and another takes it up.
+        drop(change);
+        let mut attempt = place.attempt().unwrap();
+        attempt.since = Some(Timestamp::UNIX_EPOCH);
+        write_whole(&directory(&place.paths), ATTEMPT, &serde_json::to_vec(&attempt).unwrap()).unwrap();
+        let _alive = place.take(1).unwrap();
+        assert_eq!(place.attempt().unwrap().since, Some(Timestamp::UNIX_EPOCH));
     }
 
     #[test]
@@ -441,22 +472,22 @@ mod tests {
             let place = Place::new();
             let dir = directory(&place.paths);
             fs::create_dir_all(&dir).unwrap();
-            let attempt = Attempt { job: JobId(Uuid::from_u128(1)), took_over: true };
+            let attempt = Attempt { job: JobId(Uuid::from_u128(1)), took_over: true, since: None };
             write_whole(&dir, ATTEMPT, &serde_json::to_vec(&attempt).unwrap()).unwrap();
             if step > 0 {
                 updater::switch_off(place.dir.path()).unwrap();
             }
             // Another one begins before that is settled: what was taken is still to be given back.
             let alive = place.take(2).unwrap();
-            place.end(1, JobStatus::Failed, Outcome::Unchanged);
+            place.end(1);
             assert!(place.is_off() && place.attempt().unwrap().took_over, "{step}");
-            place.end(2, JobStatus::Cancelled, Outcome::Unchanged);
+            place.end(2);
             assert!(!place.is_off() && place.attempt().is_none(), "{step}");
             drop(alive);
             // Settled by itself.
             write_whole(&dir, ATTEMPT, &serde_json::to_vec(&attempt).unwrap()).unwrap();
             updater::switch_off(place.dir.path()).unwrap();
-            place.end(1, JobStatus::Failed, Outcome::Unchanged);
+            place.end(1);
             assert!(!place.is_off() && place.attempt().is_none(), "{step}");
         }
     }
@@ -469,7 +500,7 @@ mod tests {
             why.contains("has no effect") && why.contains("\"always\"") && why.contains("nothing was begun"),
             "{why}"
         );
-        place.end(1, JobStatus::Failed, Outcome::Unchanged);
+        place.end(1);
         assert!(!place.is_off(), "and nothing of it is left");
     }
 }

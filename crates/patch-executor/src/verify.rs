@@ -297,6 +297,7 @@ impl Change<'_> {
         });
         let deadline = Instant::now() + left.min(Duration::from_secs(most));
         self.events.emit_durably(EventKind::Confirm { until });
+        self.stand_aside();
         while !self.journal.is_kept() && Instant::now() < deadline {
             if stop::is_asked() {
                 return Err(Stop::Suspended);
@@ -317,6 +318,7 @@ impl Change<'_> {
         let scope = plan.changes.iter().map(verdict::key_of).filter(|key| !back_already(key)).collect();
         let back =
             Back { source: self.journal.record.id, scope, reason: message, attempts: 0, rest: Vec::new() };
+        self.go_on_alone();
         Ok(State::GoingBack { plan, back })
     }
 }

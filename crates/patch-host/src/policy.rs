@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use patch_policy::{
     Declared, Window,
     handover::{Decision, PATIENCE, Service, Situation, decide},
@@ -60,6 +60,9 @@ const CEILING: &str = "etc/linux_patch_api/ceiling.yaml";
 const FREEZE: &str = "/etc/linux_patch_api/freeze";
 const UNIT: &str = "linux-patch-api.service";
 
+/// A run that is at work for so long while nobody else patches is a failure.
+const LONG_RUN: SignedDuration = SignedDuration::from_hours(6);
+
 /// A run that ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Success {
@@ -94,7 +97,7 @@ fn own(name: &str) -> PathBuf {
 ///
 /// # Errors
 /// When it cannot be told.
-pub(crate) fn under_way(files: &Below) -> io::Result<Option<JobId>> {
+pub(crate) fn under_way(files: &Below) -> io::Result<Option<Attempt>> {
     let lock = match files.file(own(ATTEMPT_LOCK)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         lock => lock?,
@@ -106,11 +109,16 @@ pub(crate) fn under_way(files: &Below) -> io::Result<Option<JobId>> {
         Err(error) => return Err(error.into()),
     }
     match files.read(own(ATTEMPT)) {
-        Ok(text) => Ok(serde_json::from_slice::<Attempt>(&text).ok().map(|attempt| attempt.job)),
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
         // It has ended, and its process is about to.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Since when a run is at work, if that is longer than runs take. Such a one keeps unattended-upgrades off, so it is told.
+fn is_at_work_since(attempt: &Attempt, now: Timestamp) -> Option<Timestamp> {
+    attempt.since.filter(|since| now.duration_since(*since) >= LONG_RUN)
 }
 
 /// A file as this program writes it: root's, or whoever's the system below a directory is.
@@ -211,22 +219,48 @@ pub(crate) fn frozen_by(files: &Below) -> Option<String> {
     files.is_there(path.trim_start_matches('/')).then(|| path.to_owned())
 }
 
-/// How the agent's program is.
+/// How the agent's program is, and whether anybody looks after it.
 ///
 /// # Errors
 /// When systemd cannot be asked.
 pub(crate) fn service(tools: &dyn Ask) -> Result<Service, ToolError> {
-    let shown = tools.ask("systemctl", &["show", "-p", "ActiveState,UnitFileState", "--", UNIT])?;
-    let has = |name: &str, values: &[&str]| {
-        let value = shown.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
-        value.is_some_and(|value| values.contains(&value))
-    };
+    let agent = Unit::ask(tools, UNIT)?;
     // What lasts for moments does not count as an end.
-    if !has("ActiveState", &["active", "activating", "reloading", "refreshing", "deactivating"]) {
+    if !agent.is(&["active", "activating", "reloading", "refreshing", "deactivating"]) {
         return Ok(Service::Stopped);
     }
-    let is_off = has("UnitFileState", &["disabled", "masked", "masked-runtime"]);
-    Ok(if is_off { Service::Disabled } else { Service::Runs })
+    if agent.is_off_at_boot() {
+        return Ok(Service::Disabled);
+    }
+    // Such a timer is active also while what it starts runs.
+    let timer = Unit::ask(tools, TIMER)?;
+    let is_watched = timer.is(&["active", "activating"]) && !timer.is_off_at_boot();
+    Ok(if is_watched { Service::Runs } else { Service::Unwatched })
+}
+
+/// What systemd says of a unit.
+struct Unit {
+    shown: String,
+}
+
+impl Unit {
+    fn ask(tools: &dyn Ask, unit: &str) -> Result<Self, ToolError> {
+        let shown = tools.ask("systemctl", &["show", "-p", "ActiveState,UnitFileState", "--", unit])?;
+        Ok(Self { shown })
+    }
+
+    fn has(&self, name: &str, values: &[&str]) -> bool {
+        let value = self.shown.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+        value.is_some_and(|value| values.contains(&value))
+    }
+
+    fn is(&self, states: &[&str]) -> bool {
+        self.has("ActiveState", states)
+    }
+
+    fn is_off_at_boot(&self) -> bool {
+        self.has("UnitFileState", &["disabled", "masked", "masked-runtime"])
+    }
 }
 
 /// The last run of the root side that installed all that the policy declares, if there was one after an instant.
@@ -291,6 +325,11 @@ fn configured(files: &Below) -> Configured {
         Ok(policy) => Configured { policy, problem: None },
         Err(error) => Configured { policy: Policy::default(), problem: Some(format!("{error:#}")) },
     }
+}
+
+/// Whether the agent is declared to patch, so that unattended-upgrades is kept off.
+pub(crate) fn is_agents(files: &Below) -> bool {
+    configured(files).policy.mode == PolicyMode::Agent || files.is_there(FILE)
 }
 
 /// Who patches, by a policy and what is remembered.
@@ -392,7 +431,14 @@ impl Tick<'_> {
         let done = match (decision, attempt) {
             (Decision::Agent { .. }, _) => self.hand_over()?,
             // Two at once would be the worst of all. It ends, and then this is looked at again.
-            (Decision::Distribution(reason), Some(job)) => {
+            (Decision::Distribution(reason), Some(attempt)) => {
+                let job = attempt.job;
+                if let Some(since) = is_at_work_since(&attempt, self.now) {
+                    return self.failed(format!(
+                        "job {job} is at work since {since:.0}, and keeps unattended-upgrades off, which is to patch this host, because \
+                         {reason}; `linux-patch-host watch {job}` shows what it does"
+                    ));
+                }
                 return Ok(Looked::Done(format!(
                     "job {job} patches this host just now, so unattended-upgrades is off until that has ended; then it is given \
                      back: {reason}"
@@ -559,21 +605,28 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
     if let Some(problem) = refused(files, tools, &policy, &state) {
         bail!(problem);
     }
+    let agent = service(tools);
+    let runs = agent.as_ref().map_or("unknown", |agent| match agent {
+        Service::Runs | Service::Unwatched => "runs",
+        Service::Disabled => "runs_until_reboot",
+        Service::Stopped => "stopped",
+    });
     let (patches, until, reason) = match policy.mode {
         PolicyMode::Off => ("distribution", None, Some("policy.mode is not agent".to_owned())),
-        PolicyMode::Agent => match judge(files, &policy, &state, service(tools)?, now)? {
+        PolicyMode::Agent => match judge(files, &policy, &state, agent?, now)? {
             Decision::Agent { until } => ("agent", until, None),
             Decision::Distribution(reason) => ("distribution", None, Some(reason.to_string())),
         },
     };
     let setting = setting_in_force(tools).ok().flatten();
     let is_held = files.is_there(FILE);
-    let attempt = under_way(files).context("run this as root")?;
+    let frozen = frozen_by(files);
+    let attempt = under_way(files).context("run this as root")?.map(|attempt| attempt.job);
     if screen.is_json() {
         screen.json(&json!({
             "mode": policy.mode, "patches": patches, "relied_upon_until": until, "reason": reason,
             "since": state.since, "last_success": state.last_success, "handed_over": is_held, "unattended_upgrade": setting,
-            "at_work": attempt,
+            "at_work": attempt, "agent": runs, "frozen_by": frozen,
         }))?;
         return Ok(Exit::Done);
     }
@@ -584,6 +637,17 @@ pub(crate) fn status(files: &Below, tools: &dyn Ask, screen: &mut Screen) -> any
         }
         (None, None) => "patches       the agent, which is paused".to_owned(),
     });
+    screen.text(match runs {
+        "runs" => "agent         runs",
+        "runs_until_reboot" => "agent         runs, and is not started at the next boot",
+        "stopped" => "agent         does not run",
+        _ => "agent         whether it runs cannot be told",
+    });
+    if let Some(file) = &frozen {
+        screen.text(&format!(
+            "frozen        by {file}: nothing is changed through the agent until that is removed"
+        ));
+    }
     if let Some(job) = attempt {
         screen.text(&format!("at work       job {job}; until it has ended unattended-upgrades is off"));
     }

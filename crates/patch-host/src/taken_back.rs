@@ -10,17 +10,17 @@ use patch_types::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{ask::Root, exit::Exit, screen::Screen};
+use crate::{ask::Root, below::Below, exit::Exit, screen::Screen};
 
 /// A version on record. Read loosely: what is missing is shown as missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    name: String,
+pub(crate) struct Entry {
+    pub(crate) name: String,
     #[serde(default)]
-    architecture: String,
-    version: String,
+    pub(crate) architecture: String,
+    pub(crate) version: String,
     #[serde(default)]
-    job: String,
+    pub(crate) job: String,
     #[serde(default)]
     at: String,
     #[serde(default)]
@@ -41,7 +41,7 @@ impl Entry {
 }
 
 pub(crate) fn list(root: &Root, screen: &mut Screen) -> anyhow::Result<Exit> {
-    let entries = read(root)?;
+    let entries = read(root.files())?;
     if screen.is_json() {
         screen.json(&json!({ "taken_back": entries }))?;
         return Ok(Exit::Done);
@@ -63,7 +63,7 @@ pub(crate) fn list(root: &Root, screen: &mut Screen) -> anyhow::Result<Exit> {
 
 /// Has them cleared. The request is sent also if nothing is on record that fits: whoever asks wants to be sure.
 pub(crate) fn clear(root: &Root, screen: &mut Screen, versions: TakenBack) -> anyhow::Result<Exit> {
-    let meant: Vec<_> = read(root)?.into_iter().filter(|entry| entry.is_meant(&versions)).collect();
+    let meant: Vec<_> = read(root.files())?.into_iter().filter(|entry| entry.is_meant(&versions)).collect();
     root.ask(RequestBody::Clear { versions })?;
     if screen.is_json() {
         screen.json(&json!({ "cleared": meant }))?;
@@ -89,9 +89,13 @@ pub(crate) fn repaired(root: &Root, screen: &mut Screen, job: JobId) -> anyhow::
     Ok(Exit::Done)
 }
 
-fn read(root: &Root) -> anyhow::Result<Vec<Entry>> {
-    let path = root.files().name(TAKEN_BACK);
-    let text = match root.files().read(TAKEN_BACK) {
+/// What is on record.
+///
+/// # Errors
+/// When it cannot be read or is not understood.
+pub(crate) fn read(files: &Below) -> anyhow::Result<Vec<Entry>> {
+    let path = files.name(TAKEN_BACK);
+    let text = match files.read(TAKEN_BACK) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {

@@ -70,7 +70,7 @@ impl Ask for Tools {
         if !self.runs {
             return Err(ToolError::Foreign(tool.to_owned()));
         }
-        let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+        let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/libexec/linux-patch-api"]
             .iter()
             .map(|dir| Path::new(dir).join(tool))
             .find(|path| path.is_file())

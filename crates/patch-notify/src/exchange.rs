@@ -4,10 +4,11 @@ use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 
 use crate::{error::NotifyError, limit, tls};
@@ -27,6 +28,22 @@ pub struct Server<'a> {
     pub ca_file: Option<&'a Path>,
 }
 
+/// There is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Unanswered {
+    /// Why.
+    pub error: NotifyError,
+    /// Whether any of the request may have reached the server, which may have done what it asks for then.
+    pub is_sent: bool,
+}
+
+impl From<Unanswered> for NotifyError {
+    fn from(unanswered: Unanswered) -> Self {
+        unanswered.error
+    }
+}
+
 impl Server<'_> {
     /// Sends a request and reads the answer until it is enough, or has come to its end.
     ///
@@ -37,21 +54,30 @@ impl Server<'_> {
         request: &[u8],
         deadline: Instant,
         is_enough: impl Fn(&[u8]) -> bool,
-    ) -> Result<Vec<u8>, NotifyError> {
-        let trust = if self.tls { Some(tls::config(self.ca_file)?) } else { None };
-        let failed = |error: io::Error| NotifyError::of_io(self.whom, &error);
+    ) -> Result<Vec<u8>, Unanswered> {
+        let unsent = |error: NotifyError| Unanswered { error, is_sent: false };
+        let failed = |error: io::Error| unsent(NotifyError::of_io(self.whom, &error));
+        let trust = if self.tls { Some(tls::config(self.ca_file).map_err(unsent)?) } else { None };
         let socket = Limited { socket: self.connect(deadline).map_err(failed)?, deadline };
         match trust {
-            Some(config) => {
-                let name = ServerName::try_from(self.host.to_owned())
-                    .map_err(|error| failed(io::Error::other(error)))?;
-                let connection =
-                    ClientConnection::new(config, name).map_err(|error| failed(io::Error::other(error)))?;
-                ask(StreamOwned::new(connection, socket), request, is_enough)
-            }
+            Some(config) => ask(self.secure(config, socket).map_err(failed)?, request, is_enough),
             None => ask(socket, request, is_enough),
         }
-        .map_err(failed)
+        .map_err(|error| Unanswered { error: NotifyError::of_io(self.whom, &error), is_sent: true })
+    }
+
+    /// Speaks TLS. Not one byte of what will be sent is on its way before the server has shown that it is the right one.
+    fn secure(
+        &self,
+        config: Arc<ClientConfig>,
+        mut socket: Limited,
+    ) -> io::Result<StreamOwned<ClientConnection, Limited>> {
+        let name = ServerName::try_from(self.host.to_owned()).map_err(io::Error::other)?;
+        let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket)?;
+        }
+        Ok(StreamOwned::new(connection, socket))
     }
 
     fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
@@ -131,5 +157,40 @@ mod tests {
         let server = Server { whom: "it", tls: false, host: "127.0.0.1", port, ca_file: None };
         assert_eq!(server.connect(Instant::now()).unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(server.connect(Instant::now() + Duration::from_secs(60)).is_ok());
+    }
+
+    /// How a request ends that nobody answers, by a server that takes the connection and does `then`.
+    fn unanswered(tls: bool, then: impl Fn(TcpStream) + Send + 'static) -> Unanswered {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let thread = std::thread::spawn(move || then(listener.accept().unwrap().0));
+        let server = Server { whom: "it", tls, host: "127.0.0.1", port, ca_file: None };
+        let answer = server.exchange(b"question", Instant::now() + Duration::from_secs(60), |_| false);
+        thread.join().unwrap();
+        answer.unwrap_err()
+    }
+
+    #[test]
+    fn whether_anything_was_sent_is_told_with_the_failure() {
+        let reset = |mut stream: TcpStream| {
+            // What was not read makes the end a reset.
+            stream.read_exact(&mut [0; 1]).unwrap();
+        };
+        assert!(unanswered(false, reset).is_sent);
+        assert!(!unanswered(true, drop).is_sent, "it hangs up in the handshake");
+        assert!(!unanswered(true, reset).is_sent);
+        // The kernel takes the connection, and nobody says a word.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for (tls, limit) in
+            [(true, Duration::from_millis(200)), (true, Duration::ZERO), (false, Duration::ZERO)]
+        {
+            let server = Server { whom: "it", tls, host: "127.0.0.1", port, ca_file: None };
+            let error = server.exchange(b"question", Instant::now() + limit, |_| false).unwrap_err();
+            assert_eq!((error.is_sent, error.error.reason), (false, crate::Reason::Timeout), "{limit:?}");
+        }
+        let server = Server { whom: "it", tls: false, host: "127.0.0.1", port, ca_file: None };
+        let soon = Instant::now() + Duration::from_millis(200);
+        assert!(server.exchange(b"question", soon, |_| false).unwrap_err().is_sent);
     }
 }

@@ -106,27 +106,63 @@ impl Look<'_> {
             && old.is_some_and(|old| self.is_less(old.as_str(), version.as_str()))
     }
 
-    /// The last upgrade in the logs that brought a version.
-    fn logged(&self, what: &InVersion) -> Option<&LoggedChange> {
+    /// The changes of a package in the logs, the oldest first.
+    fn changes(&self, what: &InVersion) -> Vec<&LoggedChange> {
         let changes = self.evidence.map_or(&[][..], |evidence| &evidence.changes);
-        changes
+        let mut changes: Vec<_> = changes
             .iter()
             .filter(|change| change.at.duration_since(self.now) <= SLACK)
             .filter(|change| change.name == what.name && is_same(&change.architecture, &what.architecture))
-            .filter(|change| self.brings(change.old.as_ref(), &change.new, &what.version))
-            .max_by_key(|change| change.at)
+            .collect();
+        changes.sort_by_key(|change| change.at);
+        changes
     }
 
-    /// The last job that brought a version: with when it ended and what it installed.
+    /// Whether after a change whatever had brought a version before counts no more: it went back, or was not there any more.
+    fn undoes(&self, old: Option<&PackageVersion>, new: &PackageVersion, version: &PackageVersion) -> bool {
+        old.is_none() || self.is_less(new.as_str(), version.as_str())
+    }
+
+    /// The last upgrade in the logs that brought a version, unless that was undone since.
+    fn logged(&self, what: &InVersion) -> Option<&LoggedChange> {
+        self.changes(what).into_iter().fold(None, |last, change| {
+            let (old, new) = (change.old.as_ref(), &change.new);
+            if self.brings(old, new, &what.version) {
+                Some(change)
+            } else {
+                last.filter(|_| !self.undoes(old, new, &what.version))
+            }
+        })
+    }
+
+    /// When it was last seen that whatever had brought a version counts no more.
+    fn undone(&self, what: &InVersion) -> Option<Timestamp> {
+        let logged = self.changes(what).into_iter().filter_map(|change| {
+            self.undoes(change.old.as_ref(), &change.new, &what.version).then_some(change.at)
+        });
+        let by_job = self.jobs.iter().filter_map(|facts| {
+            let undoes = |(done, old): &(InVersion, Option<PackageVersion>)| {
+                done.name == what.name
+                    && is_same(&done.architecture, &what.architecture)
+                    && self.undoes(old.as_ref(), &done.version, &what.version)
+            };
+            facts.ended.filter(|_| facts.installed.iter().any(undoes))
+        });
+        logged.chain(by_job).max()
+    }
+
+    /// The last job that brought a version, unless that was undone since: with when it ended and what it installed.
     fn by_job(&self, what: &InVersion) -> Option<(&JobFacts, Timestamp, &PackageVersion)> {
         let brings = |(done, old): &&(InVersion, Option<PackageVersion>)| {
             done.name == what.name
                 && is_same(&done.architecture, &what.architecture)
                 && self.brings(old.as_ref(), &done.version, &what.version)
         };
+        let undone = self.undone(what);
         self.jobs
             .iter()
             .filter_map(|facts| Some((facts, facts.ended?, &facts.installed.iter().find(brings)?.0.version)))
+            .filter(|(_, ended, _)| undone.is_none_or(|undone| undone <= *ended))
             .max_by_key(|(_, ended, _)| *ended)
     }
 
@@ -259,7 +295,9 @@ pub fn doubted(mut before: Observations, look: &Look<'_>) -> Observations {
                 by: if told.job.is_some() { told.by } else { change.by },
                 job: told.job,
             }),
-            (told, _) => told.map(|told| Applied { accuracy: Accuracy::Bound, ..told }),
+            (told, _) => told
+                .filter(|told| look.undone(&what).is_none_or(|undone| undone <= told.at))
+                .map(|told| Applied { accuracy: Accuracy::Bound, ..told }),
         };
     }
     before
@@ -426,6 +464,13 @@ fn follow(fix: &mut Observed, present: &InVersion, look: &Look<'_>) {
         fix.missed = remarked(fix.missed, look.now);
         fix.seen = fix.seen.or(Some(look.now));
         return;
+    }
+    // It went back, and came again before anybody looked: the first time does not count.
+    if let Some(undone) = look.undone(&what)
+        && fix.applied.as_ref().is_some_and(|applied| applied.at < undone)
+    {
+        (fix.applied, fix.memory, fix.boot) = (None, None, None);
+        fix.missed = fix.missed.max(Some(undone));
     }
     let applied = match fix.applied.take() {
         Some(applied) if applied.accuracy == Accuracy::Exact => applied,

@@ -509,6 +509,54 @@ fn a_fix_stays_known_when_the_architecture_changes() {
 }
 
 #[test]
+fn an_installation_that_was_undone_dates_nothing() {
+    let by_logs = |now: i64, installed: u64, changes: &[LoggedChange], before: Observations| {
+        let evidence = Evidence { changes: changes.to_vec(), ..memory(MemoryState::Effective) };
+        Host::new(now, installed, Some(2), -1).evidence(evidence).look(before)
+    };
+    let open = Host::new(0, 1, Some(2), -1).look(Observations::default());
+    let first = by_logs(2, 2, &[change(1, 1, 2)], open.clone());
+    let fix = only(&first, 2);
+    assert_eq!((fix.applied.unwrap().at, fix.memory.unwrap().since), (hour(1), Some(hour(2))));
+    // It went back and came again between two looks: by the log, or by nobody knows whom.
+    let again = [change(1, 1, 2), change(20, 2, 1), change(30, 1, 2)];
+    let seen = by_logs(40, 2, &again, first.clone());
+    let fix = only(&seen, 40);
+    assert_eq!((fix.applied.as_ref().unwrap().at, fix.promise), (hour(30), PromiseState::Broken));
+    assert_eq!(fix.memory.unwrap().since, Some(hour(40)));
+    assert_eq!(by_logs(41, 2, &again, seen.clone()).fixes, seen.fixes, "and once");
+    let fix = only(&by_logs(40, 2, &again[..2], first.clone()), 40);
+    assert_eq!((fix.applied.unwrap().accuracy, fix.hours.at_least), (Accuracy::Bound, 21));
+    // The same within one second.
+    let at_once = [change(1, 1, 2), change(1, 2, 1), change(9, 1, 2)];
+    assert_eq!(only(&by_logs(10, 2, &at_once, open.clone()), 10).applied.unwrap().at, hour(9));
+    // A job went back.
+    let mut back = facts(20, Some(21), 2, 1);
+    back.job = job(2);
+    let seen = Host::new(22, 2, Some(2), -1).job(facts(1, Some(2), 1, 2)).job(back.clone()).look(open);
+    assert_eq!(only(&seen, 22).applied.unwrap().by, AppliedBy::Unknown);
+    let seen = Host::new(22, 2, Some(2), -1).job(back).look(first.clone());
+    assert_eq!(only(&seen, 22).applied.unwrap().accuracy, Accuracy::Bound);
+    // What was removed and is installed anew needed no fix.
+    let mut anew = change(20, 1, 2);
+    anew.old = None;
+    assert!(by_logs(22, 2, &[change(1, 1, 2), anew], Observations::default()).fixes.is_empty());
+    // Nor does the word of who is not believed.
+    let host =
+        Host::new(40, 2, Some(2), -1).evidence(Evidence { changes: again.to_vec(), ..Evidence::default() });
+    let look = Look {
+        now: host.now,
+        compare,
+        installed: &host.installed,
+        archives: &host.archives,
+        offers: &host.offers,
+        jobs: &[],
+        evidence: host.evidence.as_ref(),
+    };
+    assert_eq!(only(&observe(doubted(first, &look), &look), 40).applied.unwrap().at, hour(30));
+}
+
+#[test]
 fn who_is_not_believed_tells_neither_what_runs_nor_when() {
     let mut seen = Host::new(0, 1, Some(2), -1).look(Observations::default());
     let fix = &mut seen.fixes[0];

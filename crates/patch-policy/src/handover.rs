@@ -20,6 +20,8 @@ pub enum Service {
     Stopped,
     /// The next boot does not start it.
     Disabled,
+    /// It runs, but nobody looks whether it still does: the timer of the looks is off.
+    Unwatched,
 }
 
 /// What the decision rests on.
@@ -64,6 +66,8 @@ pub enum Reason {
     Stopped,
     /// The agent's program is not started at the next boot.
     Disabled,
+    /// Nobody would notice that the agent patches no more, and give the updater back.
+    Unwatched,
     /// It has had its chances since then, and has not succeeded.
     NoSuccess {
         /// The last success, or since when it was asked to.
@@ -84,6 +88,10 @@ impl std::fmt::Display for Reason {
             }
             Self::Disabled => f.write_str(
                 "linux-patch-api.service is not started at boot; systemctl enable linux-patch-api changes that",
+            ),
+            Self::Unwatched => f.write_str(
+                "linux-patch-policy.timer is off, so nobody would give it back when the agent fails; systemctl enable --now \
+                 linux-patch-policy.timer changes that",
             ),
             Self::NoSuccess { since } => write!(
                 f,
@@ -109,6 +117,7 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         Service::Runs => {}
         Service::Stopped => return Decision::Distribution(Reason::Stopped),
         Service::Disabled => return Decision::Distribution(Reason::Disabled),
+        Service::Unwatched => return Decision::Distribution(Reason::Unwatched),
     }
     if paused {
         // Whoever paused it does not want another one to patch instead.
@@ -180,8 +189,11 @@ mod tests {
         let until = Some(at("2026-01-08T00:00:00Z"));
         assert_eq!(decide(&now), Decision::Agent { until });
         assert_eq!(decide(&Situation { agent_mode: false, ..now }), Decision::Distribution(Reason::ModeOff));
-        for (service, reason) in [(Service::Stopped, Reason::Stopped), (Service::Disabled, Reason::Disabled)]
-        {
+        for (service, reason) in [
+            (Service::Stopped, Reason::Stopped),
+            (Service::Disabled, Reason::Disabled),
+            (Service::Unwatched, Reason::Unwatched),
+        ] {
             assert_eq!(decide(&Situation { service, ..now }), Decision::Distribution(reason));
         }
         let late = Situation { now: at("2026-01-08T00:00:00Z"), ..now };

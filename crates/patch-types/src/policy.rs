@@ -49,8 +49,11 @@ pub const ATTEMPT_LOCK: &str = "attempt.lock";
 pub struct Attempt {
     /// The run.
     pub job: JobId,
-    /// Whether the updater was on before, so is to be on again unless this succeeds.
+    /// Whether the updater was on before, so is to be on again when this has ended.
     pub took_over: bool,
+    /// When it began.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
 }
 
 /// Who patches without being asked.

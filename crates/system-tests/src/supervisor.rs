@@ -8,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::guest::ensure_inside;
 use crate::holder::children;
@@ -158,6 +160,12 @@ impl Supervision {
                 return Err(error);
             }
         }
+        let leader = self.state().leader;
+        wait_for(&child, || {
+            if leader.is_some_and(is_going_down) {
+                unstop();
+            }
+        })?;
         child.wait().context("cannot learn how systemd-nspawn ended")
     }
 
@@ -167,6 +175,44 @@ impl Supervision {
         let leader = state.leader.map(|leader| leader.to_string()).unwrap_or_default();
         fs::write(self.directory.join("leader"), leader).unwrap_or_default();
     }
+}
+
+/// Waits until a child has ended, and does something now and then `meanwhile`.
+fn wait_for(child: &Child, meanwhile: impl Fn()) -> Result<()> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).context("pidfd_open")?;
+    let often = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&often)) {
+            Ok(0) | Err(Errno::INTR) => meanwhile(),
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(error).context("cannot wait for systemd-nspawn"),
+        }
+    }
+}
+
+/// Whether a host has stopped its units and now ends what is left.
+fn is_going_down(leader: u32) -> bool {
+    fs::read_to_string(format!("/proc/{leader}/comm")).is_ok_and(|name| name.starts_with("systemd-shutdow"))
+}
+
+/// What goes down stops all of its processes for a moment. An `nsenter` of ours stops itself when it sees that, as its command
+/// might have been stopped at a terminal, and nobody continues it: it would never reap the command, and the host would wait for
+/// that.
+fn unstop() {
+    for pid in children(std::process::id()).into_iter().filter(|pid| state_of(*pid) == Some('T')) {
+        let has_work = children(pid).into_iter().any(|below| state_of(below) != Some('Z'));
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid.filter(|_| !has_work) {
+            // It may have ended meanwhile.
+            kill_process(pid, Signal::CONT).unwrap_or_default();
+        }
+    }
+}
+
+/// The letter of a process's state.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// The code, also when `nsenter` has passed a signal on as its own end.
@@ -191,4 +237,35 @@ fn is_first_in_namespace(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
     numbers.split_whitespace().next_back() == Some("1") && ensure_inside(pid).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shell that waits for its child as `nsenter` does is stopped when that child has been ended.
+    #[test]
+    fn who_stopped_itself_over_a_command_that_is_dead_is_continued() {
+        let stays = "sleep 1000 & kill -STOP $$; wait";
+        let dies = "true & kill -STOP $$; wait";
+        let start = |script| Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
+        let (mut busy, mut over) = (start(stays), start(dies));
+        let is_stopped = |child: &Child, below| {
+            let is_as_wanted = |pid| state_of(pid).is_some_and(|state| (state == 'Z') == (below == 'Z'));
+            state_of(child.id()) == Some('T') && children(child.id()).into_iter().all(is_as_wanted)
+        };
+        wait::until("both to be stopped", Duration::from_secs(20), || {
+            Ok((is_stopped(&busy, 'S') && is_stopped(&over, 'Z')).then_some(()))
+        })
+        .unwrap();
+        unstop();
+        assert!(over.wait().unwrap().success());
+        assert_eq!(state_of(busy.id()), Some('T'), "its command may have been stopped by somebody");
+        let below = children(busy.id());
+        for pid in below.into_iter().chain([busy.id()]) {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+        busy.wait().unwrap();
+    }
 }

@@ -28,19 +28,21 @@ pub struct Options {
     pub updates: u32,
     /// At the latest after so many minutes the timers tick.
     pub step: u32,
+    /// How long it may take.
+    pub limit: Duration,
 }
 
 impl Options {
     /// A whole week.
     #[must_use]
     pub fn week(seed: u64) -> Self {
-        Self { seed, days: 7, updates: 40, step: 120 }
+        Self { seed, days: 7, updates: 40, step: 120, limit: Duration::from_secs(30 * 60) }
     }
 
-    /// Two days with everything that a week has.
+    /// Two days with everything that a week has, which take about a minute.
     #[must_use]
     pub fn sample(seed: u64) -> Self {
-        Self { seed, days: 2, updates: 12, step: 180 }
+        Self { seed, days: 2, updates: 12, step: 180, limit: Duration::from_secs(5 * 60) }
     }
 }
 

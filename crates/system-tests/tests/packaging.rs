@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         trial("a_reboot_under_way_keeps_the_package", a_reboot_under_way_keeps_the_package),
         trial("a_removal_takes_the_pins_along", a_removal_takes_the_pins_along),
         trial("a_removal_puts_policy_rc_d_back", a_removal_puts_policy_rc_d_back),
+        trial("a_purge_undoes_what_was_provisioned", a_purge_undoes_what_was_provisioned),
         trial("a_purge_leaves_nothing_but_a_way_back_in_use", a_purge_leaves_nothing_but_a_way_back_in_use),
         trial("a_purge_keeps_the_newest_revocations", a_purge_keeps_the_newest_revocations),
         trial("recovery_starts_the_daemon_once_an_hour", recovery_starts_the_daemon_once_an_hour),
@@ -107,6 +108,66 @@ fn a_removal_puts_policy_rc_d_back() -> Result<()> {
         ensure!(fs::read_to_string(root.path().join(policy)).ok().as_deref() == left);
         ensure!(!root.path().join(format!("{policy}.linux-patch-before")).exists());
     }
+    Ok(())
+}
+
+/// As `linux-patch-host provision unattended` notes it.
+fn a_purge_undoes_what_was_provisioned() -> Result<()> {
+    let root = root()?;
+    let kept = format!("{STATE}/provision/unattended");
+    let sum = |text: &str| -> Result<String> {
+        write(&root, "sum", text)?;
+        Ok(root.shell("sha256sum </sum")?.split(' ').next().unwrap_or_default().to_owned())
+    };
+    let (old, ours, other) = ("the administrator's\n", "ours\n", "ours, of former times\n");
+    let sums = [sum(old)?, sum(ours)?, sum(other)?];
+    write(&root, &format!("{kept}/{}", sums[0]), old)?;
+    let all = format!("{},{}", sums[1], sums[2]);
+    let apt = "etc/apt/apt.conf.d";
+    let lost = "0".repeat(64);
+    let list = [
+        format!("/{apt}/20auto-upgrades - {all}"),
+        format!("/{apt}/50unattended-upgrades 640:0:0:{} {all}", sums[0]),
+        format!("/{apt}/50edited 644:0:0:{} {all}", sums[0]),
+        format!("/{apt}/50lost 644:0:0:{lost} {all}"),
+        format!("/{apt}/50gone - {all}"),
+        format!("/etc/systemd/system/apt-daily.timer.d/linux-patch.conf - {all}"),
+        format!("/etc/passwd - {all}"),
+        format!("/{apt}/../../victim - {all}"),
+        "garbage".to_owned(),
+    ];
+    write(&root, &format!("{kept}/undo.list"), &format!("{}\n", list.join("\n")))?;
+    let drop_in = "etc/systemd/system/apt-daily.timer.d/linux-patch.conf";
+    for (path, text) in [
+        (format!("{apt}/20auto-upgrades"), ours),
+        (format!("{apt}/50unattended-upgrades"), other),
+        (format!("{apt}/50edited"), "edited\n"),
+        (format!("{apt}/50lost"), ours),
+        (drop_in.to_owned(), ours),
+        ("etc/victim".to_owned(), ours),
+    ] {
+        write(&root, &path, text)?;
+    }
+    let passwd = fs::read(root.path().join("etc/passwd"))?;
+    root.shell("sh /scripts/postrm remove")?;
+    let text = |path: &str| fs::read_to_string(root.path().join(path)).ok();
+    ensure!(text(drop_in).is_some(), "a removal keeps the configuration");
+    let said = root.exec(&["sh", "/scripts/postrm", "purge"])?;
+    ensure!(said.success(), "{said:?}");
+    let now = ["20auto-upgrades", "50unattended-upgrades", "50edited", "50lost", "50gone"]
+        .map(|name| text(&format!("{apt}/{name}")));
+    let now: Vec<_> = now.iter().map(Option::as_deref).collect();
+    ensure!(now == [None, Some(old), Some("edited\n"), Some(ours), None], "{now:?}");
+    let mode = root.shell(&format!("stat -c %a /{apt}/50unattended-upgrades"))?;
+    ensure!(mode.trim() == "640", "{mode}");
+    ensure!(!root.path().join("etc/systemd/system/apt-daily.timer.d").exists());
+    ensure!(
+        fs::read(root.path().join("etc/passwd"))? == passwd && text("etc/victim").as_deref() == Some(ours)
+    );
+    for word in ["kept /etc/apt/apt.conf.d/50edited", "kept /etc/apt/apt.conf.d/50lost", "are as they were"] {
+        ensure!(said.stderr.contains(word), "{word}: {said:?}");
+    }
+    ensure!(!root.path().join(STATE).exists());
     Ok(())
 }
 

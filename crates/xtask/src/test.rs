@@ -13,7 +13,7 @@ use clap::Args;
 use crate::{
     chaos, check_deps,
     dist::{self, Profile},
-    workspace,
+    week, workspace,
 };
 
 /// Options of `test`.
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
         (count, ok) = tests(args, &packages)?;
         Ok(())
     })?;
-    let mut chaos = "";
+    let (mut chaos, mut week) = ("", "");
     if root && args.filter.is_none() {
         // Told at the end with all else: one failure does not hide another.
         if let Err(error) = steps.step("chaos", || chaos::sample(&packages)) {
@@ -115,11 +115,16 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
             chaos = ", and chaos failed";
             ok = false;
         }
+        if let Err(error) = steps.step("a week in two days", || week::sample(&packages)) {
+            println!("{error:#}");
+            week = ", and the week failed";
+            ok = false;
+        }
     }
     let minutes = begun.elapsed().as_secs_f64() / 60.0;
     println!("\n{}", steps.summary());
     println!("The whole run took {minutes:.1} minutes.");
-    println!("{} passed, {} failed, {} skipped{chaos}", count.passed, count.failed, count.skipped);
+    println!("{} passed, {} failed, {} skipped{chaos}{week}", count.passed, count.failed, count.skipped);
     if root && count.skipped > 0 && args.filter.is_none() {
         println!("As root nothing may be skipped.");
         return Ok(ExitCode::FAILURE);

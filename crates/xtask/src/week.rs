@@ -1,8 +1,8 @@
 //! `cargo xtask week`: a week of unattended patching on a host whose clock the test moves on.
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use system_tests::week::{self, Options, Report};
 
@@ -55,6 +55,18 @@ pub(crate) fn run(args: &Week) -> Result<ExitCode> {
         record(&report)?;
     }
     Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The bounded sample that every run of the tests has, from a seed of its own.
+pub(crate) fn sample(packages: &Path) -> Result<()> {
+    system_tests::packages::Packages::use_those_in(packages);
+    let seed = new_seed()?;
+    println!("   seed {seed}");
+    let again = || format!("again: cargo xtask week --sample --story --seed {seed}");
+    let report = week::run(&Options::sample(seed)).with_context(again)?;
+    println!("{}", report.summary());
+    ensure!(report.failures.is_empty(), "{}\n{}", report.failures.join("\n"), again());
+    Ok(())
 }
 
 fn record(report: &Report) -> Result<()> {

@@ -127,6 +127,22 @@ pub fn prune(root: &Path, state: &Path, inventory: &Inventory) -> Result<Vec<Tak
     })
 }
 
+/// Writes the preferences anew if they are not what the registry says: they go when the package is removed, and the registry
+/// stays. To be called before the solver is asked, which is refused a version that it could have passed over else. Tells
+/// whether they were written.
+///
+/// # Errors
+/// As [`pin`].
+pub fn restore(root: &Path, state: &Path) -> Result<bool, TakenBackError> {
+    let _lock = lock(state);
+    let entries = list(state)?;
+    let is_due = is_outdated(root, &entries);
+    if is_due {
+        save(root, state, &entries)?;
+    }
+    Ok(is_due)
+}
+
 fn same(a: &TakenBack, b: &TakenBack) -> bool {
     a.name.name() == b.name.name() && a.architecture == b.architecture && a.version == b.version
 }
@@ -302,6 +318,14 @@ mod tests {
         fs::write(root.join("etc/apt/preferences.d/.linux-patch-taken-back.new"), "half").unwrap();
         assert_eq!(prune(&root, &state, &inventory(&root, "1.0")).unwrap(), []);
         assert!(fs::read_to_string(root.join(PREFERENCES)).unwrap().contains("lp-x"));
+        // As when the package is removed, and installed again.
+        fs::remove_file(root.join(PREFERENCES)).unwrap();
+        assert!(restore(&root, &state).unwrap());
+        assert!(fs::read_to_string(root.join(PREFERENCES)).unwrap().contains("lp-x"));
+        assert!(!restore(&root, &state).unwrap());
+        fs::remove_file(state.join(REGISTRY)).unwrap();
+        assert!(restore(&root, &state).unwrap() && !root.join(PREFERENCES).exists());
+        assert!(!restore(&root, &state).unwrap());
     }
 
     #[test]

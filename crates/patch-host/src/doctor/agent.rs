@@ -15,11 +15,13 @@ use super::{
     Fix, Seen, Severity,
     host::{CONFIG, Host, yaml},
 };
+use crate::tools::ToolError;
 
 const CA: &str = "/etc/linux_patch_api/certs/ca.pem";
 const CERTIFICATE: &str = "/etc/linux_patch_api/certs/server.pem";
 const KEY: &str = "/etc/linux_patch_api/certs/server.key.pem";
 const CRL: &str = "/etc/linux_patch_api/certs/crl.pem";
+const CEILING: &str = "etc/linux_patch_api/ceiling.yaml";
 const ALLOW_LIST: &str = "etc/linux_patch_api/whitelist.yaml";
 
 /// How many seconds before its end a certificate is warned of.
@@ -40,6 +42,24 @@ fn is_readable(host: &Host<'_>, id: &'static str, seen: &mut Seen) -> bool {
 
 fn relative(path: &str) -> &str {
     path.trim_start_matches('/')
+}
+
+/// Asks the root side, whose word counts.
+pub(super) fn ceiling(host: &Host<'_>, seen: &mut Seen) {
+    const ID: &str = "ceiling_invalid";
+    if !host.files.is_there(CEILING) {
+        return;
+    }
+    match host.tools.ask("patch-executor", &["ceiling"]) {
+        Ok(_) => {}
+        Err(ToolError::Failed { reason, .. }) => seen.critical(
+            ID,
+            format!("the agent's root side refuses /{CEILING}: {reason}"),
+            "as long as it does nothing at all is changed through the agent, security fixes included",
+            "correct the file, or remove it if there is to be no ceiling; docs/configuration.md has its keys",
+        ),
+        Err(error) => seen.not_looked_at(ID, format!("/{CEILING}: {error}")),
+    }
 }
 
 pub(super) fn certificates(host: &Host<'_>, seen: &mut Seen) {
@@ -189,7 +209,7 @@ pub(super) fn secrets(host: &Host<'_>, seen: &mut Seen) {
 }
 
 pub(super) fn modes(host: &Host<'_>, seen: &mut Seen) {
-    let mut paths = vec!["etc/linux_patch_api/ceiling.yaml", ALLOW_LIST, CONFIG];
+    let mut paths = vec![CEILING, ALLOW_LIST, CONFIG];
     let mut signed = Vec::new();
     if is_readable(host, "writable", seen) {
         paths.push(relative(host.configured("/tls/ca_cert", CA)));

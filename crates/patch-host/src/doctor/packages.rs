@@ -9,6 +9,7 @@ use patch_backends::apt::{
 };
 
 use super::{Seen, host::Host, openpgp, sources};
+use crate::taken_back;
 
 const LISTS: &str = "var/lib/apt/lists";
 
@@ -105,6 +106,67 @@ pub(super) fn held(host: &Host<'_>, seen: &mut Seen) {
             report_held(&held_fixes(database, &indexes), seen);
         }
         Err(error) => seen.not_looked_at("held_security_fix", error.to_string()),
+    }
+}
+
+/// Versions that were taken back and are not installed for that reason, though nothing newer is.
+pub(super) fn taken_back(host: &Host<'_>, seen: &mut Seen) {
+    const ID: &str = "taken_back";
+    let Some(database) = &host.database else { return };
+    let barred = match taken_back::read(host.files) {
+        Ok(barred) => barred,
+        Err(error) => return seen.not_looked_at(ID, format!("{error:#}")),
+    };
+    let missing: Vec<_> = barred
+        .into_iter()
+        .filter(|entry| {
+            let installed = database.find(&entry.name, Some(entry.architecture.as_str()));
+            installed
+                .filter(|package| package.is_present())
+                .is_some_and(|package| versions::compare(package.version_text(), &entry.version).is_lt())
+        })
+        .collect();
+    if missing.is_empty() {
+        return;
+    }
+    // apt's lists are opened by name: that is not for a system of somebody else's.
+    let names: BTreeSet<String> = missing.iter().map(|entry| entry.name.clone()).collect();
+    let indexes = match host.files.root() == std::path::Path::new("/") {
+        true => Indexes::read(host.files.root(), names).ok(),
+        false => None,
+    };
+    let is_fix = |entry: &taken_back::Entry| {
+        let present = database.find(&entry.name, Some(entry.architecture.as_str()))?.version_text();
+        let (name, version) = (&entry.name, &entry.version);
+        Some(indexes.as_ref()?.brings_security(name, &entry.architecture, Some(present), version))
+    };
+    let told = |entry: &taken_back::Entry| format!("{} {} (job {})", entry.name, entry.version, entry.job);
+    let (fixes, others): (Vec<_>, Vec<_>) = missing.iter().partition(|entry| is_fix(entry) == Some(true));
+    report_taken_back(&fixes.into_iter().map(told).collect::<Vec<_>>(), true, seen);
+    report_taken_back(&others.into_iter().map(told).collect::<Vec<_>>(), false, seen);
+}
+
+fn report_taken_back(versions: &[String], are_fixes: bool, seen: &mut Seen) {
+    const TODO: &str = "`linux-patch-host taken-back` says why; once that is mended, linux-patch-host clear NAME=VERSION lets it \
+                        be installed again";
+    if versions.is_empty() {
+        return;
+    }
+    let names = versions.join(", ");
+    if are_fixes {
+        seen.critical(
+            "taken_back",
+            format!("security fixes that were taken back after they had failed here: {names}"),
+            "they are not installed again until a newer version comes",
+            TODO,
+        );
+    } else {
+        seen.warning(
+            "taken_back",
+            format!("versions that were taken back after they had failed here: {names}"),
+            "they are not installed again until a newer version comes, which may be a while",
+            TODO,
+        );
     }
 }
 

@@ -295,10 +295,12 @@ fn with_agent(policy: &str) -> Broken {
         "var/lib/linux_patch_executor/policy/state.json",
         r#"{"since": "2026-01-01T00:00:00Z", "last_success": {"job": "0198c5f2-0000-7000-8000-000000000001", "at": "2026-05-31T12:00:00Z"}}"#,
     );
-    broken.tools = broken.tools.with(
-        "systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service",
-        "ActiveState=active\nUnitFileState=enabled\n",
-    );
+    for unit in ["linux-patch-api.service", "linux-patch-policy.timer"] {
+        broken.tools = broken.tools.with(
+            &format!("systemctl show -p ActiveState,UnitFileState -- {unit}"),
+            "ActiveState=active\nUnitFileState=enabled\n",
+        );
+    }
     broken
 }
 
@@ -318,6 +320,31 @@ fn where_the_agent_patches_the_distributions_updater_need_not() {
     assert!(with_agent("{mode: off}").unseen("agent_mode_without_effect").is_empty());
     let weekly = with_agent("{mode: agent, window: {days: Sun, hour: 4}}");
     assert_eq!(weekly.found(), ["too_slow"], "{:?}", weekly.seen());
+}
+
+#[test]
+fn what_was_taken_back_and_a_ceiling_that_is_refused_are_found() {
+    let mut broken = Broken::new().has("aa").has("bb");
+    broken.put(
+        "var/lib/linux_patch_executor/taken_back.json",
+        r#"[{"name": "aa", "architecture": "all", "version": "2", "job": "j"},
+            {"name": "bb", "architecture": "all", "version": "1", "job": "j"},
+            {"name": "gone", "architecture": "all", "version": "2", "job": "j"}]"#,
+    );
+    let seen = broken.seen();
+    let finding = seen.findings.iter().find(|finding| finding.id == "taken_back").unwrap();
+    assert!(finding.what.ends_with("aa 2 (job j)"), "{}", finding.what);
+    assert_eq!(finding.severity, Severity::Warning, "whose fix it is cannot be told of another system");
+    broken.put("var/lib/linux_patch_executor/taken_back.json", "{");
+    assert_eq!(broken.unseen("taken_back").len(), 1);
+    fs::remove_file(broken.path("var/lib/linux_patch_executor/taken_back.json")).unwrap();
+
+    broken.put("etc/linux_patch_api/ceiling.yaml", "operation: []\n");
+    assert_eq!(broken.unseen("ceiling_invalid").len(), 1, "nobody could be asked");
+    broken.tools = broken.tools.failing("patch-executor ceiling");
+    assert_eq!(broken.found(), ["ceiling_invalid"]);
+    broken.tools = broken.tools.with("patch-executor ceiling", "");
+    assert_eq!(broken.found(), [""; 0]);
 }
 
 #[test]
@@ -344,6 +371,12 @@ fn where_it_does_not_the_reason_is_told() {
     let broken = with_agent("{mode: agent}");
     fs::remove_file(broken.path("etc/systemd/system/timers.target.wants/linux-patch-policy.timer")).unwrap();
     assert!(reason(&broken).contains("linux-patch-policy.timer is not enabled"));
+    let mut broken = with_agent("{mode: agent}");
+    broken.tools = broken.tools.with(
+        "systemctl show -p ActiveState,UnitFileState -- linux-patch-policy.timer",
+        "ActiveState=inactive\nUnitFileState=enabled\n",
+    );
+    assert!(reason(&broken).contains("linux-patch-policy.timer is off"), "{:?}", broken.seen());
     broken.put("etc/apt/apt.conf.d/99z", "APT::Periodic::Unattended-Upgrade \"always\";\n");
     assert!(reason(&broken).contains("is not switched off"));
     let broken = with_agent("{mode: agent, modes: 1}");

@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use patch_policy::{
-    handover::Decision,
+    handover::{Decision, Reason},
     promise::{self, Interval, PROMISED},
     schedule::Schedule,
 };
@@ -112,7 +112,8 @@ pub(super) fn agent_mode(host: &Host<'_>, seen: &mut Seen) {
         return;
     }
     let mut wrong = Vec::new();
-    if !is_enabled(host.files, policy::TIMER) {
+    let is_watched = is_enabled(host.files, policy::TIMER);
+    if !is_watched {
         wrong
             .push(format!("{} is not enabled, so nobody sees to it that one of them patches", policy::TIMER));
     }
@@ -132,6 +133,8 @@ pub(super) fn agent_mode(host: &Host<'_>, seen: &mut Seen) {
             Err(error) => seen.not_looked_at(ID, format!("whether the agent runs: {error}")),
             Ok(service) => match policy::judge(host.files, &policy, &state, service, host.now) {
                 Ok(Decision::Agent { .. }) => {}
+                // That is said already.
+                Ok(Decision::Distribution(Reason::Unwatched)) if !is_watched => {}
                 Ok(Decision::Distribution(reason)) => wrong.push(reason.to_string()),
                 Err(error) => wrong.push(error.to_string()),
             },

@@ -18,6 +18,7 @@ struct Place {
     dir: tempfile::TempDir,
     files: Below,
     service: &'static str,
+    timer: &'static str,
     setting: Option<&'static str>,
 }
 
@@ -25,7 +26,7 @@ impl Place {
     fn new(policy: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let files = Below::new(dir.path().to_owned());
-        let place = Self { dir, files, service: ACTIVE, setting: None };
+        let place = Self { dir, files, service: ACTIVE, timer: ACTIVE, setting: None };
         place.configure(policy);
         place
     }
@@ -48,6 +49,7 @@ impl Place {
         let setting = self.setting.unwrap_or("0");
         let tools = Script::default()
             .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service", self.service)
+            .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-policy.timer", self.timer)
             .with("apt-config dump --no-empty --format %F=%v%n", &format!("{SETTING}={setting}\n"));
         look(&self.files, &tools, now.parse().unwrap()).unwrap()
     }
@@ -131,6 +133,43 @@ fn a_stopped_or_disabled_agent_patches_nothing() {
         place.look_at("2026-01-01T00:20:00Z");
         assert!(place.is_held());
     }
+}
+
+#[test]
+fn where_nobody_looks_any_more_it_is_given_back() {
+    for (timer, is_held) in [
+        (ACTIVE, true),
+        ("ActiveState=active\nUnitFileState=static\n", true),
+        ("ActiveState=inactive\nUnitFileState=enabled\n", false),
+        ("ActiveState=active\nUnitFileState=disabled\n", false),
+        ("ActiveState=inactive\nUnitFileState=masked\n", false),
+    ] {
+        let mut place = Place::new("{mode: agent}");
+        place.look_at("2026-01-01T00:00:00Z");
+        place.timer = timer;
+        let looked = place.look_at("2026-01-01T00:05:00Z");
+        assert_eq!(place.is_held(), is_held, "{timer}");
+        let is_told = matches!(&looked, Looked::Failed(what) if what.contains("linux-patch-policy.timer"));
+        assert_eq!(is_told, !is_held, "{looked:?}");
+    }
+}
+
+#[test]
+fn a_run_that_does_not_end_is_told() {
+    let place = Place::new("{mode: agent}");
+    place.look_at("2026-01-01T00:00:00Z");
+    place.look_at("2026-01-04T00:00:00Z");
+    let _lock = attempt(&place, JOB);
+    let begun = json!({"job": JOB, "took_over": true, "since": "2026-01-04T00:00:00Z"});
+    place.put(&format!("{POLICY_DIR}/{ATTEMPT}"), &begun.to_string());
+    assert!(matches!(place.look_at("2026-01-04T05:59:00Z"), Looked::Done(_)));
+    let before = place.record().len();
+    for _ in 0..2 {
+        let Looked::Failed(what) = place.look_at("2026-01-04T06:00:00Z") else { panic!() };
+        assert!(what.contains(JOB) && what.contains("2026-01-04T00:00:00Z"), "{what}");
+    }
+    assert_eq!(place.record().len(), before + 1, "the same is recorded once");
+    assert!(place.is_held(), "two at once would be the worst of all");
 }
 
 #[test]
@@ -299,7 +338,8 @@ fn a_link_in_the_way_is_not_followed() {
     fs::create_dir_all(place.path("etc/apt/apt.conf.d")).unwrap();
     std::os::unix::fs::symlink("../../../elsewhere", place.path(FILE)).unwrap();
     let tools = Script::default()
-        .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service", ACTIVE);
+        .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service", ACTIVE)
+        .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-policy.timer", ACTIVE);
     let now = Timestamp::now() + SignedDuration::from_secs(1);
     assert!(look(&place.files, &tools, now).is_err());
     assert_eq!(fs::read_to_string(place.path("elsewhere")).unwrap(), "precious");
@@ -352,6 +392,7 @@ fn a_policy_that_the_agent_refuses_for_something_else_is_not_in_force() {
     let tools = || {
         Script::default()
             .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-api.service", ACTIVE)
+            .with("systemctl show -p ActiveState,UnitFileState -- linux-patch-policy.timer", ACTIVE)
             .with("apt-config dump --no-empty --format %F=%v%n", &format!("{SETTING}=0\n"))
     };
     let look = |tools: &Script| look(&place.files, tools, "2026-01-01T01:00:00Z".parse().unwrap()).unwrap();

@@ -22,6 +22,10 @@ use crate::{
 /// Where the note and the contents are, below the root.
 pub(crate) const DIR: &str = "var/lib/linux_patch_executor/provision/unattended";
 
+/// The same for the package's own removal, which has nothing that reads JSON: a line a file, of its path, what is to be there (`-`
+/// for nothing, else mode, owner, group and SHA-256), and the SHA-256 of everything of ours.
+const LIST: &str = "undo.list";
+
 /// The present form of the note.
 const VERSION: u32 = 1;
 
@@ -178,8 +182,22 @@ impl Note {
     /// Those of the system.
     pub(super) fn write(&self, places: &Places) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
-        places.put(&Self::path(), &own(text)).context("cannot note what was there before")?;
+        let noted = || "cannot note what was there before";
+        places.put(&Self::path(), &own(text)).with_context(noted)?;
+        places.put(&Path::new(DIR).join(LIST), &own(self.list().into_bytes())).with_context(noted)?;
         Ok(())
+    }
+
+    fn list(&self) -> String {
+        let line = |(path, kept): (&String, &Kept)| {
+            let before = match &kept.before {
+                None => "-".to_owned(),
+                Some(Before { sha256, mode, uid, gid }) => format!("{mode:o}:{uid}:{gid}:{sha256}"),
+            };
+            let ours: Vec<&str> = kept.ours.iter().map(String::as_str).collect();
+            format!("/{path} {before} {}\n", ours.join(","))
+        };
+        self.files.iter().map(line).collect()
     }
 
     /// What has to be done to have everything as it was.
@@ -223,6 +241,7 @@ impl Note {
     pub(super) fn forget(&self, places: &Places, edited: &[String]) -> anyhow::Result<()> {
         self.made.iter().rev().for_each(|path| places.remove_empty(path));
         places.remove(&Self::path())?;
+        places.remove(&Path::new(DIR).join(LIST))?;
         let kept = self.files.values().filter_map(|kept| kept.before.as_ref());
         for before in kept.filter(|before| !edited.contains(&before.sha256)) {
             places.remove(&blob(&before.sha256))?;

@@ -23,9 +23,15 @@ use crate::{
     exit::Exit,
     log,
     place::{Found, PlaceError, Places},
+    policy,
     screen::Screen,
     tools::Ask,
 };
+
+/// Of what is written where the agent patches.
+const AGENTS: &str = "policy.mode is agent, so the agent patches this host and unattended-upgrades is kept off: what is set up here \
+                      installs nothing until that mode is switched off or the agent does not succeed. `linux-patch-host policy \
+                      status` says more";
 
 /// What is to be set up, and how.
 #[derive(Debug, Clone, clap::Args)]
@@ -259,6 +265,9 @@ impl Site<'_> {
         if let Some(lost) = lost {
             screen.remark(lost);
         }
+        if policy::is_agents(self.files) {
+            screen.remark(AGENTS);
+        }
         Ok(Exit::Done)
     }
 
@@ -280,6 +289,9 @@ impl Site<'_> {
             && !["usr/bin/mail", "usr/bin/mailx", "usr/sbin/sendmail"].iter().any(|p| self.files.is_there(p))
         {
             remarks.push("No mail will be sent: there is neither mail(1) nor sendmail(8); install msmtp-mta and bsd-mailx, for one".to_owned());
+        }
+        if policy::is_agents(self.files) {
+            remarks.push(AGENTS.to_owned());
         }
         if !is_installed(self.files, "needrestart") {
             remarks.push(

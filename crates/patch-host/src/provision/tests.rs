@@ -119,6 +119,16 @@ fn a_host_is_set_up_once_and_undone_to_the_byte() {
     assert_eq!(system.everything(), after);
     assert_eq!(system.run("-n --mail-to root").unwrap().1, "");
 
+    // What the package's own removal goes by.
+    let list = system.text(&format!("{}/undo.list", backup::DIR));
+    let line =
+        |path: &str| list.lines().find(|line| line.starts_with(&format!("/{path} "))).unwrap().to_owned();
+    let (written, old) = (sha256(system.text(UPGRADES).as_bytes()), sha256(old.as_bytes()));
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    assert_eq!(line(UPGRADES), format!("/{UPGRADES} 600:{uid}:{gid}:{old} {written}"));
+    assert!(line(content::PERIODIC).starts_with(&format!("/{} - ", content::PERIODIC)), "{list}");
+    assert!(system.files.is_there(format!("{}/{old}", backup::DIR)));
+
     // Another wish, then all the way back.
     let (_, out, _) = system.run("--as-source --with-updates").unwrap();
     assert!(out.contains("removed /etc/systemd/system/apt-daily.timer.d/linux-patch.conf"), "{out}");
@@ -136,6 +146,26 @@ fn a_host_is_set_up_once_and_undone_to_the_byte() {
         record.contains("writes /etc/apt/apt.conf.d/20auto-upgrades") && record.contains("--undo"),
         "{record}"
     );
+}
+
+#[test]
+fn where_the_agent_patches_it_is_said_that_nothing_is_installed() {
+    let system = System::new("debian");
+    system.put("etc/linux_patch_api/config.yaml", "policy: {mode: agent}\n");
+    fs::set_permissions(
+        system.dir.path().join("etc/linux_patch_api/config.yaml"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .unwrap();
+    for args in ["--dry-run", ""] {
+        let (_, _, remarks) = system.run(args).unwrap();
+        assert!(remarks.contains("installs nothing until that mode is switched off"), "{args}: {remarks}");
+    }
+    system.put("etc/linux_patch_api/config.yaml", "policy: {mode: \"off\"}\n");
+    assert!(!system.run("").unwrap().2.contains("installs nothing"));
+    // The switch is there still.
+    system.put(policy::FILE, "APT::Periodic::Unattended-Upgrade \"0\";\n");
+    assert!(system.run("").unwrap().2.contains("installs nothing"));
 }
 
 #[test]

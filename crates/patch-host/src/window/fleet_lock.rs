@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use patch_notify::{NotifyError, Reason, exchange::Server as Asked};
+use patch_notify::{
+    Reason,
+    exchange::{Server as Asked, Unanswered},
+};
 use serde::{Deserialize, Serialize};
 
 /// How long one question may take.
@@ -165,15 +168,17 @@ impl Server {
         let unknown = |why: String| LockError::Unknown(format!("{} cannot be asked: {why}", self.url));
         let body = Body { client_params: ClientParams { id, group: &self.group } };
         let body = serde_json::to_string(&body).map_err(|error| unknown(error.to_string()))?;
-        let answer = self.exchange(step, &body, end).map_err(|error| match error.reason {
-            // What to do about anything else is as for mail.
-            Reason::Certificate | Reason::Settings => {
-                LockError::Refused(format!("{} cannot be asked: {error}", self.url))
+        let answer = self.exchange(step, &body, end).map_err(|Unanswered { error, is_sent }| {
+            let why = match error.reason {
+                Reason::Certificate | Reason::Settings => error.to_string(),
+                // What to do about anything else is as for mail.
+                _ => error.message,
+            };
+            if is_sent {
+                unknown(why)
+            } else {
+                LockError::Refused(format!("{} cannot be asked: {why}", self.url))
             }
-            Reason::ConnectionRefused | Reason::NameUnknown => {
-                LockError::Refused(format!("{} cannot be asked: {}", self.url, error.message))
-            }
-            _ => unknown(error.message),
         })?;
         if answer.len() > MAX_ANSWER {
             return Err(unknown(format!("the answer is longer than {MAX_ANSWER} bytes")));
@@ -198,7 +203,7 @@ impl Server {
         (&self.url, &self.group) == (&other.url, &other.group)
     }
 
-    fn exchange(&self, step: Step, body: &str, end: Instant) -> Result<Vec<u8>, NotifyError> {
+    fn exchange(&self, step: Step, body: &str, end: Instant) -> Result<Vec<u8>, Unanswered> {
         let address = format!("{}:{}", self.host, self.port);
         let request = format!(
             "POST {}{} HTTP/1.1\r\nhost: {address}\r\nfleet-lock-protocol: true\r\ncontent-type: application/json\r\n\
@@ -325,6 +330,20 @@ mod tests {
             let (server, thread) = answering(answer);
             assert!(server.ask(Step::PreReboot, "1").is_err(), "{answer:?}");
             thread.join().unwrap();
+        }
+        // Who hangs up before it was asked anything has given nothing; who does so after that may have.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for scheme in ["https", "http"] {
+            let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+            let server = Server::new(&url, "workers", None).unwrap();
+            let error = std::thread::scope(|scope| {
+                let asked = scope.spawn(|| server.ask(Step::PreReboot, "1").unwrap_err());
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.read_exact(&mut [0; 1]).unwrap();
+                drop(stream);
+                asked.join().unwrap()
+            });
+            assert_eq!(matches!(error, LockError::Unknown(_)), scheme == "http", "{error}");
         }
         let nobody = Server::new("http://127.0.0.1:1", "default", None).unwrap();
         assert!(nobody.ask(Step::PreReboot, "1").unwrap_err().to_string().contains("cannot be asked"));

@@ -74,8 +74,11 @@ pub(super) struct Back {
     pub(super) undrain: Option<Program>,
     /// For the program; the file may hold secrets, and this one is root's alone as well.
     pub(super) environment: Vec<(String, String)>,
-    /// Who gave the fleet's lock.
+    /// Who was asked for the fleet's lock.
     pub(super) server: Option<Server>,
+    /// How often that one, which is not configured any more, did not take the lock back.
+    #[serde(default)]
+    pub(super) former_tries: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

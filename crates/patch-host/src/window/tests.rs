@@ -439,6 +439,72 @@ fn the_fleets_lock_is_taken_before_the_drain_and_given_back_after_the_boot() {
     server.join().unwrap();
 }
 
+/// A server of the fleet's lock that gives these answers, one after another, and the first lines of what it was asked.
+fn fleet(answers: &'static [&'static str]) -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            let mut part = [0; 512];
+            while !request.ends_with(b"}}") {
+                let read = stream.read(&mut part).unwrap();
+                request.extend_from_slice(&part[..read]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            tell.send(request.lines().next().unwrap().to_owned()).unwrap();
+            write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n").unwrap();
+        }
+    });
+    (url, told)
+}
+
+#[test]
+fn a_server_that_is_not_configured_any_more_is_given_up_in_the_end() {
+    const FAILS: &str = "500 Error";
+    const YES: &str = "200 OK";
+    let (former, by_former) = fleet(&[FAILS; 13]);
+    let (present, by_present) = fleet(&[YES; 12]);
+    let host = Host::new("");
+    host.settings(&format!("{WINDOW}FLEETLOCK_URL={former}\n"));
+    // It was asked, and may have given it. At once it is asked to take it back: that is none of the tries of a former one.
+    host.tick();
+    host.settings(&format!("{WINDOW}FLEETLOCK_URL={present}\n"));
+    for number in 1..=11 {
+        let outcome = host.tick();
+        let is_told = matches!(&outcome, Outcome::Failed(what) if what.contains("not configured any more"));
+        assert!(is_told, "{number}: {outcome:?}");
+    }
+    assert!(host.state().contains("\"former_tries\":11"), "{}", host.state());
+    assert!(!host.record().contains("was tried"), "{}", host.record());
+    // The twelfth finds nobody, and is the last. The host can be rebooted again, with the present server's leave.
+    assert!(matches!(host.at(OUTSIDE).tick(), Outcome::Done(_)));
+    assert!(host.record().contains("it was tried 12 times"), "{}", host.record());
+    assert!(host.state().contains("\"pending\":null"), "{}", host.state());
+    let asked: Vec<String> = by_former.iter().collect();
+    assert_eq!((asked.len(), asked[0].as_str()), (13, "POST /v1/pre-reboot HTTP/1.1"));
+    let asked: Vec<String> = by_present.iter().collect();
+    assert!(
+        asked.len() == 12 && asked.iter().all(|line| line == "POST /v1/steady-state HTTP/1.1"),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn a_former_server_that_takes_the_lock_back_is_the_only_one_asked() {
+    let (former, by_former) = fleet(&["500 Error", "500 Error", "200 OK"]);
+    let host = Host::new("");
+    host.settings(&format!("{WINDOW}FLEETLOCK_URL={former}\n"));
+    host.tick();
+    // Nobody answers there.
+    host.settings(&format!("{WINDOW}FLEETLOCK_URL=http://127.0.0.1:1\n"));
+    assert!(matches!(host.at(OUTSIDE).tick(), Outcome::Done(_)));
+    assert_eq!(by_former.iter().count(), 3);
+    assert!(host.state().contains("\"pending\":null"), "{}", host.state());
+}
+
 #[test]
 fn a_run_that_was_cut_off_is_taken_back() {
     let host = Host::draining("true");

@@ -13,7 +13,7 @@ use patch_types::reboot::{RebootOrder, RebootReport};
 
 use super::{
     command,
-    fleet_lock::{LockError, Step},
+    fleet_lock::{LockError, Server, Step},
     machine::{Changes, Health, Lock, Machine, try_lock, until},
     orders::{self, fingerprint, sentence},
     restarts,
@@ -31,6 +31,9 @@ const UNDRAIN: Duration = Duration::from_secs(10 * 60);
 
 /// How long systemd may take to shut the host down. Services may have long timeouts.
 pub(super) const SHUTDOWN: Duration = Duration::from_secs(30 * 60);
+
+/// How often a server that is not configured any more is asked to take its lock back: for an hour, as the timer ticks.
+const FORMER_TRIES: u32 = 12;
 
 /// After so long the same is recorded again.
 const AGAIN: SignedDuration = SignedDuration::from_hours(24);
@@ -294,6 +297,7 @@ impl Tick<'_> {
                     undrain: self.settings.undrain.clone(),
                     environment: self.settings.environment.clone(),
                     server: self.settings.fleet_lock.clone(),
+                    former_tries: 0,
                 }),
             },
         };
@@ -566,8 +570,12 @@ impl Tick<'_> {
             }
         }
         if pending.locked {
-            match self.give_back(pending.back.as_ref()) {
-                Ok(()) => pending.locked = false,
+            match self.give_back(pending.back.as_mut()) {
+                Ok(None) => pending.locked = false,
+                Ok(Some(given_up)) => {
+                    pending.locked = false;
+                    self.note(Priority::High, &given_up)?;
+                }
                 Err(error) => failed.push(format!("the fleet's lock could not be given back: {error:#}")),
             }
         }
@@ -601,13 +609,33 @@ impl Tick<'_> {
         Err(failure)
     }
 
-    /// Gives the fleet's lock back to whoever gave it.
-    fn give_back(&self, back: Option<&Back>) -> anyhow::Result<()> {
-        let gave = back.and_then(|back| back.server.as_ref());
+    /// Gives the fleet's lock back to whoever was asked for it. If that one is not configured any more and does not take it, the
+    /// present one may be the same by another name, and is asked as well. What is to be told if the former is given up.
+    fn give_back(&self, back: Option<&mut Back>) -> anyhow::Result<Option<String>> {
+        let id = self.machine.lock_id()?;
+        let ask = |server: &Server| server.ask(Step::SteadyState, &id);
         let present = self.settings.fleet_lock.as_ref();
+        let Some((former, tries)) =
+            back.and_then(|back| Some((back.server.as_ref()?, &mut back.former_tries)))
+        else {
+            let server = present.context("it is not known which server gave it; name it (FLEETLOCK_URL)")?;
+            return Ok(ask(server).map(|()| None)?);
+        };
         // Whom it trusts may have been mended since.
-        let server = present.filter(|present| gave.is_none_or(|gave| gave.is_same_lock(present))).or(gave);
-        let server = server.context("it is not known which server gave it; name it (FLEETLOCK_URL)")?;
-        Ok(server.ask(Step::SteadyState, &self.machine.lock_id()?)?)
+        if let Some(same) = present.filter(|present| former.is_same_lock(present)) {
+            return Ok(ask(same).map(|()| None)?);
+        }
+        let Err(refused) = ask(former) else { return Ok(None) };
+        *tries = tries.saturating_add(1);
+        // A yes is no proof: whoever has given nothing says it as well.
+        let _ = present.map(ask);
+        if *tries < FORMER_TRIES {
+            return Err(refused).context("it was asked from a server that is not configured any more");
+        }
+        Ok(Some(format!(
+            "the fleet's lock is not given back to {}, which it was asked from and which is not configured any more: it was tried \
+             {tries} times, and at last {refused}; if that server still counts this host, free its slot there",
+            former.url()
+        )))
     }
 }

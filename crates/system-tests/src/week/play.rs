@@ -1,7 +1,7 @@
 //! The week itself: the clock goes from one thing that happens to the next, and what systemd's timers would start is started.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use jiff::{SignedDuration, Timestamp};
@@ -42,6 +42,9 @@ const TIMERS: [&str; 3] = ["linux-patch-policy", "linux-patch-notify", "linux-pa
 /// How long a run, a tick or a boot may take.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// What a host says of itself that does not go down.
+const STAYS: [&str; 5] = ["initializing", "starting", "running", "degraded", "maintenance"];
+
 /// How long a host may take to answer that goes down perhaps.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
 
@@ -58,6 +61,7 @@ pub(super) struct Week {
     events: VecDeque<(Timestamp, Event)>,
     ends: Timestamp,
     step: SignedDuration,
+    limit: Duration,
     updates: Vec<super::plan::Update>,
     published: Vec<String>,
     is_off: bool,
@@ -122,6 +126,7 @@ impl Week {
             events: plan.events.iter().copied().collect(),
             ends: plan.ends,
             step,
+            limit: options.limit,
             updates: plan.updates.clone(),
             published: Vec::new(),
             is_off: false,
@@ -139,17 +144,24 @@ impl Week {
             Ok(()) => Ok((self, seen)),
             Err(error) => {
                 let last = seen.story.iter().rev().take(30).rev().cloned().collect::<Vec<_>>().join("\n");
-                let journal = self.agent.host.shell("journalctl -n 60 --no-pager").unwrap_or_default();
-                Err(error.context(format!("the week so far:\n{last}\n{journal}")))
+                let host = &self.agent.host;
+                let journal = host.exec_with(&["journalctl", "-n", "60", "--no-pager"], "", ASK_LIMIT * 5);
+                let journal =
+                    journal.map_or_else(|error| format!("no journal: {error:#}"), |output| output.stdout);
+                let console = host.console_tail();
+                Err(error.context(format!("the week so far:\n{last}\n{journal}\nthe console:\n{console}")))
             }
         }
     }
 
     fn go_on(&mut self, seen: &mut Seen) -> Result<()> {
+        let begun = Instant::now();
         // What ended before the first look of the notifications is nobody's news.
         self.tick(seen)?;
         self.look(seen)?;
         while self.clock.now() < self.ends {
+            let (now, limit) = (self.clock.now(), self.limit);
+            ensure!(begun.elapsed() < limit, "after {} s it is only {now}", limit.as_secs());
             let at = self.next();
             self.clock.go_to(at)?;
             seen.steps += 1;
@@ -274,7 +286,8 @@ impl Week {
         );
         host.shell(&script)?;
         let (boots, at) = (host.boots(), self.clock.now());
-        host.exec_ok(&["systemctl", "--no-block", "start", "linux-patch-reboot-window"])?;
+        // A host that goes down at once ends whoever has said so, too.
+        let started = host.exec(&["systemctl", "--no-block", "start", "linux-patch-reboot-window"]);
         let reboots =
             wait::until_every(Duration::from_millis(20), "a look of the reboot window", LIMIT, || {
                 if host.boots() > boots {
@@ -289,10 +302,13 @@ impl Week {
                 let state = asked.map(|asked| asked.stdout.trim().to_owned()).unwrap_or_default();
                 Ok(["inactive", "failed"].contains(&state.as_str()).then_some(false))
             })?;
-        // Going down it may be inactive for a moment.
-        let is_going = host.exec_with(&["systemctl", "is-system-running"], "", ASK_LIMIT);
-        let is_going = is_going.map_or(true, |asked| asked.stdout.trim() == "stopping");
+        // Going down it is inactive as well. Then the answer is another one, or none: whoever asks is ended, too.
+        let asked = host.exec_with(&["systemctl", "is-system-running"], "", ASK_LIMIT);
+        let answer = asked.map(|asked| asked.stdout.trim().to_owned()).unwrap_or_default();
+        let is_going = !STAYS.contains(&answer.as_str());
         if !reboots && !is_going {
+            let started = started?;
+            ensure!(started.success(), "the reboot window does not start: {started:?}");
             return Ok(());
         }
         seen.tell(at, format_args!("the host reboots: {}", self.required));

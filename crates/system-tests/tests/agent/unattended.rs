@@ -112,7 +112,23 @@ fn what_is_provisioned_is_in_force_and_patches() -> Result<()> {
         record.contains("provision unattended writes /etc/apt/apt.conf.d/50unattended-upgrades"),
         "{record}"
     );
-    host.exec_ok(&["linux-patch-host", "record", "verify"]).map(drop)
+    host.exec_ok(&["linux-patch-host", "record", "verify"])?;
+    // A removal leaves it in force, a purge undoes it.
+    let others = || -> Result<Vec<String>> {
+        // The package's own units and files come and go with it.
+        let own = [".wants", "-api", "-executor", "-notify", "-policy", "-reboot"];
+        let text = host.shell(FINGERPRINT)?;
+        Ok(text.lines().filter(|line| !own.iter().any(|own| line.contains(own))).map(str::to_owned).collect())
+    };
+    let before = others()?;
+    provision(&agent, &["--with-updates"], 0)?;
+    let provisioned = others()?;
+    host.exec_ok(&["apt-get", "-qq", "-y", "remove", "linux-patch-api"])?;
+    ensure!(others()? == provisioned && provisioned != before, "a removal undoes it");
+    host.exec_ok(&["apt-get", "-qq", "-y", "purge", "linux-patch-api"])?;
+    let after = others()?;
+    ensure!(after == before, "before: {before:#?}\nafter a purge: {after:#?}");
+    Ok(())
 }
 
 /// The ids of the findings, and all that was told.

@@ -403,7 +403,10 @@ fn lists_that_cannot_be_had_are_no_nothing_to_do() -> Result<()> {
         ended.status == JobStatus::Failed && said.message.contains("could not all be fetched"),
         "{ended:#?}"
     );
-    // What was fetched meanwhile makes the lists look new; they are not whole for that.
+    // They were not fetched, and look so.
+    let age = place.root.shell("echo $(($(date +%s) - $(stat -c %Y /var/lib/apt/lists)))")?;
+    ensure!(age.trim().parse::<u64>().is_ok_and(|age| age >= 3600), "{age}");
+    // Who is killed in the middle leaves lists that look new; they are not whole for that.
     place.root.shell("touch /var/lib/apt/lists")?;
     let hourly = Operation::ApplyPatches(ApplyPatches {
         refresh_if_older: Some(3600),
