@@ -52,18 +52,17 @@ use crate::paths::Paths;
 const HELP: &str = "\
 patch-executor: the root side of linux-patch-api
 
-usage: patch-executor [--root DIR] [serve|listen|recover|hook JOB|ceiling]
+usage: patch-executor [--root DIR] [serve|listen|recover|hook JOB]
 
   serve    serve the one connection that is standard input (as systemd's Accept=yes gives it); the default
   listen   make the socket and serve each connection in a process of its own, where there is no systemd
   recover  settle the changes whose executor died: repair, judge, complete or go back; at boot and after a death
   hook JOB  compare what apt announces on standard input with what JOB planned; apt runs it under its lock
-  ceiling  say whether ceiling.yaml can be used, and what is wrong with it; nothing else is done
   --root DIR   work on the system below DIR
   --version    print the version
 
 It is not meant to be run by hand: `linux-patch-api` talks to it.
-exit codes: 0 served or refused, 1 could not serve, apt would do something else, or the ceiling is not valid, 2 wrong usage";
+exit codes: 0 served or refused, 1 could not serve, or apt would do something else, 2 wrong usage";
 
 fn main() -> ExitCode {
     let (paths, mode) = match arguments() {
@@ -79,9 +78,6 @@ fn main() -> ExitCode {
         Mode::Listen => listen(&paths),
         Mode::Recover => recover(&paths),
         Mode::Hook(job) => hook::run(&paths.journal(job)),
-        Mode::Ceiling => {
-            ceiling::Ceiling::load(paths.root()).map(drop).map_err(|error| anyhow::anyhow!(error.message))
-        }
         Mode::Check => health::child(),
     };
     match result {
@@ -98,7 +94,6 @@ enum Mode {
     Listen,
     Recover,
     Hook(JobId),
-    Ceiling,
     /// Only for itself; see [`health`].
     Check,
 }
@@ -116,7 +111,6 @@ fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
                 let job = args.next().context("hook needs the job's id")?;
                 mode = Mode::Hook(job.parse().with_context(|| format!("{job:?} is not a job's id"))?);
             }
-            "ceiling" => mode = Mode::Ceiling,
             "check" => mode = Mode::Check,
             "--root" => root = args.next().context("--root needs a directory")?.into(),
             "--help" | "-h" => {
@@ -203,7 +197,7 @@ mod tests {
         let (_, words) = HELP.split_once("\n\n").unwrap().1.split_once("\n\n").unwrap();
         let words: Vec<&str> = words.lines().filter_map(|line| line.strip_prefix("  ")).collect();
         let words: Vec<&str> = words.into_iter().filter_map(|line| line.split_whitespace().next()).collect();
-        assert_eq!(words, ["serve", "listen", "recover", "hook", "ceiling", "--root", "--version"]);
+        assert_eq!(words, ["serve", "listen", "recover", "hook", "--root", "--version"]);
         for word in words {
             let heading = |macro_: &str| page.contains(&format!("\n.TP\n{macro_} {word}"));
             assert!(heading(".B") || heading(".BI"), "the manual does not explain {word}");

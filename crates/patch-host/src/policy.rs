@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use patch_backends::ceiling;
 use patch_policy::{
     Declared, Window,
     handover::{Decision, PATIENCE, Service, Situation, decide},
@@ -56,7 +57,6 @@ pub(crate) const TIMER: &str = "linux-patch-policy.timer";
 pub(crate) const SETTING: &str = "APT::Periodic::Unattended-Upgrade";
 
 const CONFIG: &str = "etc/linux_patch_api/config.yaml";
-const CEILING: &str = "etc/linux_patch_api/ceiling.yaml";
 const FREEZE: &str = "/etc/linux_patch_api/freeze";
 const UNIT: &str = "linux-patch-api.service";
 
@@ -210,12 +210,10 @@ fn is_frozen(files: &Below) -> bool {
 
 /// The file by which the host is frozen, if it is.
 pub(crate) fn frozen_by(files: &Below) -> Option<String> {
-    let ceiling = files.read(CEILING).unwrap_or_default();
-    let ceiling: Value = std::str::from_utf8(&ceiling)
-        .ok()
-        .and_then(|text| serde_saphyr::from_str(text).ok())
-        .unwrap_or_default();
-    let path = ceiling.get("freeze_file").and_then(Value::as_str).unwrap_or(FREEZE);
+    let ceiling = files.read(ceiling::FILE).unwrap_or_default();
+    let ceiling = std::str::from_utf8(&ceiling).ok().and_then(|text| ceiling::parse(text).ok());
+    let named = ceiling.and_then(|limits| limits.freeze_file);
+    let path = named.as_ref().map_or(FREEZE, ceiling::AbsolutePath::as_str);
     files.is_there(path.trim_start_matches('/')).then(|| path.to_owned())
 }
 

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use patch_backends::ceiling::{self, FILE as CEILING};
 use serde_json::Value;
 use x509_parser::pem::Pem;
 
@@ -15,13 +16,11 @@ use super::{
     Fix, Seen, Severity,
     host::{CONFIG, Host, yaml},
 };
-use crate::tools::ToolError;
 
 const CA: &str = "/etc/linux_patch_api/certs/ca.pem";
 const CERTIFICATE: &str = "/etc/linux_patch_api/certs/server.pem";
 const KEY: &str = "/etc/linux_patch_api/certs/server.key.pem";
 const CRL: &str = "/etc/linux_patch_api/certs/crl.pem";
-const CEILING: &str = "etc/linux_patch_api/ceiling.yaml";
 const ALLOW_LIST: &str = "etc/linux_patch_api/whitelist.yaml";
 
 /// How many seconds before its end a certificate is warned of.
@@ -44,21 +43,26 @@ fn relative(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
-/// Asks the root side, whose word counts.
+/// Reads it as the root side does. Whose file it is, is looked at with the others.
 pub(super) fn ceiling(host: &Host<'_>, seen: &mut Seen) {
     const ID: &str = "ceiling_invalid";
     if !host.files.is_there(CEILING) {
         return;
     }
-    match host.tools.ask("patch-executor", &["ceiling"]) {
-        Ok(_) => {}
-        Err(ToolError::Failed { reason, .. }) => seen.critical(
+    let text = match host.files.read(CEILING) {
+        Ok(text) => text,
+        Err(error) => return seen.not_looked_at(ID, format!("/{CEILING}: {error}")),
+    };
+    let parsed = String::from_utf8(text)
+        .map_err(|_| format!("/{CEILING}: it is not UTF-8"))
+        .and_then(|text| ceiling::parse(&text));
+    if let Err(reason) = parsed {
+        seen.critical(
             ID,
-            format!("the agent's root side refuses /{CEILING}: {reason}"),
+            format!("the agent's root side refuses its ceiling: {reason}"),
             "as long as it does nothing at all is changed through the agent, security fixes included",
             "correct the file, or remove it if there is to be no ceiling; docs/configuration.md has its keys",
-        ),
-        Err(error) => seen.not_looked_at(ID, format!("/{CEILING}: {error}")),
+        );
     }
 }
 

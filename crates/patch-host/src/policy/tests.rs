@@ -236,7 +236,7 @@ fn in_a_pause_nobody_patches() {
     }
     // A frozen host is one that nobody is to change.
     place.configure("{mode: agent}");
-    place.put(CEILING, "freeze_file: /run/frozen\n");
+    place.put(ceiling::FILE, "freeze_file: /run/frozen\n");
     place.put("run/frozen", "");
     place.look_at("2026-01-20T00:00:00Z");
     assert!(place.is_held());

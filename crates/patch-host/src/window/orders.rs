@@ -3,31 +3,23 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use jiff::Timestamp;
+use patch_backends::ceiling;
 use patch_policy::{reboot::Forced, window::Window};
 use patch_types::{
     JobId,
     reboot::{OVER, QUEUED, QueuedReboot, REBOOTS_DIR, RebootOrder, RebootReport, TAKEN},
 };
 
-use rustix::fs::OFlags;
-use serde::{Deserialize, Deserializer};
-
 use super::machine::Machine;
-
-/// The most that this host lets anybody do, below the root.
-const CEILING: &str = "etc/linux_patch_api/ceiling.yaml";
 
 /// The freeze file unless that names another one.
 const FREEZE: &str = "/etc/linux_patch_api/freeze";
-
-/// The largest such file that is read, in bytes.
-const MAX_CEILING: u64 = 1 << 20;
 
 /// The largest order that is read, in bytes.
 const MAX_ORDER: u64 = 64 << 10;
@@ -69,66 +61,22 @@ pub(super) fn forced(order: &RebootOrder) -> Forced {
     Forced { by: format!("{} (job {})", order.by, order.job), reason }
 }
 
-/// Root's limits, as far as they are about reboots. All of them are checked by who leaves the orders.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Ceiling {
-    #[serde(deserialize_with = "given")]
-    operations: Option<Vec<String>>,
-    freeze_file: Option<String>,
-}
-
-/// A key without a value limits to nothing rather than not at all.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    Vec::deserialize(deserializer).map(Some)
-}
-
-impl Ceiling {
-    fn load(root: &Path) -> Result<Self, String> {
-        let path = root.join(CEILING);
-        let file = match File::options()
-            .read(true)
-            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-            .open(&path)
-        {
-            Ok(file) => file,
-            // A link that leads nowhere was meant to be a limit.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
-                return Ok(Self::default());
-            }
-            Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
-        };
-        let unreadable = |error: io::Error| format!("{} cannot be read: {error}", path.display());
-        let metadata = file.metadata().map_err(unreadable)?;
-        if !metadata.is_file()
-            || metadata.uid() != nix::unistd::geteuid().as_raw()
-            || metadata.mode() & 0o022 != 0
-        {
-            return Err(format!("{} must be a file of root that nobody else can write", path.display()));
-        }
-        let mut text = String::new();
-        let read = file.take(MAX_CEILING + 1).read_to_string(&mut text).map_err(unreadable)?;
-        if read as u64 > MAX_CEILING {
-            return Err(format!("{} is larger than {MAX_CEILING} bytes", path.display()));
-        }
-        if text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#') || line == "---") {
-            return Ok(Self::default());
-        }
-        serde_saphyr::from_str(&text)
-            .map_err(|error| format!("{} is not understood: {error}", path.display()))
+/// Whether root's limits allow an order now. All of them are checked by who leaves the orders.
+fn admits(limits: &ceiling::Limits, root: &Path, force: bool) -> Result<(), String> {
+    let (kind, name) = if force {
+        (ceiling::Kind::ForcedReboot, "forced_reboot")
+    } else {
+        (ceiling::Kind::Reboot, "reboot")
+    };
+    if limits.operations.as_ref().is_some_and(|allowed| !allowed.contains(&kind)) {
+        return Err(format!("/{} does not allow {name}", ceiling::FILE));
     }
-
-    fn admits(&self, root: &Path, force: bool) -> Result<(), String> {
-        let kind = if force { "forced_reboot" } else { "reboot" };
-        if self.operations.as_ref().is_some_and(|allowed| !allowed.iter().any(|allowed| allowed == kind)) {
-            return Err(format!("/{CEILING} does not allow {kind}"));
-        }
-        let freeze = self.freeze_file.as_deref().unwrap_or(FREEZE).trim_start_matches('/');
-        match fs::symlink_metadata(root.join(freeze)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(format!("/{freeze} cannot be looked at: {error}")),
-            Ok(_) => Err(format!("/{freeze} freezes this host")),
-        }
+    let freeze = limits.freeze_file.as_ref().map_or(FREEZE, ceiling::AbsolutePath::as_str);
+    let freeze = freeze.trim_start_matches('/');
+    match fs::symlink_metadata(root.join(freeze)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("/{freeze} cannot be looked at: {error}")),
+        Ok(_) => Err(format!("/{freeze} freezes this host")),
     }
 }
 
@@ -143,7 +91,7 @@ impl Machine {
         if !order.is_due(now, self.uptime(), boot) {
             return false;
         }
-        match Ceiling::load(&self.root).and_then(|ceiling| ceiling.admits(&self.root, order.force)) {
+        match ceiling::load(&self.root).and_then(|limits| admits(&limits, &self.root, order.force)) {
             Ok(()) => true,
             Err(why) => {
                 eprintln!("linux-patch-host: the order of job {} is not carried out: {why}", order.job);
