@@ -17,7 +17,7 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use patch_backends::ceiling;
 use patch_policy::{
     Declared, Window,
-    handover::{Decision, PATIENCE, Service, Situation, decide},
+    handover::{Decision, PATIENCE, Reason, Service, Situation, decide},
     schedule,
 };
 use patch_types::{
@@ -28,6 +28,7 @@ use patch_types::{
         ATTEMPT, ATTEMPT_LOCK, Attempt, POLICY_DIR, POLICY_LOCK, POLICY_STATE, Policy, PolicyMode, SWITCH,
         SWITCHED_OFF,
     },
+    rollback::MAX_CONFIRM_SECONDS,
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -62,6 +63,9 @@ const UNIT: &str = "linux-patch-api.service";
 
 /// A run that is at work for so long while nobody else patches is a failure.
 const LONG_RUN: SignedDuration = SignedDuration::from_hours(6);
+
+/// A change that is known to wait to be confirmed for longer does not any more: twice what can be asked for.
+const LONGEST_CONFIRMING: SignedDuration = SignedDuration::from_secs(2 * MAX_CONFIRM_SECONDS as i64);
 
 /// A run that ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,6 +306,28 @@ fn is_success(state: &Value, policy: &Policy) -> bool {
         && policy.is_met_by(&operation)
 }
 
+/// Whether a change waits to be confirmed. The agent begins no other meanwhile.
+///
+/// # Errors
+/// When the journals cannot be read.
+fn is_confirming(files: &Below, now: Timestamp) -> io::Result<bool> {
+    let names = match files.names(JOURNAL_DIR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        names => names?,
+    };
+    let waits = |job: JobId| {
+        let path = Path::new(JOURNAL_DIR).join(job.to_string()).join("state.json");
+        let written = files.metadata(&path).and_then(|meta| meta.modified()).ok()?;
+        // It is written when that begins, and nothing waits for so long.
+        if now.duration_since(Timestamp::try_from(written).ok()?) > LONGEST_CONFIRMING {
+            return None;
+        }
+        let state = serde_json::from_slice::<Value>(&files.read(&path).ok()?).ok()?;
+        (state.pointer("/state/state")? == "confirming").then_some(())
+    };
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse::<JobId>().ok()).any(|job| waits(job).is_some()))
+}
+
 /// What the configuration has.
 struct Configured {
     policy: Policy,
@@ -333,7 +359,7 @@ pub(crate) fn is_agents(files: &Below) -> bool {
 /// Who patches, by a policy and what is remembered.
 ///
 /// # Errors
-/// When the policy's window is none.
+/// When the policy's window is none, or it cannot be told whether a change waits to be confirmed.
 pub(crate) fn judge(
     files: &Below,
     policy: &Policy,
@@ -347,6 +373,8 @@ pub(crate) fn judge(
         window: &window(policy)?,
         paused: policy.is_paused(now) || is_frozen(files),
         paused_until: policy.paused_until.max(state.paused),
+        waits: is_confirming(files, now)
+            .with_context(|| format!("cannot read {}", files.name(JOURNAL_DIR).display()))?,
         service,
         since: state.since.unwrap_or(now),
         last_success: state.last_success.map(|success| success.at),
@@ -444,7 +472,8 @@ impl Tick<'_> {
             }
             (Decision::Distribution(reason), None) => {
                 let done = self.give_back(is_held, &reason.to_string())?;
-                if policy.mode == PolicyMode::Agent {
+                // That one waits to be confirmed is nobody's failure.
+                if policy.mode == PolicyMode::Agent && reason != Reason::Waits {
                     // Of one that died.
                     Places::new(self.files.root()).remove(&own(ATTEMPT))?;
                     let why = problem.map_or_else(String::new, |problem| format!("{problem}; "));
