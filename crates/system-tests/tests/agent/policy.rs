@@ -332,7 +332,8 @@ fn a_run_of_the_policy_patches_alone() -> Result<()> {
     let job = agent.end_of(&apply()?)?;
     ensure!(job["status"] == "completed", "{job:#}");
     wait::until("root to have looked after the run", LIMIT, || {
-        let state = host.exec_ok(&["systemctl", "show", "-P", "ActiveState", "linux-patch-policy.service"])?;
+        let state =
+            host.exec_ok(&["systemctl", "show", "-P", "ActiveState", "linux-patch-policy.service"])?;
         Ok((looks()? != before && matches!(state.trim(), "inactive" | "failed")).then_some(()))
     })?;
     ensure!(unattended_upgrade(&agent)? == ALWAYS, "it stays off where nobody looks any more");
