@@ -191,12 +191,25 @@ fn a_run_that_does_not_end_is_told() {
     place.look_at("2026-01-01T00:00:00Z");
     place.look_at("2026-01-04T00:00:00Z");
     let _lock = attempt(&place, JOB);
-    let begun = json!({"job": JOB, "took_over": true, "since": "2026-01-04T00:00:00Z"});
-    place.put(&format!("{POLICY_DIR}/{ATTEMPT}"), &begun.to_string());
-    assert!(matches!(place.look_at("2026-01-04T05:59:00Z"), Looked::Done(_)));
+    let runs = |job: &str| {
+        let begun = json!({"job": job, "took_over": true, "since": "2026-01-04T00:00:00Z"});
+        place.put(&format!("{POLICY_DIR}/{ATTEMPT}"), &begun.to_string());
+    };
+    runs("0198c5f2-0000-7000-8000-000000000009");
+    // A clock that was wrong when it began says nothing.
+    assert!(matches!(place.look_at("2027-01-04T00:00:00Z"), Looked::Done(_)));
+    let begin: Timestamp = "2027-01-04T00:00:00Z".parse().unwrap();
+    let later = |minutes| (begin + SignedDuration::from_mins(minutes)).to_string();
+    for minutes in (15..360).step_by(15) {
+        if minutes == 180 {
+            // One after the other keeps it off as well as one.
+            runs(JOB);
+        }
+        assert!(matches!(place.look_at(&later(minutes)), Looked::Done(_)), "{minutes}");
+    }
     let before = place.record().len();
     for _ in 0..2 {
-        let Looked::Failed(what) = place.look_at("2026-01-04T06:00:00Z") else { panic!() };
+        let Looked::Failed(what) = place.look_at(&later(360)) else { panic!() };
         assert!(what.contains(JOB) && what.contains("2026-01-04T00:00:00Z"), "{what}");
     }
     assert_eq!(place.record().len(), before + 1, "the same is recorded once");
