@@ -335,6 +335,7 @@ impl Change<'_> {
                 reason: format!("job {} is undone", rollback.job),
                 attempts: 0,
                 rest: Vec::new(),
+                unconfirmed: false,
             };
             return Ok(State::GoingBack { plan, back });
         }
@@ -525,8 +526,9 @@ impl Change<'_> {
         if back.rest.is_empty() {
             // What stays must be well, and may wait to be confirmed.
             let tool = ToolEnd::default();
-            let stays = verdict::look(self.paths.root(), &self.journal.record, &plan, &tool)
-                .is_ok_and(|judged| judged.standing.contains(&Standing::Done));
+            let stays = !back.unconfirmed
+                && verdict::look(self.paths.root(), &self.journal.record, &plan, &tool)
+                    .is_ok_and(|judged| judged.standing.contains(&Standing::Done));
             if stays {
                 return Ok(State::Verifying { plan, tool });
             }

@@ -37,11 +37,15 @@ use crate::{
     health,
     journal::{Record, make_private, write_whole},
     paths::Paths,
-    record, settings, tool,
+    record, settings, stop, tool,
 };
 
 /// How long the lock of who patches is waited for. A look of root's asks systemd and apt meanwhile, each for 30 s at most.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long what the updater has begun may take that a change has to wait for which is not to be called off. After that the
+/// package manager's own locks have to do.
+const UPDATER_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How long systemd may take to begin a look.
 const ASKED: Duration = Duration::from_secs(10);
@@ -310,6 +314,39 @@ impl Change<'_> {
                 self.remark(format!("going on all the same: {why}"));
             }
             Err(Stop::Suspended) => {}
+        }
+    }
+
+    /// Waits until unattended-upgrades and apt's timers have ended what they have begun, within bounds.
+    ///
+    /// # Errors
+    /// When this process is to stop; then the change is taken up again.
+    pub(crate) fn wait_for_updater(&mut self) -> Result<(), Stop> {
+        let deadline = Instant::now() + UPDATER_PATIENCE;
+        let mut named: Option<LockHolder> = None;
+        loop {
+            if stop::is_asked() {
+                return Err(Stop::Suspended);
+            }
+            let holder = match updater::at_work(self.paths.root()) {
+                Ok(holder) => holder,
+                Err(error) => {
+                    self.remark(format!(
+                        "going on; whether unattended-upgrades is at work cannot be told: {error}"
+                    ));
+                    return Ok(());
+                }
+            };
+            if holder != named {
+                named.clone_from(&holder);
+                self.events.emit(EventKind::Waiting { holder: holder.clone() });
+            }
+            let Some(holder) = holder else { return Ok(()) };
+            if Instant::now() >= deadline {
+                self.remark(format!("going on, although {} is still locked", holder.lock));
+                return Ok(());
+            }
+            tool::pause();
         }
     }
 }

@@ -130,6 +130,9 @@ pub(crate) struct Back {
     /// What is still to be applied afterwards, as indices into the plan's changes.
     #[serde(default)]
     pub(crate) rest: Vec<usize>,
+    /// Nobody confirmed the change: what stays of it waits for nobody any more.
+    #[serde(default)]
+    pub(crate) unconfirmed: bool,
 }
 
 /// What went wrong first: it is what the job reports, whatever follows from it.

@@ -16,12 +16,14 @@ use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobId, JobStatus, Outcome,
     event::{Ended, LogStream},
     executor::{PROTOCOL, Reply, Request, RequestBody, body_length, decode, encode},
+    policy::SWITCH,
 };
 use uuid::Uuid;
 
 use crate::{
     change,
     events::{Events, EventsError},
+    handover,
     journal::{self, Claim, Journal, State},
     paths::Paths,
     prune, reboot, record, restarts, turn,
@@ -143,6 +145,10 @@ pub(crate) fn all(paths: &Paths) -> anyhow::Result<()> {
         && let Err(error) = ballast::release(paths.root(), &paths.state())
     {
         eprintln!("patch-executor: the room that was set aside could not be given back: {error}");
+    }
+    // Where its timer is off nobody else looks after a boot.
+    if paths.root().join(SWITCH).exists() {
+        handover::look(paths.root());
     }
     anyhow::ensure!(failed == 0, "{failed} changes could not be settled");
     Ok(())

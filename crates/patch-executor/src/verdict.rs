@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use patch_apply::apt::snapshot::PackageKey;
-use patch_backends::apt::{Installed, Inventory, classify, status::Want};
+use patch_backends::apt::{Installed, Inventory, classify, status::Want, versions};
 use patch_types::{
     Action, ErrorCode, ErrorDetail, JobStatus, Operation, Outcome, PackageName, Plan, PlannedChange,
     api::PackageStatus,
@@ -85,6 +85,45 @@ pub(crate) fn look(root: &Path, record: &Record, plan: &Plan, tool: &ToolEnd) ->
     });
     complete &= harmed.is_empty();
     Ok(Judged { standing, results, harmed, harm_elsewhere, complete })
+}
+
+/// The same some time after the change, when somebody else may have brought its packages further: a newer version in good order
+/// counts as the planned one.
+pub(crate) fn or_newer(
+    root: &Path,
+    record: &Record,
+    plan: &Plan,
+    mut judged: Judged,
+) -> Result<Judged, ErrorDetail> {
+    if judged.complete {
+        return Ok(judged);
+    }
+    let inventory = solver::inventory(root)?;
+    let mut complete = judged.harmed.is_empty();
+    let found = judged.results.iter_mut().zip(&mut judged.standing);
+    for (change, (result, standing)) in plan.changes.iter().zip(found) {
+        if !result.done && !result.taken_back && is_newer(change, &inventory) {
+            result.done = true;
+            result.reason = None;
+            *standing = Standing::Done;
+        }
+        let concerns = change.action != Action::Configure || names(&record.operation, &change.name);
+        complete &= result.done || !concerns;
+    }
+    judged.complete = complete;
+    Ok(judged)
+}
+
+/// Whether a package that was to become newer is newer still.
+fn is_newer(change: &PlannedChange, inventory: &Inventory) -> bool {
+    let planned = match change.action {
+        Action::Install | Action::Upgrade | Action::Reinstall => change.new_version.as_ref(),
+        _ => None,
+    };
+    let found = inventory.database.get(&change.name.with_architecture(&change.architecture));
+    planned.zip(found).is_some_and(|(planned, found)| {
+        in_order(found) && versions::compare(found.version_text(), planned.as_str()).is_gt()
+    })
 }
 
 /// The package that a change is of.

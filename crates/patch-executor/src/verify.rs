@@ -1,9 +1,12 @@
 //! What comes of a change once the tool has ended: judged, kept, waited for to be confirmed, or taken back.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use jiff::{SignedDuration, Timestamp};
-use patch_apply::apt::snapshot::PackageKey;
+use patch_apply::apt::snapshot::{After, PackageKey, Snapshot};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, PackageName, Plan,
     event::{Ended, LogStream},
@@ -227,7 +230,14 @@ impl Change<'_> {
             .filter(|(_, standing)| **standing != Standing::TakenBack)
             .map(|(change, _)| verdict::key_of(change))
             .collect();
-        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest: Vec::new() };
+        let back = Back {
+            source: self.journal.record.id,
+            scope,
+            reason,
+            attempts: 0,
+            rest: Vec::new(),
+            unconfirmed: false,
+        };
         State::GoingBack { plan, back }
     }
 
@@ -277,7 +287,8 @@ impl Change<'_> {
             }
             return State::Applying { plan, auto: Vec::new(), only: Some(rest) };
         }
-        let back = Back { source: self.journal.record.id, scope, reason, attempts: 0, rest };
+        let back =
+            Back { source: self.journal.record.id, scope, reason, attempts: 0, rest, unconfirmed: false };
         State::GoingBack { plan, back }
     }
 
@@ -307,24 +318,136 @@ impl Change<'_> {
         // One place decides, so that nobody is told that it is kept when it goes back.
         let kept = self.journal.decide(false).unwrap_or_else(|_| self.journal.is_kept());
         if kept {
-            let judged = self.look(&plan, tool)?;
+            let mut judged = self.look_since(&plan, tool)?;
+            if !judged.complete {
+                // Somebody else may be in the middle of it.
+                self.wait_for_updater()?;
+                judged = self.look_since(&plan, tool)?;
+            }
             return Ok(self.well(&plan, tool, judged));
         }
-        let message = format!("nobody confirmed the change within {most} s");
+        // What the updater has begun meanwhile ends first: half of it would go back.
+        self.go_on_alone();
+        self.wait_for_updater()?;
+        let changed_since = self.changed_since(&plan);
+        let mut message = format!("nobody confirmed the change within {most} s");
+        if !changed_since.is_empty() {
+            let named: Vec<&str> = changed_since
+                .iter()
+                .filter_map(|index| plan.changes.get(*index))
+                .map(|change| change.name.name())
+                .collect();
+            let left = format!(
+                "somebody else has changed packages of it since, so these and what belongs to them stay as they are: {}",
+                named.join(", ")
+            );
+            self.remark(left.clone());
+            message = format!("{message}; {left}");
+        }
         let error = ErrorDetail::new(ErrorCode::JobTimeout, message.clone());
         let failure = Failure { status: JobStatus::Failed, exit_code: tool.code, error };
         self.journal.record.failure.get_or_insert(failure);
         let back_already = |key: &PackageKey| self.journal.record.taken_back.iter().any(|t| t.key == *key);
-        let scope = plan.changes.iter().map(verdict::key_of).filter(|key| !back_already(key)).collect();
-        let back =
-            Back { source: self.journal.record.id, scope, reason: message, attempts: 0, rest: Vec::new() };
-        self.go_on_alone();
+        let scope: Vec<PackageKey> = plan
+            .changes
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !changed_since.contains(index))
+            .map(|(_, change)| verdict::key_of(change))
+            .filter(|key| !back_already(key))
+            .collect();
+        if scope.is_empty() && !changed_since.is_empty() {
+            return Ok(State::Ended { ended: self.conclusion(&plan)? });
+        }
+        let source = self.journal.record.id;
+        let back = Back { source, scope, reason: message, attempts: 0, rest: Vec::new(), unconfirmed: true };
         Ok(State::GoingBack { plan, back })
     }
+
+    /// The same as [`Self::look`], some time later.
+    fn look_since(&self, plan: &Plan, tool: &ToolEnd) -> Result<Judged, Stop> {
+        let judged = self.look(plan, tool)?;
+        verdict::or_newer(self.paths.root(), &self.journal.record, plan, judged).or_else(|error| {
+            eprintln!("patch-executor: {}; judged as it was planned", error.message);
+            self.look(plan, tool)
+        })
+    }
+
+    /// What of a plan somebody else has changed since it was carried out, as indices into its changes, with all that belongs to
+    /// it: undoing that would undo what is not this change's.
+    fn changed_since(&self, plan: &Plan) -> BTreeSet<usize> {
+        let directory = self.journal.way_back();
+        let (Ok(snapshot), Ok(left)) = (Snapshot::load(&directory), After::load(&directory)) else {
+            return BTreeSet::new();
+        };
+        let now = match After::record(self.paths.root(), &snapshot) {
+            Ok(now) => now,
+            Err(error) => {
+                eprintln!(
+                    "patch-executor: whether somebody else has changed packages cannot be told: {error}"
+                );
+                return BTreeSet::new();
+            }
+        };
+        others(plan, &self.groups(plan), &left, &now)
+    }
+}
+
+/// The groups of which a package has another version now than a change has left.
+fn others(plan: &Plan, groups: &[Vec<usize>], left: &After, now: &After) -> BTreeSet<usize> {
+    let is_others = |index: &usize| {
+        plan.changes.get(*index).map(verdict::key_of).is_some_and(|key| {
+            left.versions.get(&key).is_some_and(|version| now.versions.get(&key) != Some(version))
+        })
+    };
+    let alone = (0..plan.changes.len()).filter(|index| !groups.iter().any(|group| group.contains(index)));
+    let alone = alone.filter(is_others);
+    groups.iter().filter(|group| group.iter().any(is_others)).flatten().copied().chain(alone).collect()
 }
 
 /// Whether each of the plan's packages is either as planned or as before.
 fn is_settled(judged: &Judged) -> bool {
     judged.harmed.is_empty()
         && judged.standing.iter().all(|standing| matches!(standing, Standing::Done | Standing::TakenBack))
+}
+
+#[cfg(test)]
+mod tests {
+    use patch_types::{Action, PlannedChange};
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_has_changed_since_stays_with_what_belongs_to_it() {
+        let change = |name: &str| PlannedChange {
+            name: name.parse().unwrap(),
+            architecture: "amd64".parse().unwrap(),
+            action: Action::Upgrade,
+            old_version: Some("1".parse().unwrap()),
+            new_version: Some("2".parse().unwrap()),
+            archive_sha256: None,
+            origin: None,
+            security: false,
+            archive_bytes: 0,
+            disk_delta_bytes: 0,
+        };
+        let plan = Plan::of(["aa", "bb", "cc", "dd"].map(change).into());
+        let after = |versions: &[(&str, Option<&str>)]| After {
+            versions: versions
+                .iter()
+                .map(|(name, version)| {
+                    let key = PackageKey { name: (*name).to_owned(), architecture: "amd64".to_owned() };
+                    (key, version.map(str::to_owned))
+                })
+                .collect(),
+            ..After::default()
+        };
+        let left = after(&[("aa", Some("2")), ("bb", Some("2")), ("cc", Some("2")), ("dd", Some("2"))]);
+        let groups = vec![vec![0, 2], vec![1]];
+        assert!(others(&plan, &groups, &left, &left).is_empty());
+        let now = after(&[("aa", Some("3")), ("bb", Some("2")), ("cc", Some("2")), ("dd", None)]);
+        assert_eq!(others(&plan, &groups, &left, &now), BTreeSet::from([0, 2, 3]));
+        // Nothing is known of how it was left: nobody else's.
+        assert!(others(&plan, &groups, &After::default(), &now).is_empty());
+    }
 }

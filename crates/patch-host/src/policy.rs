@@ -17,7 +17,7 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use patch_backends::ceiling;
 use patch_policy::{
     Declared, Window,
-    handover::{Decision, PATIENCE, Service, Situation, decide},
+    handover::{Decision, PATIENCE, Reason, Service, Situation, decide},
     schedule,
 };
 use patch_types::{
@@ -28,6 +28,7 @@ use patch_types::{
         ATTEMPT, ATTEMPT_LOCK, Attempt, POLICY_DIR, POLICY_LOCK, POLICY_STATE, Policy, PolicyMode, SWITCH,
         SWITCHED_OFF,
     },
+    rollback::MAX_CONFIRM_SECONDS,
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -60,8 +61,22 @@ const CONFIG: &str = "etc/linux_patch_api/config.yaml";
 const FREEZE: &str = "/etc/linux_patch_api/freeze";
 const UNIT: &str = "linux-patch-api.service";
 
-/// A run that is at work for so long while nobody else patches is a failure.
+/// Runs that keep the distribution's updater off for so long while that is to patch are a failure.
 const LONG_RUN: SignedDuration = SignedDuration::from_hours(6);
+
+/// How much time may have gone by between two looks at most, whatever the clock says: it may have been set meanwhile.
+const BETWEEN_LOOKS: SignedDuration = SignedDuration::from_mins(15);
+
+/// For how long runs have kept the distribution's updater off that is to patch, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptOff {
+    seconds: i64,
+    /// When that was last seen.
+    seen: Timestamp,
+}
+
+/// A change that is known to wait to be confirmed for longer does not any more: twice what can be asked for.
+const LONGEST_CONFIRMING: SignedDuration = SignedDuration::from_secs(2 * MAX_CONFIRM_SECONDS as i64);
 
 /// A run that ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +96,9 @@ pub(crate) struct State {
     /// When it was last seen to be paused.
     #[serde(default)]
     pub(crate) paused: Option<Timestamp>,
+    /// Of one look after the other, as long as each finds a run at work.
+    #[serde(default)]
+    kept_off: Option<KeptOff>,
     /// The last policy that could be used, while it says that the agent patches.
     #[serde(default)]
     policy: Option<Policy>,
@@ -114,11 +132,6 @@ pub(crate) fn under_way(files: &Below) -> io::Result<Option<Attempt>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Since when a run is at work, if that is longer than runs take. Such a one keeps unattended-upgrades off, so it is told.
-fn is_at_work_since(attempt: &Attempt, now: Timestamp) -> Option<Timestamp> {
-    attempt.since.filter(|since| now.duration_since(*since) >= LONG_RUN)
 }
 
 /// A file as this program writes it: root's, or whoever's the system below a directory is.
@@ -302,6 +315,28 @@ fn is_success(state: &Value, policy: &Policy) -> bool {
         && policy.is_met_by(&operation)
 }
 
+/// Whether a change waits to be confirmed. The agent begins no other meanwhile.
+///
+/// # Errors
+/// When the journals cannot be read.
+fn is_confirming(files: &Below, now: Timestamp) -> io::Result<bool> {
+    let names = match files.names(JOURNAL_DIR) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        names => names?,
+    };
+    let waits = |job: JobId| {
+        let path = Path::new(JOURNAL_DIR).join(job.to_string()).join("state.json");
+        let written = files.metadata(&path).and_then(|meta| meta.modified()).ok()?;
+        // It is written when that begins, and nothing waits for so long.
+        if now.duration_since(Timestamp::try_from(written).ok()?) > LONGEST_CONFIRMING {
+            return None;
+        }
+        let state = serde_json::from_slice::<Value>(&files.read(&path).ok()?).ok()?;
+        (state.pointer("/state/state")? == "confirming").then_some(())
+    };
+    Ok(names.iter().filter_map(|name| name.to_str()?.parse::<JobId>().ok()).any(|job| waits(job).is_some()))
+}
+
 /// What the configuration has.
 struct Configured {
     policy: Policy,
@@ -333,7 +368,7 @@ pub(crate) fn is_agents(files: &Below) -> bool {
 /// Who patches, by a policy and what is remembered.
 ///
 /// # Errors
-/// When the policy's window is none.
+/// When the policy's window is none, or it cannot be told whether a change waits to be confirmed.
 pub(crate) fn judge(
     files: &Below,
     policy: &Policy,
@@ -347,6 +382,8 @@ pub(crate) fn judge(
         window: &window(policy)?,
         paused: policy.is_paused(now) || is_frozen(files),
         paused_until: policy.paused_until.max(state.paused),
+        waits: is_confirming(files, now)
+            .with_context(|| format!("cannot read {}", files.name(JOURNAL_DIR).display()))?,
         service,
         since: state.since.unwrap_or(now),
         last_success: state.last_success.map(|success| success.at),
@@ -426,15 +463,20 @@ impl Tick<'_> {
         let attempt =
             under_way(self.files).context("whether a run of the policy is at work cannot be told")?;
         let is_over = attempt.is_none();
+        if (is_over || matches!(decision, Decision::Agent { .. })) && self.state.kept_off.take().is_some() {
+            self.state.save(self.files)?;
+        }
         let done = match (decision, attempt) {
             (Decision::Agent { .. }, _) => self.hand_over()?,
             // Two at once would be the worst of all. It ends, and then this is looked at again.
             (Decision::Distribution(reason), Some(attempt)) => {
                 let job = attempt.job;
-                if let Some(since) = is_at_work_since(&attempt, self.now) {
+                if self.count_kept_off()? >= LONG_RUN {
+                    let since = attempt.since.map_or_else(String::new, |since| format!(" since {since:.0}"));
+                    let hours = LONG_RUN.as_hours();
                     return self.failed(format!(
-                        "job {job} is at work since {since:.0}, and keeps unattended-upgrades off, which is to patch this host, because \
-                         {reason}; `linux-patch-host watch {job}` shows what it does"
+                        "job {job} is at work{since}, and runs of the policy keep unattended-upgrades off for more than {hours} hours, \
+                         which is to patch this host, because {reason}; `linux-patch-host watch {job}` shows what it does"
                     ));
                 }
                 return Ok(Looked::Done(format!(
@@ -444,7 +486,8 @@ impl Tick<'_> {
             }
             (Decision::Distribution(reason), None) => {
                 let done = self.give_back(is_held, &reason.to_string())?;
-                if policy.mode == PolicyMode::Agent {
+                // That one waits to be confirmed is nobody's failure.
+                if policy.mode == PolicyMode::Agent && reason != Reason::Waits {
                     // Of one that died.
                     Places::new(self.files.root()).remove(&own(ATTEMPT))?;
                     let why = problem.map_or_else(String::new, |problem| format!("{problem}; "));
@@ -464,6 +507,16 @@ impl Tick<'_> {
             self.state.save(self.files)?;
         }
         Ok(done)
+    }
+
+    /// For how long unattended-upgrades has been kept off by now, as far as looks have seen it.
+    fn count_kept_off(&mut self) -> anyhow::Result<SignedDuration> {
+        let before = self.state.kept_off.unwrap_or(KeptOff { seconds: 0, seen: self.now });
+        let gap = self.now.duration_since(before.seen).clamp(SignedDuration::ZERO, BETWEEN_LOOKS);
+        let seconds = before.seconds.saturating_add(gap.as_secs());
+        self.state.kept_off = Some(KeptOff { seconds, seen: self.now });
+        self.state.save(self.files)?;
+        Ok(SignedDuration::from_secs(seconds))
     }
 
     /// Takes note of what is seen.

@@ -37,6 +37,8 @@ pub struct Situation<'a> {
     pub paused: bool,
     /// Until when the last pause lasted, if that is known.
     pub paused_until: Option<Timestamp>,
+    /// Whether a change of the agent's waits to be confirmed, behind which all others wait.
+    pub waits: bool,
     /// The agent's program.
     pub service: Service,
     /// Since when the agent is asked to patch.
@@ -77,6 +79,8 @@ pub enum Reason {
     OpensTooSeldom,
     /// Its window never opens.
     NeverOpens,
+    /// One of its changes waits to be confirmed, and meanwhile it begins no other.
+    Waits,
 }
 
 impl std::fmt::Display for Reason {
@@ -101,6 +105,7 @@ impl std::fmt::Display for Reason {
                 "policy.window opens too seldom to wait for it; let it open once a week at least",
             ),
             Self::NeverOpens => f.write_str("policy.window never opens"),
+            Self::Waits => f.write_str("a change of the agent waits to be confirmed; `linux-patch-host jobs` shows it"),
         }
     }
 }
@@ -108,7 +113,7 @@ impl std::fmt::Display for Reason {
 /// Who patches now.
 #[must_use]
 pub fn decide(situation: &Situation<'_>) -> Decision {
-    let Situation { now, agent_mode, window, paused, paused_until, service, since, last_success } =
+    let Situation { now, agent_mode, window, paused, paused_until, waits, service, since, last_success } =
         *situation;
     if !agent_mode {
         return Decision::Distribution(Reason::ModeOff);
@@ -122,6 +127,9 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
     if paused {
         // Whoever paused it does not want another one to patch instead.
         return Decision::Agent { until: None };
+    }
+    if waits {
+        return Decision::Distribution(Reason::Waits);
     }
     // A clock that was set back must not keep the agent on for ever.
     let known = last_success.map_or(since, |success| success.max(since)).min(now);
@@ -172,6 +180,7 @@ mod tests {
             window,
             paused: false,
             paused_until: None,
+            waits: false,
             service: Service::Runs,
             since: at("2026-01-05T00:00:00Z"),
             last_success: None,
@@ -203,6 +212,17 @@ mod tests {
         // A success of before it was asked to does not count.
         let old = Situation { last_success: Some(at("2026-01-01T00:00:00Z")), ..now };
         assert_eq!(decide(&old), Decision::Agent { until });
+    }
+
+    #[test]
+    fn while_a_change_waits_to_be_confirmed_the_updater_patches() {
+        let window = nightly();
+        let waits =
+            Situation { waits: true, last_success: Some(at("2026-01-05T06:00:00Z")), ..situation(&window) };
+        assert_eq!(decide(&waits), Decision::Distribution(Reason::Waits));
+        assert!(matches!(decide(&Situation { waits: false, ..waits }), Decision::Agent { .. }));
+        // Whoever paused the agent does not want another one to patch instead.
+        assert_eq!(decide(&Situation { paused: true, ..waits }), Decision::Agent { until: None });
     }
 
     #[test]

@@ -156,14 +156,16 @@ fn report_taken_back(versions: &[String], are_fixes: bool, seen: &mut Seen) {
     if are_fixes {
         seen.critical(
             "taken_back",
-            format!("security fixes that were taken back after they had failed here: {names}"),
+            format!(
+                "security fixes that were taken back, as they failed here or nobody confirmed them: {names}"
+            ),
             "they are not installed again until a newer version comes",
             TODO,
         );
     } else {
         seen.warning(
             "taken_back",
-            format!("versions that were taken back after they had failed here: {names}"),
+            format!("versions that were taken back, as they failed here or nobody confirmed them: {names}"),
             "they are not installed again until a newer version comes, which may be a while",
             TODO,
         );

@@ -132,7 +132,7 @@ pub(super) fn agent_mode(host: &Host<'_>, seen: &mut Seen) {
         Ok(state) => match policy::service(host.tools) {
             Err(error) => seen.not_looked_at(ID, format!("whether the agent runs: {error}")),
             Ok(service) => match policy::judge(host.files, &policy, &state, service, host.now) {
-                Ok(Decision::Agent { .. }) => {}
+                Ok(Decision::Agent { .. } | Decision::Distribution(Reason::Waits)) => {}
                 // That is said already.
                 Ok(Decision::Distribution(Reason::Unwatched)) if !is_watched => {}
                 Ok(Decision::Distribution(reason)) => wrong.push(reason.to_string()),

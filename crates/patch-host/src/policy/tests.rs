@@ -155,17 +155,61 @@ fn where_nobody_looks_any_more_it_is_given_back() {
 }
 
 #[test]
+fn while_a_change_waits_to_be_confirmed_the_updater_patches() {
+    let place = Place::new("{mode: agent}");
+    place.ended(JOB, "2025-12-31T23:58:00Z", &run(), "completed", "applied");
+    place.look_at("2026-01-01T00:00:00Z");
+    assert!(place.is_held());
+    let other = "0198c5f2-0000-7000-8000-000000000002";
+    let path = format!("{JOURNAL_DIR}/{other}/state.json");
+    let written = |at: &str| {
+        let at: Timestamp = at.parse().unwrap();
+        File::options().write(true).open(place.path(&path)).unwrap().set_modified(at.into()).unwrap();
+    };
+    place.put(&path, &json!({"operation": run(), "state": {"state": "confirming"}}).to_string());
+    written("2026-01-01T00:01:00Z");
+    let Looked::Done(what) = place.look_at("2026-01-01T00:05:00Z") else { panic!("it is no failure") };
+    assert!(what.contains("waits to be confirmed") && !place.is_held(), "{what}");
+    let told = place.record().len();
+    place.look_at("2026-01-01T23:00:00Z");
+    assert!(!place.is_held() && place.record().len() == told, "{:?}", place.record());
+    // What was left behind by something else does not keep the agent off for ever.
+    place.look_at("2026-01-03T00:02:00Z");
+    assert!(place.is_held());
+    // It is over, however it ended.
+    written("2026-01-03T00:02:00Z");
+    place.look_at("2026-01-03T00:05:00Z");
+    assert!(!place.is_held());
+    place.ended(other, "2026-01-03T00:06:00Z", &run(), "failed", "rolled_back");
+    place.look_at("2026-01-03T00:10:00Z");
+    assert!(place.is_held());
+}
+
+#[test]
 fn a_run_that_does_not_end_is_told() {
     let place = Place::new("{mode: agent}");
     place.look_at("2026-01-01T00:00:00Z");
     place.look_at("2026-01-04T00:00:00Z");
     let _lock = attempt(&place, JOB);
-    let begun = json!({"job": JOB, "took_over": true, "since": "2026-01-04T00:00:00Z"});
-    place.put(&format!("{POLICY_DIR}/{ATTEMPT}"), &begun.to_string());
-    assert!(matches!(place.look_at("2026-01-04T05:59:00Z"), Looked::Done(_)));
+    let runs = |job: &str| {
+        let begun = json!({"job": job, "took_over": true, "since": "2026-01-04T00:00:00Z"});
+        place.put(&format!("{POLICY_DIR}/{ATTEMPT}"), &begun.to_string());
+    };
+    runs("0198c5f2-0000-7000-8000-000000000009");
+    // A clock that was wrong when it began says nothing.
+    assert!(matches!(place.look_at("2027-01-04T00:00:00Z"), Looked::Done(_)));
+    let begin: Timestamp = "2027-01-04T00:00:00Z".parse().unwrap();
+    let later = |minutes| (begin + SignedDuration::from_mins(minutes)).to_string();
+    for minutes in (15..360).step_by(15) {
+        if minutes == 180 {
+            // One after the other keeps it off as well as one.
+            runs(JOB);
+        }
+        assert!(matches!(place.look_at(&later(minutes)), Looked::Done(_)), "{minutes}");
+    }
     let before = place.record().len();
     for _ in 0..2 {
-        let Looked::Failed(what) = place.look_at("2026-01-04T06:00:00Z") else { panic!() };
+        let Looked::Failed(what) = place.look_at(&later(360)) else { panic!() };
         assert!(what.contains(JOB) && what.contains("2026-01-04T00:00:00Z"), "{what}");
     }
     assert_eq!(place.record().len(), before + 1, "the same is recorded once");

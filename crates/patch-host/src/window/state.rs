@@ -79,6 +79,9 @@ pub(super) struct Back {
     /// How often that one, which is not configured any more, did not take the lock back.
     #[serde(default)]
     pub(super) former_tries: u32,
+    /// Since when, as far as the settings could be read.
+    #[serde(default)]
+    pub(super) former_since: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -465,31 +465,56 @@ fn fleet(answers: &'static [&'static str]) -> (String, mpsc::Receiver<String>) {
 fn a_server_that_is_not_configured_any_more_is_given_up_in_the_end() {
     const FAILS: &str = "500 Error";
     const YES: &str = "200 OK";
-    let (former, by_former) = fleet(&[FAILS; 13]);
-    let (present, by_present) = fleet(&[YES; 12]);
+    const LOOKS: usize = 30;
+    let (former, by_former) = fleet(&[FAILS; LOOKS + 3]);
+    let (present, by_present) = fleet(&[YES; LOOKS + 1]);
     let host = Host::new("");
     host.settings(&format!("{WINDOW}FLEETLOCK_URL={former}\n"));
     // It was asked, and may have given it. At once it is asked to take it back: that is none of the tries of a former one.
     host.tick();
+    // Settings that cannot be read say nothing of what is configured.
+    host.settings("REBOOT_DOW=Someday\n");
+    assert!(matches!(host.at("2026-01-05T04:20:00Z").tick(), Outcome::Failed(_)));
+    assert!(host.state().contains("\"former_since\":null"), "{}", host.state());
     host.settings(&format!("{WINDOW}FLEETLOCK_URL={present}\n"));
-    for number in 1..=11 {
+    // Who waits for a reboot looks every few seconds.
+    for number in 0..LOOKS {
+        let seconds = i64::try_from(number).unwrap() * 3;
+        host.now
+            .set("2026-01-05T04:20:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_secs(seconds));
         let outcome = host.tick();
         let is_told = matches!(&outcome, Outcome::Failed(what) if what.contains("not configured any more"));
         assert!(is_told, "{number}: {outcome:?}");
+        assert!(host.state().contains("\"locked\":true"), "{number}: {}", host.state());
     }
-    assert!(host.state().contains("\"former_tries\":11"), "{}", host.state());
-    assert!(!host.record().contains("was tried"), "{}", host.record());
-    // The twelfth finds nobody, and is the last. The host can be rebooted again, with the present server's leave.
-    assert!(matches!(host.at(OUTSIDE).tick(), Outcome::Done(_)));
-    assert!(host.record().contains("it was tried 12 times"), "{}", host.record());
+    assert!(!host.record().contains("is not given back to"), "{}", host.record());
+    // After an hour it is the last. The host can be rebooted again, with the present server's leave.
+    assert!(matches!(host.at("2026-01-05T05:20:00Z").tick(), Outcome::Done(_)));
+    assert!(host.record().contains("it was tried 31 times since 2026-01-05T04:20:00Z"), "{}", host.record());
     assert!(host.state().contains("\"pending\":null"), "{}", host.state());
     let asked: Vec<String> = by_former.iter().collect();
-    assert_eq!((asked.len(), asked[0].as_str()), (13, "POST /v1/pre-reboot HTTP/1.1"));
+    assert_eq!((asked.len(), asked[0].as_str()), (LOOKS + 3, "POST /v1/pre-reboot HTTP/1.1"));
     let asked: Vec<String> = by_present.iter().collect();
     assert!(
-        asked.len() == 12 && asked.iter().all(|line| line == "POST /v1/steady-state HTTP/1.1"),
+        asked.len() == LOOKS + 1 && asked.iter().all(|line| line == "POST /v1/steady-state HTTP/1.1"),
         "{asked:?}"
     );
+}
+
+#[test]
+fn a_lock_is_kept_while_the_settings_cannot_be_read() {
+    let host = Host::new("");
+    let (server, _asked) = fleet(&["500 Error", "500 Error"]);
+    host.settings(&format!("{WINDOW}FLEETLOCK_URL={server}\n"));
+    host.tick();
+    // Nobody answers there any more.
+    host.settings("REBOOT_DOW=Someday\n");
+    for hour in 0..48 {
+        host.now.set("2026-01-05T04:20:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_hours(hour));
+        let outcome = host.tick();
+        assert!(matches!(&outcome, Outcome::Failed(what) if what.contains("is not known")), "{outcome:?}");
+        assert!(host.state().contains("\"locked\":true"), "{}", host.state());
+    }
 }
 
 #[test]

@@ -32,7 +32,11 @@ const UNDRAIN: Duration = Duration::from_secs(10 * 60);
 /// How long systemd may take to shut the host down. Services may have long timeouts.
 pub(super) const SHUTDOWN: Duration = Duration::from_secs(30 * 60);
 
-/// How often a server that is not configured any more is asked to take its lock back: for an hour, as the timer ticks.
+/// For how long a server that is not configured any more is asked to take its lock back.
+const FORMER_PATIENCE: SignedDuration = SignedDuration::from_hours(1);
+
+/// How often it is asked at least meanwhile: a clock that jumps must not end that at once. Others than the timer look as well,
+/// and much more often, so that counting alone says nothing.
 const FORMER_TRIES: u32 = 12;
 
 /// After so long the same is recorded again.
@@ -53,6 +57,8 @@ pub(super) enum Outcome {
 pub(super) struct Tick<'a> {
     machine: &'a Machine,
     settings: Settings,
+    /// Whether the settings could be read. Otherwise what is configured now is not known, which is not the same as nothing.
+    is_configured: bool,
     state: State,
     clock: &'a dyn Fn() -> Timestamp,
     forced: Option<Forced>,
@@ -100,12 +106,14 @@ fn look(
     let loaded = Settings::load(&machine.root);
     let state = State::load(machine)?;
     let broken = loaded.as_ref().err().map(|error| format!("{error:#}"));
+    let is_configured = loaded.is_ok();
     let settings = loaded.unwrap_or_default();
     let now = clock();
     let boot = machine.boot().unwrap_or_default();
     let mut orders = machine.queued()?;
     orders.retain(|order| machine.may_carry_out(order, now, &boot));
-    let mut tick = Tick { machine, settings, state, clock, forced, orders, reboots, _alone: alone };
+    let mut tick =
+        Tick { machine, settings, is_configured, state, clock, forced, orders, reboots, _alone: alone };
     let outcome = match broken {
         Some(broken) => tick.run_without_settings(&broken),
         None => tick.run().and_then(|outcome| tick.restart_services(outcome)),
@@ -298,6 +306,7 @@ impl Tick<'_> {
                     environment: self.settings.environment.clone(),
                     server: self.settings.fleet_lock.clone(),
                     former_tries: 0,
+                    former_since: None,
                 }),
             },
         };
@@ -594,7 +603,7 @@ impl Tick<'_> {
     fn undrain(&self, back: Option<&Back>) -> anyhow::Result<&'static str> {
         let known = back.and_then(|back| Some((back.undrain.as_ref()?, &back.environment)));
         let present = self.settings.undrain.as_ref().map(|undrain| (undrain, &self.settings.environment));
-        if known.is_none() && present.is_none() && back.is_some() {
+        if known.is_none() && present.is_none() && back.is_some() && self.is_configured {
             return Ok("the host was drained, and nothing is configured that undrains it");
         }
         let mut failure = anyhow!(
@@ -615,26 +624,32 @@ impl Tick<'_> {
         let id = self.machine.lock_id()?;
         let ask = |server: &Server| server.ask(Step::SteadyState, &id);
         let present = self.settings.fleet_lock.as_ref();
-        let Some((former, tries)) =
-            back.and_then(|back| Some((back.server.as_ref()?, &mut back.former_tries)))
-        else {
+        let Some((former, back)) = back.and_then(|back| Some((back.server.clone()?, back))) else {
             let server = present.context("it is not known which server gave it; name it (FLEETLOCK_URL)")?;
             return Ok(ask(server).map(|()| None)?);
         };
         // Whom it trusts may have been mended since.
         if let Some(same) = present.filter(|present| former.is_same_lock(present)) {
+            (back.former_tries, back.former_since) = (0, None);
             return Ok(ask(same).map(|()| None)?);
         }
-        let Err(refused) = ask(former) else { return Ok(None) };
-        *tries = tries.saturating_add(1);
+        let Err(refused) = ask(&former) else { return Ok(None) };
+        if !self.is_configured {
+            return Err(refused).context("whether it is configured still is not known");
+        }
+        let now = self.now();
+        // A clock that was set back begins anew.
+        let since = back.former_since.filter(|since| *since <= now).unwrap_or(now);
+        let tries = back.former_tries.saturating_add(1);
+        (back.former_tries, back.former_since) = (tries, Some(since));
         // A yes is no proof: whoever has given nothing says it as well.
         let _ = present.map(ask);
-        if *tries < FORMER_TRIES {
+        if tries < FORMER_TRIES || now.duration_since(since) < FORMER_PATIENCE {
             return Err(refused).context("it was asked from a server that is not configured any more");
         }
         Ok(Some(format!(
             "the fleet's lock is not given back to {}, which it was asked from and which is not configured any more: it was tried \
-             {tries} times, and at last {refused}; if that server still counts this host, free its slot there",
+             {tries} times since {since:.0}, and at last {refused}; if that server still counts this host, free its slot there",
             former.url()
         )))
     }

@@ -323,9 +323,19 @@ fn a_run_of_the_policy_patches_alone() -> Result<()> {
     ensure!(status["at_work"].is_null() && status["patches"] == "distribution", "{status:#}");
     host.exec_ok(&["linux-patch-host", "confirm", &id])?;
     ensure!(agent.end_of(&id)?["status"] == "completed");
+    // Somebody looked before the timer was off: the switch is there when the run begins.
+    host.exec_ok(&["systemctl", "start", "linux-patch-policy.timer"])?;
+    ensure!(tick(&agent)? && unattended_upgrade(&agent)? == OFF, "nothing is handed over");
+    host.exec_ok(&["systemctl", "stop", "linux-patch-policy.timer"])?;
+    let looks = || host.exec_ok(&["systemctl", "show", "-P", "InvocationID", "linux-patch-policy.service"]);
+    let before = looks()?;
     let job = agent.end_of(&apply()?)?;
     ensure!(job["status"] == "completed", "{job:#}");
-    wait::until("root to look after the run", LIMIT, || {
-        Ok((unattended_upgrade(&agent)? == ALWAYS).then_some(()))
-    })
+    wait::until("root to have looked after the run", LIMIT, || {
+        let state =
+            host.exec_ok(&["systemctl", "show", "-P", "ActiveState", "linux-patch-policy.service"])?;
+        Ok((looks()? != before && matches!(state.trim(), "inactive" | "failed")).then_some(()))
+    })?;
+    ensure!(unattended_upgrade(&agent)? == ALWAYS, "it stays off where nobody looks any more");
+    Ok(())
 }

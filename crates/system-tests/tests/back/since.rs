@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use patch_types::{ChangeOptions, ErrorCode, EventKind, Outcome};
+use patch_types::{ChangeOptions, ErrorCode, EventKind, JobId, Outcome, executor::RequestBody};
 use system_tests::executor::LIMIT;
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
@@ -14,6 +14,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_change_of_another_package_since_does_not_matter", another_package_does_not_matter),
         trial("edits_since_are_kept", edits_since_are_kept),
         trial("edits_while_it_waits_to_be_confirmed_are_kept", edits_while_it_waits_are_kept),
+        trial(
+            "what_somebody_else_updates_while_it_waits_to_be_confirmed_stays",
+            what_somebody_else_updates_while_it_waits_stays,
+        ),
+        trial("what_is_confirmed_may_be_newer_by_then", what_is_confirmed_may_be_newer_by_then),
         trial("without_a_record_of_what_was_left_it_has_to_be_forced", without_a_record_it_has_to_be_forced),
         trial("an_unknown_job_cannot_be_taken_back", an_unknown_job_cannot_be_taken_back),
         trial("jobs_are_taken_back_one_after_the_other", jobs_are_taken_back_one_after_the_other),
@@ -84,6 +89,43 @@ fn edits_while_it_waits_are_kept() -> Result<()> {
     ensure!(place.root.read_text("/etc/lp-conf.conf")? == "tried out\n", "the edit was lost");
     ensure!(place.state()?.version("lp-conf") == Some("1.0"));
     Ok(())
+}
+
+/// A change of two packages that waits to be confirmed, and of which somebody else has updated one further meanwhile.
+fn overtaken(place: &Place, confirm_within: u32) -> Result<JobId> {
+    let options = ChangeOptions { confirm_within: Some(confirm_within), ..ChangeOptions::default() };
+    let job = place.executor.change(place::install(&["lp-plain=1.0-2", "lp-conf=1.1"])?, options, None)?;
+    place.executor.follow_until(job, |seen| {
+        seen.events.iter().any(|event| matches!(event.kind, EventKind::Confirm { .. }))
+    })?;
+    place.root.exec_ok(&["apt-get", "-qq", "-y", "install", "lp-plain=1.1-1"])?;
+    Ok(job)
+}
+
+fn what_somebody_else_updates_while_it_waits_stays() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-conf"])?;
+    let job = overtaken(&place, 15)?;
+    let seen = place.ends(job, Outcome::Partial)?;
+    let after = place.state()?;
+    ensure!(after.version("lp-plain") == Some("1.1-1"), "somebody else's fix was undone");
+    ensure!(after.version("lp-conf") == Some("1.0"), "what nobody confirmed stays");
+    after.assert_in_order()?;
+    let error = seen.ended().and_then(|ended| ended.error.clone()).context("no error")?;
+    let said = error.message;
+    ensure!(said.contains("nobody confirmed") && said.contains("stay as they are: lp-plain"), "{said}");
+    let barred = seen.went_back().context("no report")?.barred.clone();
+    ensure!(barred == ["lp-conf=1.1"], "{barred:?}");
+    Ok(())
+}
+
+fn what_is_confirmed_may_be_newer_by_then() -> Result<()> {
+    let place = Place::on_day1(&["lp-plain", "lp-conf"])?;
+    let job = overtaken(&place, 600)?;
+    place.executor.ask(job, RequestBody::Confirm { job })?;
+    place.ends(job, Outcome::Applied)?;
+    let after = place.state()?;
+    ensure!(after.version("lp-plain") == Some("1.1-1") && after.version("lp-conf") == Some("1.1"));
+    after.assert_in_order()
 }
 
 fn without_a_record_it_has_to_be_forced() -> Result<()> {
