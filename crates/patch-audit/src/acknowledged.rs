@@ -1,7 +1,7 @@
 //! What root has looked into and explained about a damaged trail: which files that were set aside, and which records are
 //! missing. It is the root side's file, which the writer of the trail cannot write, so that only root can say of damage
-//! that it is known; and it excuses just that damage: another file, a changed one, or one more missing record is as bad as
-//! before.
+//! that it is known; and it excuses just that damage: another file, a changed one, one missing record more or less, or
+//! another record beside a gap is as bad as before.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use patch_types::api::AuditHead;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::chain::Head;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -36,8 +39,32 @@ pub struct Acknowledged {
 pub struct Damage {
     /// Files that were set aside: the name, and the SHA-256 of what is in them in hexadecimal.
     pub files: BTreeMap<String, String>,
-    /// Records that are missing, from and to.
-    pub missing: Vec<(u64, u64)>,
+    /// Records that are missing.
+    pub missing: Vec<Gap>,
+}
+
+/// Records that are missing, and between which ones: whoever puts others in their place changes the gap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// The first of them.
+    pub from: u64,
+    /// The last.
+    pub to: u64,
+    /// The record before them; none if the trail begins behind them.
+    pub before: Option<AuditHead>,
+    /// The record after them.
+    pub after: AuditHead,
+}
+
+impl Gap {
+    pub(crate) fn new(from: u64, to: u64, before: Option<Head>, after: Head) -> Self {
+        Self { from, to, before: before.map(AuditHead::from), after: after.into() }
+    }
+
+    pub(crate) fn contains(&self, seq: u64) -> bool {
+        (self.from..=self.to).contains(&seq)
+    }
 }
 
 impl Damage {
@@ -98,10 +125,9 @@ impl Acknowledgements {
         self.0.iter().find(|one| one.damage.files.get(name).is_some_and(|known| known == sha256))
     }
 
-    /// The acknowledgement that all these records are missing.
-    pub(crate) fn of_missing(&self, from: u64, to: u64) -> Option<&Acknowledged> {
-        let covers = |(first, last): &(u64, u64)| *first <= from && to <= *last;
-        self.0.iter().find(|one| one.damage.missing.iter().any(covers))
+    /// The acknowledgement of just this gap.
+    pub(crate) fn of_gap(&self, gap: &Gap) -> Option<&Acknowledged> {
+        self.0.iter().find(|one| one.damage.missing.contains(gap))
     }
 }
 

@@ -5,8 +5,8 @@ use std::{io::ErrorKind, path::Path};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use patch_audit::{
-    Acknowledged, Acknowledgements, AuditEvent, AuditKind, Caller, Damage, Filter, Head, Known, LOG_PATH,
-    PublicKeys, RECORD_BOUNDS, Reader, Report, Retention, SignedHead, Trail, TrailFile, append,
+    Acknowledged, Acknowledgements, AuditEvent, AuditKind, Caller, Damage, Filter, Gap, Head, Known,
+    LOG_PATH, PublicKeys, RECORD_BOUNDS, Reader, Report, Retention, SignedHead, Trail, TrailFile, append,
     examine_opened, read_checkpoint, read_heads,
 };
 use patch_types::{
@@ -111,7 +111,12 @@ fn acknowledge(root: &Path, damage: Damage, reason: &str, json: bool) -> anyhow:
         .files
         .keys()
         .map(|name| format!("the file {name}, which was set aside"))
-        .chain(damage.missing.iter().map(|(from, to)| format!("that records {from} to {to} are missing")))
+        .chain(
+            damage
+                .missing
+                .iter()
+                .map(|Gap { from, to, .. }| format!("that records {from} to {to} are missing")),
+        )
         .collect();
     if !damage.is_empty() {
         if root == Path::new("/") && !rustix::process::geteuid().is_root() {

@@ -228,7 +228,8 @@ fn what_root_has_explained_is_a_note_and_just_that() {
     let before = examine(&place.path(), &known(&file)).unwrap();
     assert!(!before.is_intact());
     assert_eq!((before.damage.files.len(), before.damage.missing.len()), (1, 1), "{before:?}");
-    let (from, to) = before.damage.missing[0];
+    let from = before.damage.missing[0].from;
+    let to = before.damage.missing[0].to;
     let signed = |seq| {
         let head: Head = format!("{seq}:{}", "0".repeat(64)).parse().unwrap();
         SignedHead { head, at: Timestamp::now() }
@@ -262,7 +263,7 @@ fn what_root_has_explained_is_a_note_and_just_that() {
     let later = live.split_once('\n').unwrap().1;
     fs::write(place.path(), later).unwrap();
     let worse = examine(&place.path(), &known(&file)).unwrap();
-    assert_eq!(worse.damage.missing, [(from, to + 1)], "{worse:?}");
+    assert_eq!((worse.damage.missing[0].from, worse.damage.missing[0].to), (from, to + 1), "{worse:?}");
     assert!(!worse.is_intact());
     fs::write(place.path(), live.replace("after", "other")).unwrap();
     let edited = examine(&place.path(), &known(&file)).unwrap();
@@ -270,6 +271,57 @@ fn what_root_has_explained_is_a_note_and_just_that() {
 
     fs::write(&file, "{}\n").unwrap();
     assert!(Acknowledgements::read(&file).is_err());
+}
+
+#[test]
+fn an_acknowledged_gap_is_no_room_for_forged_records() {
+    let place = Place::new();
+    let log = place.open();
+    for n in 0..12 {
+        log.record(event(format!("number {n}"))).unwrap();
+    }
+    log.close();
+    let text = fs::read_to_string(place.path()).unwrap();
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    let with = |between: &str| {
+        fs::write(place.path(), [&lines[..3].concat(), between, &lines[8..].concat()].concat())
+    };
+    let signed = heads(&text).into_iter().skip(4).take(3);
+    let signed = signed.map(|head| SignedHead { head, at: Timestamp::now() });
+    let mut known = Known { signed: signed.collect(), ..Known::default() };
+
+    with("").unwrap();
+    let found = examine(&place.path(), &known).unwrap();
+    let [gap] = &found.damage.missing[..] else { panic!("{found:?}") };
+    assert_eq!((gap.from, gap.to), (4, 8));
+    let file = place.dir.path().join("acknowledged");
+    let reason = "the disk lost them".to_owned();
+    let explained = Acknowledged { at: Timestamp::now(), reason, damage: found.damage.clone() };
+    Acknowledgements::append(&file, &explained).unwrap();
+    known.acknowledged = Acknowledgements::read(&file).unwrap();
+    assert!(examine(&place.path(), &known).unwrap().is_intact());
+
+    // Others in their place, chained as they should be, up to one or to all of them; the root side signed none of them.
+    let forge = Place::new();
+    fs::write(forge.path(), lines[..3].concat()).unwrap();
+    let log = forge.open();
+    for n in 0..5 {
+        log.record(event(format!("forged {n}"))).unwrap();
+    }
+    log.close();
+    let forged = fs::read_to_string(forge.path()).unwrap();
+    let forged: Vec<_> = forged.split_inclusive('\n').skip(3).collect();
+    let unsigned = Known { signed: Vec::new(), ..known.clone() };
+    for count in 1..=5 {
+        with(&forged[..count].concat()).unwrap();
+        for known in [&known, &unsigned] {
+            let report = examine(&place.path(), known).unwrap();
+            assert!(!report.is_intact(), "{count}: {report:?}");
+        }
+    }
+    // Nor may they be the first ones to be missing: the gap was between others.
+    fs::write(place.path(), lines[8..].concat()).unwrap();
+    assert!(!examine(&place.path(), &unsigned).unwrap().is_intact());
 }
 
 fn ago(days: i64) -> Timestamp {
