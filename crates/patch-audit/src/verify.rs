@@ -284,8 +284,16 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
         let mut reader = Hashing::new(file.reader());
         let (verdict, _) =
             verify_each(&mut reader, &Expect { start: Start::Anything, head: None }, |_, _| {});
-        let sha256 =
-            reader.finish().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+        let sha256 = match reader.finish() {
+            Ok(sha256) => sha256,
+            // What cannot be read cannot be known either.
+            Err(error) => {
+                report.problems.push(format!(
+                    "{name}: this file was found damaged and set aside, and cannot be read: {error}"
+                ));
+                continue;
+            }
+        };
         let span = match (verdict.first, verdict.head) {
             (Some(first), Some(last)) => format!("it holds records {} to {}", first.seq, last.seq),
             _ => "it holds no record".to_owned(),

@@ -274,6 +274,26 @@ fn what_root_has_explained_is_a_note_and_just_that() {
 }
 
 #[test]
+fn what_was_set_aside_is_taken_as_it_lies_there() {
+    let place = Place::new();
+    let log = place.open();
+    log.record(event("one")).unwrap();
+    log.close();
+    let aside = place.dir.path().join("audit.log.set-aside-20261120T000000Z.gz");
+    let known = Known::default();
+    let damage = |content: &[u8]| {
+        fs::write(&aside, content).unwrap();
+        let report = examine(&place.path(), &known).unwrap();
+        assert!(!report.is_intact());
+        report.damage
+    };
+    // The beginning of a compressed file, and what begins as none.
+    let cut = damage(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x4b]);
+    assert_eq!(cut.files.len(), 1);
+    assert_ne!(damage(b"junk"), damage(b"other junk"), "each has its own digest");
+}
+
+#[test]
 fn an_acknowledged_gap_is_no_room_for_forged_records() {
     let place = Place::new();
     let log = place.open();
