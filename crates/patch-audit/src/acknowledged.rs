@@ -6,8 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead, Read, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, BufRead, Read},
     path::Path,
 };
 
@@ -16,7 +15,7 @@ use patch_types::api::AuditHead;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::chain::Head;
+use crate::{chain::Head, checkpoint::replace};
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -87,31 +86,40 @@ impl Acknowledgements {
     pub fn read(path: &Path) -> io::Result<Self> {
         let mut text = String::new();
         match File::open(path) {
-            Ok(file) => file.take(MAX_FILE).read_to_string(&mut text)?,
+            Ok(file) => file.take(MAX_FILE + 1).read_to_string(&mut text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(error),
         };
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        let parsed: Result<_, _> = lines.map(serde_json::from_str).collect();
-        parsed.map(Self).map_err(io::Error::from)
+        within_bounds(text.len())?;
+        let parse = |(i, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| {
+                let what = format!("line {} is not an acknowledgement: {error}", i + 1);
+                io::Error::new(io::ErrorKind::InvalidData, what)
+            })
+        };
+        text.lines().enumerate().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Adds one, durably.
+    /// These and one more, as the text of the file.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn append(path: &Path, acknowledged: &Acknowledged) -> io::Result<()> {
-        let mut line = serde_json::to_vec(acknowledged)?;
-        line.push(b'\n');
-        let mut file = File::options().create(true).append(true).mode(0o644).open(path)?;
-        // Whatever the umask of whoever runs this: others verify as well.
-        rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o644))?;
-        file.write_all(&line)?;
-        file.sync_all()?;
-        match path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
+    /// When the file would be larger than one that is read.
+    pub fn text_with(&self, one: &Acknowledged) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for acknowledged in self.0.iter().chain([one]) {
+            serde_json::to_writer(&mut text, acknowledged)?;
+            text.push(b'\n');
         }
+        within_bounds(text.len())?;
+        Ok(text)
+    }
+
+    /// Writes the file whole and durably, readable by everybody: others verify as well.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before is then still there.
+    pub fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+        replace(path, text, 0o644)
     }
 
     /// Whether a file of this name was acknowledged, whatever is in it.
@@ -129,6 +137,15 @@ impl Acknowledgements {
     pub(crate) fn of_gap(&self, gap: &Gap) -> Option<&Acknowledged> {
         self.0.iter().find(|one| one.damage.missing.contains(gap))
     }
+}
+
+fn within_bounds(length: usize) -> io::Result<()> {
+    if length as u64 <= MAX_FILE {
+        return Ok(());
+    }
+    let what =
+        format!("acknowledgements of more than {MAX_FILE} bytes are more than anybody has looked into");
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, what))
 }
 
 /// Passes lines on, and tells what was in them.

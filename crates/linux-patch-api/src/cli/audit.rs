@@ -128,14 +128,17 @@ fn acknowledge(root: &Path, damage: Damage, reason: &str, json: bool) -> anyhow:
             "{} is not there: what the trail is measured by is the root side's; start linux-patch-executor.socket first",
             state.display()
         );
+        let path = root.join(ACKNOWLEDGED);
+        let acknowledged = Acknowledged { at: jiff::Timestamp::now(), reason: reason.to_owned(), damage };
+        let text = Acknowledgements::read(&path)
+            .and_then(|known| known.text_with(&acknowledged))
+            .with_context(|| unreadable(&path))?;
         // On record before it counts.
         let sentence = format!("damage to the audit trail was acknowledged: {}; {reason}", what.join(", "));
         let event = AuditEvent::new(AuditKind::SystemChanged { what: sentence }, &Caller::local());
         append(&root.join(RECORD), &[event], &RECORD_BOUNDS)
             .context("the root side's record cannot be written")?;
-        let path = root.join(ACKNOWLEDGED);
-        let acknowledged = Acknowledged { at: jiff::Timestamp::now(), reason: reason.to_owned(), damage };
-        Acknowledgements::append(&path, &acknowledged)
+        Acknowledgements::write(&path, &text)
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }
     if json {
@@ -151,6 +154,15 @@ fn acknowledge(root: &Path, damage: Damage, reason: &str, json: bool) -> anyhow:
         print(&format!("{text}linux-patch-api audit verify tells it as a note from now on\n"))?;
     }
     Ok(exit::OK)
+}
+
+/// What is to be done about a file of acknowledgements that cannot be used.
+fn unreadable(path: &Path) -> String {
+    format!(
+        "{0} cannot be used, so nothing counts as acknowledged; move it away (what was acknowledged is also in the root side's \
+         record: linux-patch-host record) and acknowledge what is still there anew",
+        path.display()
+    )
 }
 
 /// What the root side knows of the trail, as far as whoever runs this may read it, what is damaged of that, and what could
@@ -200,7 +212,7 @@ fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
     let acknowledged = root.join(ACKNOWLEDGED);
     match Acknowledgements::read(&acknowledged) {
         Ok(read) => known.acknowledged = read,
-        Err(error) => problems.push(format!("{}: {error}", acknowledged.display())),
+        Err(error) => problems.push(format!("{}: {error}", unreadable(&acknowledged))),
     }
     match read_heads(&root.join(CHECKPOINT_HEADS)) {
         Ok(heads) => known.signed.extend(heads.iter().filter_map(|c| SignedHead::try_from(c).ok())),
@@ -412,6 +424,15 @@ mod tests {
         assert!(record.contains(aside) && record.contains("a disk that was full"), "{record}");
         assert_eq!(acknowledge().unwrap(), exit::OK, "nothing is left to say");
         assert_eq!(std::fs::read_to_string(root.join(RECORD)).unwrap(), record);
+        // A torn file is not written upon.
+        let path = root.join(ACKNOWLEDGED);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
+        assert_eq!(verify(), exit::NOT_IN_ORDER);
+        let refused = format!("{:#}", acknowledge().unwrap_err());
+        assert!(refused.contains("move it away") && refused.contains("line 1"), "{refused}");
+        assert_eq!(std::fs::read_to_string(root.join(RECORD)).unwrap(), record);
+        std::fs::write(&path, &whole).unwrap();
         // What comes later is new.
         std::fs::write(log.with_file_name("audit.log.set-aside-20261121T000000Z"), "rubbish").unwrap();
         assert_eq!(verify(), exit::NOT_IN_ORDER);

@@ -1,14 +1,19 @@
 //! Days, compression, retention: the chain goes through all of it.
 
-use std::{fs, io::Write as _};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
 use patch_audit::{
-    Acknowledged, Acknowledgements, AuditEvent, AuditKind, AuditLog, Caller, Head, Key, Known, Options,
-    PublicKeys, Reconfiguration, Report, Retention, SignedHead, examine,
+    Acknowledged, Acknowledgements, AuditEvent, AuditKind, AuditLog, Caller, Damage, Head, Key, Known,
+    Options, PublicKeys, Reconfiguration, Report, Retention, SignedHead, examine,
 };
 
 use crate::{Place, event};
+
+fn acknowledge(file: &Path, one: &Acknowledged) {
+    let text = Acknowledgements::read(file).unwrap().text_with(one).unwrap();
+    Acknowledgements::write(file, &text).unwrap();
+}
 
 fn examined(place: &Place) -> Report {
     examine(&place.path(), &Known::default()).unwrap()
@@ -220,10 +225,8 @@ fn what_root_has_explained_is_a_note_and_just_that() {
     fs::write(place.path(), &text[..text.len() - 20]).unwrap();
     log.record(event("after")).unwrap();
     log.close();
-    let known = |path: &std::path::Path| Known {
-        acknowledged: Acknowledgements::read(path).unwrap(),
-        ..Known::default()
-    };
+    let known =
+        |path: &Path| Known { acknowledged: Acknowledgements::read(path).unwrap(), ..Known::default() };
     let file = place.dir.path().join("acknowledged");
     let before = examine(&place.path(), &known(&file)).unwrap();
     assert!(!before.is_intact());
@@ -237,7 +240,7 @@ fn what_root_has_explained_is_a_note_and_just_that() {
 
     let reason = "the backup restored an old file".to_owned();
     let acknowledged = Acknowledged { at: Timestamp::now(), reason, damage: before.damage.clone() };
-    Acknowledgements::append(&file, &acknowledged).unwrap();
+    acknowledge(&file, &acknowledged);
     let after = examine(&place.path(), &known(&file)).unwrap();
     assert!(after.is_intact() && after.damage.is_empty(), "{after:?}");
     assert!(after.notes.iter().any(|note| note.contains("restored an old file")), "{after:?}");
@@ -269,8 +272,27 @@ fn what_root_has_explained_is_a_note_and_just_that() {
     let edited = examine(&place.path(), &known(&file)).unwrap();
     assert!(!edited.is_intact() && edited.damage.is_empty(), "an edit is nothing to acknowledge: {edited:?}");
 
-    fs::write(&file, "{}\n").unwrap();
-    assert!(Acknowledgements::read(&file).is_err());
+    // A line that is none, or torn, leaves nothing acknowledged.
+    let whole = fs::read_to_string(&file).unwrap();
+    for bad in ["{}\n", &whole[..whole.len() - 9], &format!("{whole}{{"), &" ".repeat((1 << 20) + 1)] {
+        fs::write(&file, bad).unwrap();
+        assert!(Acknowledgements::read(&file).is_err(), "{}", bad.len());
+    }
+}
+
+#[test]
+fn acknowledgements_are_written_whole_and_no_more_than_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("acknowledged");
+    let damage = || Damage { files: [("f".to_owned(), "0".repeat(64))].into(), missing: Vec::new() };
+    let one = |reason: String| Acknowledged { at: Timestamp::now(), reason, damage: damage() };
+    acknowledge(&file, &one("the first".to_owned()));
+    acknowledge(&file, &one("the second".to_owned()));
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    let known = Acknowledgements::read(&file).unwrap();
+    assert!(known.text_with(&one("x".repeat(1 << 20))).is_err());
 }
 
 #[test]
@@ -317,7 +339,7 @@ fn an_acknowledged_gap_is_no_room_for_forged_records() {
     let file = place.dir.path().join("acknowledged");
     let reason = "the disk lost them".to_owned();
     let explained = Acknowledged { at: Timestamp::now(), reason, damage: found.damage.clone() };
-    Acknowledgements::append(&file, &explained).unwrap();
+    acknowledge(&file, &explained);
     known.acknowledged = Acknowledgements::read(&file).unwrap();
     assert!(examine(&place.path(), &known).unwrap().is_intact());
 
