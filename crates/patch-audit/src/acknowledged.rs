@@ -72,6 +72,13 @@ impl Damage {
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.missing.is_empty()
     }
+
+    /// What just this damage is known by: the SHA-256 of its JSON, in hexadecimal. None if there is no damage.
+    #[must_use]
+    pub fn digest(&self) -> Option<String> {
+        let text = serde_json::to_vec(self).ok().filter(|_| !self.is_empty())?;
+        Some(hex::encode(Sha256::digest(text)))
+    }
 }
 
 /// All that was acknowledged.
