@@ -455,11 +455,14 @@ mod tests {
         };
         let seen = digest();
         let acknowledge = || naming(&seen);
-        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::NOT_IN_ORDER, vec![aside.to_owned()]));
+        assert_eq!(
+            (verify(), crate::audit::set_aside(root).files),
+            (exit::NOT_IN_ORDER, vec![aside.to_owned()])
+        );
         assert!(acknowledge().unwrap_err().to_string().contains("root side"), "there is none here");
         std::fs::create_dir_all(root.join(STATE_DIR)).unwrap();
         assert_eq!(acknowledge().unwrap(), exit::OK);
-        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::OK, Vec::new()));
+        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::OK, crate::audit::SetAside::default()));
         let record = std::fs::read_to_string(root.join(RECORD)).unwrap();
         assert!(record.contains(aside) && record.contains("a disk that was full"), "{record}");
         assert_eq!(acknowledge().unwrap(), exit::OK, "nothing is left to say");
@@ -469,6 +472,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
         assert_eq!(verify(), exit::NOT_IN_ORDER);
+        assert!(crate::audit::set_aside(root).unread.is_some_and(|why| why.contains("line 1")));
         let refused = format!("{:#}", acknowledge().unwrap_err());
         assert!(refused.contains("move it away") && refused.contains("line 1"), "{refused}");
         assert_eq!(std::fs::read_to_string(root.join(RECORD)).unwrap(), record);
