@@ -27,14 +27,30 @@ pub fn reconfigure(log: &AuditLog, settings: &Settings) {
     }
 }
 
-/// The names of the trail's files that were found damaged and set aside, oldest first, and that root has not acknowledged.
+/// What was found damaged of the trail.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SetAside {
+    /// The names of the files that were set aside, oldest first, and that root has not acknowledged.
+    pub files: Vec<String>,
+    /// Why it is not known what root has acknowledged.
+    pub unread: Option<String>,
+}
+
+/// Looks for files of the trail that were set aside.
 #[must_use]
-pub fn set_aside(root: &Path) -> Vec<String> {
+pub fn set_aside(root: &Path) -> SetAside {
     let name =
         |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let known = Acknowledgements::read(&root.join(ACKNOWLEDGED)).unwrap_or_default();
+    let path = root.join(ACKNOWLEDGED);
+    let (known, unread) = match Acknowledgements::read(&path) {
+        Ok(known) => (known, None),
+        Err(error) => (
+            Acknowledgements::default(),
+            Some(format!("{} cannot be read, so nothing counts as acknowledged: {error}", path.display())),
+        ),
+    };
     let files = patch_audit::set_aside(&root.join(patch_audit::LOG_PATH));
-    files.iter().map(name).filter(|name| !known.names(name)).collect()
+    SetAside { files: files.iter().map(name).filter(|name| !known.names(name)).collect(), unread }
 }
 
 /// Looks at a disk that may hang: one look at a time, and nobody waits for it for long.

@@ -29,6 +29,8 @@ pub mod checkpoint;
 pub mod cli;
 pub mod compliance;
 pub mod config;
+#[cfg(test)]
+mod confined;
 pub mod control;
 pub mod door;
 pub mod ends;

@@ -1,19 +1,21 @@
 //! What root has looked into and explained about a damaged trail: which files that were set aside, and which records are
 //! missing. It is the root side's file, which the writer of the trail cannot write, so that only root can say of damage
-//! that it is known; and it excuses just that damage: another file, a changed one, or one more missing record is as bad as
-//! before.
+//! that it is known; and it excuses just that damage: another file, a changed one, one missing record more or less, or
+//! another record beside a gap is as bad as before.
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead, Read, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, BufRead, Read},
     path::Path,
 };
 
 use jiff::Timestamp;
+use patch_types::api::AuditHead;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::{chain::Head, checkpoint::replace};
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -36,8 +38,32 @@ pub struct Acknowledged {
 pub struct Damage {
     /// Files that were set aside: the name, and the SHA-256 of what is in them in hexadecimal.
     pub files: BTreeMap<String, String>,
-    /// Records that are missing, from and to.
-    pub missing: Vec<(u64, u64)>,
+    /// Records that are missing.
+    pub missing: Vec<Gap>,
+}
+
+/// Records that are missing, and between which ones: whoever puts others in their place changes the gap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// The first of them.
+    pub from: u64,
+    /// The last.
+    pub to: u64,
+    /// The record before them; none if the trail begins behind them.
+    pub before: Option<AuditHead>,
+    /// The record after them.
+    pub after: AuditHead,
+}
+
+impl Gap {
+    pub(crate) fn new(from: u64, to: u64, before: Option<Head>, after: Head) -> Self {
+        Self { from, to, before: before.map(AuditHead::from), after: after.into() }
+    }
+
+    pub(crate) fn contains(&self, seq: u64) -> bool {
+        (self.from..=self.to).contains(&seq)
+    }
 }
 
 impl Damage {
@@ -45,6 +71,13 @@ impl Damage {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.missing.is_empty()
+    }
+
+    /// What just this damage is known by: the SHA-256 of its JSON, in hexadecimal. None if there is no damage.
+    #[must_use]
+    pub fn digest(&self) -> Option<String> {
+        let text = serde_json::to_vec(self).ok().filter(|_| !self.is_empty())?;
+        Some(hex::encode(Sha256::digest(text)))
     }
 }
 
@@ -60,31 +93,40 @@ impl Acknowledgements {
     pub fn read(path: &Path) -> io::Result<Self> {
         let mut text = String::new();
         match File::open(path) {
-            Ok(file) => file.take(MAX_FILE).read_to_string(&mut text)?,
+            Ok(file) => file.take(MAX_FILE + 1).read_to_string(&mut text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(error),
         };
-        let lines = text.lines().filter(|line| !line.trim().is_empty());
-        let parsed: Result<_, _> = lines.map(serde_json::from_str).collect();
-        parsed.map(Self).map_err(io::Error::from)
+        within_bounds(text.len())?;
+        let parse = |(i, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| {
+                let what = format!("line {} is not an acknowledgement: {error}", i + 1);
+                io::Error::new(io::ErrorKind::InvalidData, what)
+            })
+        };
+        text.lines().enumerate().map(parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Adds one, durably.
+    /// These and one more, as the text of the file.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn append(path: &Path, acknowledged: &Acknowledged) -> io::Result<()> {
-        let mut line = serde_json::to_vec(acknowledged)?;
-        line.push(b'\n');
-        let mut file = File::options().create(true).append(true).mode(0o644).open(path)?;
-        // Whatever the umask of whoever runs this: others verify as well.
-        rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o644))?;
-        file.write_all(&line)?;
-        file.sync_all()?;
-        match path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
+    /// When the file would be larger than one that is read.
+    pub fn text_with(&self, one: &Acknowledged) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for acknowledged in self.0.iter().chain([one]) {
+            serde_json::to_writer(&mut text, acknowledged)?;
+            text.push(b'\n');
         }
+        within_bounds(text.len())?;
+        Ok(text)
+    }
+
+    /// Writes the file whole and durably, readable by everybody: others verify as well.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before is then still there.
+    pub fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+        replace(path, text, 0o644)
     }
 
     /// Whether a file of this name was acknowledged, whatever is in it.
@@ -98,11 +140,19 @@ impl Acknowledgements {
         self.0.iter().find(|one| one.damage.files.get(name).is_some_and(|known| known == sha256))
     }
 
-    /// The acknowledgement that all these records are missing.
-    pub(crate) fn of_missing(&self, from: u64, to: u64) -> Option<&Acknowledged> {
-        let covers = |(first, last): &(u64, u64)| *first <= from && to <= *last;
-        self.0.iter().find(|one| one.damage.missing.iter().any(covers))
+    /// The acknowledgement of just this gap.
+    pub(crate) fn of_gap(&self, gap: &Gap) -> Option<&Acknowledged> {
+        self.0.iter().find(|one| one.damage.missing.contains(gap))
     }
+}
+
+fn within_bounds(length: usize) -> io::Result<()> {
+    if length as u64 <= MAX_FILE {
+        return Ok(());
+    }
+    let what =
+        format!("acknowledgements of more than {MAX_FILE} bytes are more than anybody has looked into");
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, what))
 }
 
 /// Passes lines on, and tells what was in them.

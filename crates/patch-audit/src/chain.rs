@@ -230,6 +230,10 @@ pub enum Break {
         from: u64,
         /// The last.
         to: u64,
+        /// The record before them.
+        before: Head,
+        /// The record after them, as its line says.
+        after: Head,
     },
     /// The record's number is not higher than the one before.
     #[error("the record was inserted, repeated or moved: number {expected} belongs here")]
@@ -401,7 +405,11 @@ fn note_break(verdict: &mut Verdict, line: u64, link: &Link, last: Head) {
         verdict.note(line, seq, Break::Edited { written: link.written, computed: link.computed });
     }
     if link.seq > expected {
-        verdict.note(line, seq, Break::Missing { from: expected, to: link.seq - 1 });
+        verdict.note(
+            line,
+            seq,
+            Break::Missing { from: expected, to: link.seq - 1, before: last, after: link.head() },
+        );
     } else if link.seq < expected {
         verdict.note(line, seq, Break::OutOfOrder { expected });
     } else if link.prev != last.hash {

@@ -34,7 +34,7 @@ mod trail;
 mod verify;
 mod writer;
 
-pub use acknowledged::{Acknowledged, Acknowledgements, Damage};
+pub use acknowledged::{Acknowledged, Acknowledgements, Damage, Gap};
 pub use chain::{Break, Expect, Hash, Head, HeadError, MAX_RECORD, MAX_SEQ, Problem, Start, Verdict, verify};
 pub use checkpoint::{Key, PublicKeys, keep_head, read_checkpoint, read_heads, write_checkpoint};
 pub use event::{AuditEvent, AuditKind, Caller, CertificateRole, Priority};

@@ -51,6 +51,12 @@ impl TrailFile {
         }
     }
 
+    /// Opens a file that was set aside. The present file is, which is plain: whatever has another name in that place is
+    /// taken as it lies there, and nothing of it is unpacked.
+    fn open_aside(path: PathBuf) -> io::Result<Option<Self>> {
+        Ok(Self::open(path, false)?.map(|file| Self { is_compressed: false, ..file }))
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -130,7 +136,7 @@ impl Trail {
         }
         trail.files.extend(live);
         for path in set_aside(log) {
-            trail.set_aside.extend(TrailFile::open(path, false)?);
+            trail.set_aside.extend(TrailFile::open_aside(path)?);
         }
         Ok(trail)
     }
@@ -290,7 +296,7 @@ pub(crate) fn last_of_siblings(log: &Path) -> Option<Head> {
     let mut former = former(log);
     former.sort_by_cached_key(Former::first_seq);
     let rotated = former.into_iter().rev().find_map(|former| of(former.open().ok()??));
-    let aside = set_aside(log).into_iter().filter_map(|path| of(TrailFile::open(path, false).ok()??));
+    let aside = set_aside(log).into_iter().filter_map(|path| of(TrailFile::open_aside(path).ok()??));
     aside.chain(rotated).max_by_key(|head| head.seq)
 }
 

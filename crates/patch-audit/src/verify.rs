@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use patch_types::executor::Checkpoint;
 
 use crate::{
-    acknowledged::{Acknowledged, Acknowledgements, Damage, Hashing},
+    acknowledged::{Acknowledged, Acknowledgements, Damage, Gap, Hashing},
     chain::{Break, Expect, Hash, Head, HeadError, Start, verify_each},
     checkpoint::PublicKeys,
     event::AuditKind,
@@ -85,6 +85,8 @@ pub struct Report {
     pub notes: Vec<String>,
     /// What of the problems a person may acknowledge: what a file that was set aside has left.
     pub damage: Damage,
+    /// The gaps that are there and that root has explained.
+    explained: Vec<Gap>,
     /// Whether the present file ends within a line.
     pub is_being_written: bool,
 }
@@ -101,6 +103,15 @@ impl Report {
                 damage(&mut self.damage);
             }
         }
+    }
+
+    /// As [`Self::judge`], of records that are missing.
+    fn judge_gap(&mut self, what: String, gap: Gap, known: &Acknowledgements) {
+        let known = known.of_gap(&gap);
+        if known.is_some() {
+            self.explained.push(gap.clone());
+        }
+        self.judge(what, known, |damage| damage.missing.push(gap));
     }
 
     /// Whether the trail is what was written.
@@ -242,10 +253,9 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
                 Break::Torn if is_live => report.is_being_written = true,
                 // A later file may have it, or it is told below.
                 Break::Truncated { .. } if is_pruned || (i + 1 < files && !reaches) => {}
-                Break::Missing { from, to } => {
-                    let known = known.acknowledged.of_missing(from, to);
-                    report
-                        .judge(format!("{name}: {problem}"), known, |damage| damage.missing.push((from, to)));
+                Break::Missing { from, to, before, after } => {
+                    let gap = Gap::new(from, to, Some(before), after);
+                    report.judge_gap(format!("{name}: {problem}"), gap, &known.acknowledged);
                 }
                 _ => report.problems.push(format!("{name}: {problem}")),
             }
@@ -274,8 +284,16 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
         let mut reader = Hashing::new(file.reader());
         let (verdict, _) =
             verify_each(&mut reader, &Expect { start: Start::Anything, head: None }, |_, _| {});
-        let sha256 =
-            reader.finish().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+        let sha256 = match reader.finish() {
+            Ok(sha256) => sha256,
+            // What cannot be read cannot be known either.
+            Err(error) => {
+                report.problems.push(format!(
+                    "{name}: this file was found damaged and set aside, and cannot be read: {error}"
+                ));
+                continue;
+            }
+        };
         let span = match (verdict.first, verdict.head) {
             (Some(first), Some(last)) => format!("it holds records {} to {}", first.seq, last.seq),
             _ => "it holds no record".to_owned(),
@@ -307,13 +325,7 @@ fn conclude(report: &mut Report, said: Said, known: &Known) {
             "the trail was cut off: the root side has signed record {seq}, and the trail ends with record {last}"
         ));
     }
-    // A damaged trail may begin with a higher number than it ends with.
-    let is_missing = |seq: u64| known.acknowledged.of_missing(seq, seq).is_some();
-    let within = said.signed.keys().filter(|seq| (first..=last).contains(*seq) && !is_missing(**seq)).count();
-    if first > 0 && within > 0 {
-        report.problems.push(format!("{within} records that the root side has signed are not there"));
-    }
-    if first > 1 && said.first_left < first {
+    if let Some(beginning) = report.first.filter(|_| first > 1 && said.first_left < first) {
         let aside = said.set_aside.iter().find(|(seq, _)| *seq <= first.saturating_add(2));
         let what = match aside {
             Some((_, Some(name))) => {
@@ -324,8 +336,7 @@ fn conclude(report: &mut Report, said: Said, known: &Known) {
             ),
         };
         let (from, to) = (said.first_left.max(1), first.saturating_sub(1));
-        let known = known.acknowledged.of_missing(from, to);
-        report.judge(what, known, |damage| damage.missing.push((from, to)));
+        report.judge_gap(what, Gap::new(from, to, None, beginning), &known.acknowledged);
     } else if first > 1 {
         report.notes.push(match said.vouched {
             Some(vouched) => format!(
@@ -336,6 +347,12 @@ fn conclude(report: &mut Report, said: Said, known: &Known) {
                 "the trail begins with record {first}, the older ones were kept long enough; no checkpoint vouches for that"
             ),
         });
+    }
+    // A damaged trail may begin with a higher number than it ends with.
+    let is_missing = |seq: u64| report.explained.iter().any(|gap| gap.contains(seq));
+    let within = said.signed.keys().filter(|seq| (first..=last).contains(*seq) && !is_missing(**seq)).count();
+    if first > 0 && within > 0 {
+        report.problems.push(format!("{within} records that the root side has signed are not there"));
     }
     if said.unchecked > 0 {
         report.notes.push(format!(

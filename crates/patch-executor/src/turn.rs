@@ -107,20 +107,20 @@ fn somebody_is_before(paths: &Paths, place: &Place) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether no change is under way.
+/// Whether no change is under way. Those who only ask do not take each other for one.
 pub(crate) fn is_free(paths: &Paths) -> bool {
-    open(&paths.turn()).and_then(|turn| try_lock(&turn)).unwrap_or(false)
+    open(&paths.turn()).is_ok_and(|turn| flock(&turn, FlockOperation::NonBlockingLockShared).is_ok())
 }
 
 /// The change that is under way, if one is: whoever looks at the host sees what it has done so far. One that has ended and is
-/// only tidying up after itself is none.
+/// only tidying up after itself is none, nor is one without a journal, which has not begun or is long gone.
 pub(crate) fn under_way(paths: &Paths) -> Option<JobId> {
     if is_free(paths) {
         return None;
     }
-    let is_over = |job: &JobId| {
-        Journal::open(&paths.journal(*job))
-            .is_ok_and(|journal| matches!(journal.record.state, State::Ended { .. }))
+    let is_over = |job: &JobId| match Journal::open(&paths.journal(*job)) {
+        Ok(journal) => matches!(journal.record.state, State::Ended { .. }),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
     owner(paths).filter(|job| !is_over(job))
 }
@@ -201,6 +201,11 @@ mod tests {
         let mut journal =
             Journal::create(&paths.journal(id), id, Operation::Refresh, limits, None, options).unwrap();
         assert_eq!(under_way(&paths), Some(id));
+        // The next one has the turn and has not begun.
+        let next = JobId(Uuid::from_u128(2));
+        turn.claim(next).unwrap();
+        assert_eq!(under_way(&paths), None);
+        turn.claim(id).unwrap();
         let ended = Ended {
             status: JobStatus::Completed,
             outcome: None,
@@ -213,6 +218,20 @@ mod tests {
         assert_eq!(under_way(&paths), None, "it tidies up");
         drop(turn);
         assert_eq!(under_way(&paths), None);
+    }
+
+    #[test]
+    fn those_who_ask_do_not_see_each_other() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path().to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        let asking = open(&paths.turn()).unwrap();
+        flock(&asking, FlockOperation::NonBlockingLockShared).unwrap();
+        assert!(is_free(&paths));
+        drop(asking);
+        let place = queue(&paths, JobId(Uuid::from_u128(1))).unwrap();
+        let turn = try_take(&paths, &place).unwrap();
+        assert!(turn.is_some() && !is_free(&paths));
     }
 
     #[test]

@@ -59,7 +59,13 @@ pub(crate) async fn to_end(client: &Client, out: &Output, id: JobId) -> anyhow::
 /// Follows a job to its end on the way to something else: how it went is for the caller to say. `None` if the user did
 /// not want to wait for it.
 pub(crate) async fn step(client: &Client, out: &Output, id: JobId) -> anyhow::Result<Option<Answer<Job>>> {
-    watch(client, out, id, if out.json { Display::Silent } else { Display::live(out) }).await
+    Ok(watch(client, out, id, Display::beside(out), Until::Ended).await?.flatten())
+}
+
+/// Follows a job until it changes nothing any more for now: it has ended, or waits to be confirmed, which may take a day.
+/// `false` if the user did not want to wait for it.
+pub(crate) async fn until_still(client: &Client, out: &Output, id: JobId) -> anyhow::Result<bool> {
+    Ok(watch(client, out, id, Display::beside(out), Until::Still).await?.is_some())
 }
 
 /// Like [`to_end`] for a job that is only watched: with `--json` every message is a line.
@@ -67,20 +73,30 @@ pub(crate) async fn only(client: &Client, out: &Output, id: JobId) -> anyhow::Re
     if !out.json {
         return to_end(client, out, id).await;
     }
-    let ended = watch(client, out, id, Display::Json).await?;
+    let ended = watch(client, out, id, Display::Json, Until::Ended).await?.flatten();
     Ok(ended.map_or(Exit::Interrupted, |ended| Exit::of_job(&ended)))
 }
 
-/// The ended job; `None` if the user did not want to wait for it.
+/// How far a job is followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// To its end.
+    Ended,
+    /// To its end, or until it waits to be confirmed.
+    Still,
+}
+
+/// The job if it has ended, and none in it if it waits; `None` if the user did not want to wait for it.
 async fn watch(
     client: &Client,
     out: &Output,
     id: JobId,
     mut display: Display,
-) -> anyhow::Result<Option<Answer<Job>>> {
+    until: Until,
+) -> anyhow::Result<Option<Option<Answer<Job>>>> {
     let mut broken: Option<io::Error> = None;
     let mut told = None;
-    let unheard = Notify::new();
+    let (unheard, still) = (Notify::new(), Notify::new());
     let result = {
         let following = client.follow_to_end(id, |message| {
             if let ServerMessage::JobStatus(job) = message
@@ -89,6 +105,9 @@ async fn watch(
             {
                 told = job.confirm_by;
                 display.say(&job::asks(job, &client.address().to_string(), Timestamp::now()));
+                if until == Until::Still {
+                    still.notify_one();
+                }
             }
             if broken.is_none() {
                 broken = display.show(out, message).err();
@@ -98,7 +117,8 @@ async fn watch(
             }
         });
         tokio::select! {
-            result = following => Some(result),
+            result = following => Some(result.map(Some)),
+            () = still.notified() => Some(Ok(None)),
             _ = tokio::signal::ctrl_c() => None,
             // Nobody reads any more, as in `patchctl --json watch ID | head -1`.
             () = unheard.notified() => None,
@@ -122,6 +142,11 @@ async fn watch(
 }
 
 impl Display {
+    /// Of a job that is not itself what was asked for.
+    fn beside(out: &Output) -> Self {
+        if out.json { Self::Silent } else { Self::live(out) }
+    }
+
     fn live(out: &Output) -> Self {
         if !out.bar {
             return Self::Lines(None);

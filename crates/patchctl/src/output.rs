@@ -62,8 +62,13 @@ impl Output {
     /// A remark beside the answer.
     pub(crate) fn remark(&self, text: &str) {
         if !self.json {
-            eprintln!("{}", clean::text(text));
+            self.notice(text);
         }
+    }
+
+    /// A remark that is made with `--json` as well, on standard error: why there is no answer yet.
+    pub(crate) fn notice(&self, text: &str) {
+        eprintln!("{}", clean::text(text));
     }
 }
 

@@ -5,8 +5,8 @@ use std::{io::ErrorKind, path::Path};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use patch_audit::{
-    Acknowledged, Acknowledgements, AuditEvent, AuditKind, Caller, Damage, Filter, Head, Known, LOG_PATH,
-    PublicKeys, RECORD_BOUNDS, Reader, Report, Retention, SignedHead, Trail, TrailFile, append,
+    Acknowledged, Acknowledgements, AuditEvent, AuditKind, Caller, Damage, Filter, Gap, Head, Known,
+    LOG_PATH, PublicKeys, RECORD_BOUNDS, Reader, Report, Retention, SignedHead, Trail, TrailFile, append,
     examine_opened, read_checkpoint, read_heads,
 };
 use patch_types::{
@@ -24,7 +24,8 @@ pub(super) enum Command {
     /// as root with everything that it has. Exit code 3 if anything is not in order.
     Verify(Verify),
     /// Say that damage which `audit verify` reports is explained: files that were set aside, and records that are missing. It
-    /// stays on record and is a note from then on, as long as it is just that damage. Root's alone.
+    /// stays on record and is a note from then on, as long as it is just that damage. Root's alone. Exit code 3 if something
+    /// is left that is not in order.
     Acknowledge(Acknowledge),
     /// Print the last records.
     Show(Show),
@@ -34,6 +35,9 @@ pub(super) enum Command {
 pub(super) struct Acknowledge {
     #[command(flatten)]
     json: Json,
+    /// The digest of the damage, as `audit verify` printed it: what has come since then is not acknowledged unseen.
+    #[arg(long, value_name = "DIGEST")]
+    damage: String,
     /// What it was, for those who read the trail later.
     #[arg(long, value_name = "TEXT", value_parser = a_reason)]
     reason: String,
@@ -81,71 +85,120 @@ pub(super) struct Show {
 
 pub(super) fn execute(root: &Path, command: &Command) -> anyhow::Result<u8> {
     let log = root.join(LOG_PATH);
-    let trail =
-        Trail::open(&log).context("cannot read the audit trail; run this as root or as linux-patch-api")?;
     match command {
         Command::Verify(Verify { json, head }) => {
-            let (known, problems, notes) = known(root, *head);
-            let mut report = examine_opened(&log, trail, &known)
-                .context("cannot read the audit trail; run this as root or as linux-patch-api")?;
-            report.problems.extend(problems);
-            report.notes.extend(notes);
+            let report = verified(root, *head)?;
             // Texts of the trail and names of files are the network side's, and whoever reads this may be root.
             let text = if json.json { as_json(&report) } else { as_text(&report) };
             print(&if json.json { terminal::json(&text) } else { text.into() })?;
             Ok(if report.is_intact() { exit::OK } else { exit::NOT_IN_ORDER })
         }
-        Command::Acknowledge(Acknowledge { json, reason }) => {
-            let (known, ..) = known(root, None);
-            let report = examine_opened(&log, trail, &known)
-                .context("cannot read the audit trail; run this as root")?;
-            acknowledge(root, report.damage, reason, json.json)
+        Command::Acknowledge(Acknowledge { json, damage, reason }) => {
+            acknowledge(root, damage, reason, json.json)
         }
-        Command::Show(show) => show_last(trail.files, show),
+        Command::Show(show) => show_last(opened(&log)?.files, show),
     }
 }
 
-/// Notes, on the root side and in its record, that damage is explained. Whatever else is wrong with the trail stays so.
-fn acknowledge(root: &Path, damage: Damage, reason: &str, json: bool) -> anyhow::Result<u8> {
-    let what: Vec<String> = damage
+const UNREADABLE: &str = "cannot read the audit trail; run this as root or as linux-patch-api";
+
+fn opened(log: &Path) -> anyhow::Result<Trail> {
+    Trail::open(log).context(UNREADABLE)
+}
+
+/// Verifies the trail by all that is known of it.
+fn verified(root: &Path, head: Option<Head>) -> anyhow::Result<Report> {
+    let log = root.join(LOG_PATH);
+    // What is signed meanwhile is not in what was opened before.
+    let trail = opened(&log)?;
+    let (known, problems, notes) = known(root, head);
+    let mut report = examine_opened(&log, trail, &known).context(UNREADABLE)?;
+    report.problems.extend(problems);
+    report.notes.extend(notes);
+    Ok(report)
+}
+
+/// Notes, on the root side and in its record, that damage is explained. Whatever else is wrong with the trail stays so, and
+/// is said.
+fn acknowledge(root: &Path, digest: &str, reason: &str, json: bool) -> anyhow::Result<u8> {
+    let found = verified(root, None)?;
+    let there = found.damage.digest();
+    if let Some(there) = &there {
+        anyhow::ensure!(
+            there == digest,
+            "the damage of this moment is not the one that was named: look at it anew with linux-patch-api audit verify, which \
+             prints the digest to name; nothing was acknowledged"
+        );
+    }
+    let what: Vec<String> = found
+        .damage
         .files
         .keys()
         .map(|name| format!("the file {name}, which was set aside"))
-        .chain(damage.missing.iter().map(|(from, to)| format!("that records {from} to {to} are missing")))
+        .chain(
+            found
+                .damage
+                .missing
+                .iter()
+                .map(|Gap { from, to, .. }| format!("that records {from} to {to} are missing")),
+        )
         .collect();
-    if !damage.is_empty() {
-        if root == Path::new("/") && !rustix::process::geteuid().is_root() {
-            anyhow::bail!("only root can acknowledge damage to the audit trail");
-        }
-        let state = root.join(STATE_DIR);
-        anyhow::ensure!(
-            state.is_dir(),
-            "{} is not there: what the trail is measured by is the root side's; start linux-patch-executor.socket first",
-            state.display()
-        );
-        // On record before it counts.
-        let sentence = format!("damage to the audit trail was acknowledged: {}; {reason}", what.join(", "));
-        let event = AuditEvent::new(AuditKind::SystemChanged { what: sentence }, &Caller::local());
-        append(&root.join(RECORD), &[event], &RECORD_BOUNDS)
-            .context("the root side's record cannot be written")?;
-        let path = root.join(ACKNOWLEDGED);
-        let acknowledged = Acknowledged { at: jiff::Timestamp::now(), reason: reason.to_owned(), damage };
-        Acknowledgements::append(&path, &acknowledged)
-            .with_context(|| format!("{} cannot be written", path.display()))?;
-    }
-    if json {
-        let report = serde_json::json!({ "acknowledged": what });
-        print(&terminal::json(&format!("{report:#}\n")))?;
-    } else if what.is_empty() {
-        print(
-            "there is nothing to acknowledge: no file was set aside and no record is missing that was not explained before\n",
-        )?;
+    let left = if there.is_some() {
+        keep(root, found.damage, reason, &what)?;
+        verified(root, None)?
     } else {
-        let text: String =
+        found
+    };
+    if json {
+        let report = serde_json::json!({ "acknowledged": what, "intact": left.is_intact(), "problems": left.problems });
+        print(&terminal::json(&format!("{report:#}\n")))?;
+    } else {
+        let mut text: String =
             what.iter().map(|one| format!("acknowledged: {}\n", terminal::line(one))).collect();
-        print(&format!("{text}linux-patch-api audit verify tells it as a note from now on\n"))?;
+        text.push_str(if what.is_empty() {
+            "there is nothing to acknowledge: no file was set aside and no record is missing that was not explained before\n"
+        } else {
+            "linux-patch-api audit verify tells it as a note from now on\n"
+        });
+        text.extend(
+            left.problems.iter().map(|problem| format!("still wrong: {}\n", terminal::line(problem))),
+        );
+        print(&text)?;
     }
-    Ok(exit::OK)
+    Ok(if left.is_intact() { exit::OK } else { exit::NOT_IN_ORDER })
+}
+
+/// Writes an acknowledgement down.
+fn keep(root: &Path, damage: Damage, reason: &str, what: &[String]) -> anyhow::Result<()> {
+    if root == Path::new("/") && !rustix::process::geteuid().is_root() {
+        anyhow::bail!("only root can acknowledge damage to the audit trail");
+    }
+    let state = root.join(STATE_DIR);
+    anyhow::ensure!(
+        state.is_dir(),
+        "{} is not there: what the trail is measured by is the root side's; start linux-patch-executor.socket first",
+        state.display()
+    );
+    let path = root.join(ACKNOWLEDGED);
+    let acknowledged = Acknowledged { at: jiff::Timestamp::now(), reason: reason.to_owned(), damage };
+    let text = Acknowledgements::read(&path)
+        .and_then(|known| known.text_with(&acknowledged))
+        .with_context(|| unreadable(&path))?;
+    // On record before it counts.
+    let sentence = format!("damage to the audit trail was acknowledged: {}; {reason}", what.join(", "));
+    let event = AuditEvent::new(AuditKind::SystemChanged { what: sentence }, &Caller::local());
+    append(&root.join(RECORD), &[event], &RECORD_BOUNDS)
+        .context("the root side's record cannot be written")?;
+    Acknowledgements::write(&path, &text).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// What is to be done about a file of acknowledgements that cannot be used.
+fn unreadable(path: &Path) -> String {
+    format!(
+        "{0} cannot be used, so nothing counts as acknowledged; move it away (what was acknowledged is also in the root side's \
+         record: linux-patch-host record) and acknowledge what is still there anew",
+        path.display()
+    )
 }
 
 /// What the root side knows of the trail, as far as whoever runs this may read it, what is damaged of that, and what could
@@ -195,7 +248,7 @@ fn known(root: &Path, head: Option<Head>) -> (Known, Vec<String>, Vec<String>) {
     let acknowledged = root.join(ACKNOWLEDGED);
     match Acknowledgements::read(&acknowledged) {
         Ok(read) => known.acknowledged = read,
-        Err(error) => problems.push(format!("{}: {error}", acknowledged.display())),
+        Err(error) => problems.push(format!("{}: {error}", unreadable(&acknowledged))),
     }
     match read_heads(&root.join(CHECKPOINT_HEADS)) {
         Ok(heads) => known.signed.extend(heads.iter().filter_map(|c| SignedHead::try_from(c).ok())),
@@ -231,7 +284,8 @@ fn as_json(report: &Report) -> String {
     let report = serde_json::json!({
         "intact": report.is_intact(), "records": report.records, "first_seq": report.first.map(|f| f.seq),
         "head": head, "vouched_seq": report.vouched, "checkpoints": report.checkpoints,
-        "problems": report.problems, "notes": report.notes, "damage": report.damage, "being_written": report.is_being_written,
+        "problems": report.problems, "notes": report.notes, "damage": report.damage,
+        "damage_digest": report.damage.digest(), "being_written": report.is_being_written,
     });
     format!("{report:#}\n")
 }
@@ -248,11 +302,11 @@ fn as_text(report: &Report) -> String {
     };
     let verdict = if report.is_intact() { "the audit trail is intact" } else { "the audit trail is broken" };
     text.push_str(&format!("{verdict}: {} records{span}\n", report.records));
-    if !report.damage.is_empty() {
-        text.push_str(
+    if let Some(digest) = report.damage.digest() {
+        text.push_str(&format!(
             "When it is explained what happened to files that were set aside, and to records that are missing, say so as root: \
-             linux-patch-api audit acknowledge --reason TEXT\n",
-        );
+             linux-patch-api audit acknowledge --damage {digest} --reason TEXT\n"
+        ));
     }
     text
 }
@@ -394,22 +448,47 @@ mod tests {
         std::fs::write(log.with_file_name(aside), "rubbish").unwrap();
         let verify =
             || execute(root, &Command::Verify(Verify { json: Json { json: false }, head: None })).unwrap();
-        let acknowledge = || {
-            let reason = "a disk that was full".to_owned();
-            execute(root, &Command::Acknowledge(Acknowledge { json: Json { json: false }, reason }))
+        let digest = || verified(root, None).unwrap().damage.digest().unwrap();
+        let naming = |damage: &str| {
+            let (reason, damage) = ("a disk that was full".to_owned(), damage.to_owned());
+            execute(root, &Command::Acknowledge(Acknowledge { json: Json { json: false }, damage, reason }))
         };
-        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::NOT_IN_ORDER, vec![aside.to_owned()]));
+        let seen = digest();
+        let acknowledge = || naming(&seen);
+        assert_eq!(
+            (verify(), crate::audit::set_aside(root).files),
+            (exit::NOT_IN_ORDER, vec![aside.to_owned()])
+        );
         assert!(acknowledge().unwrap_err().to_string().contains("root side"), "there is none here");
         std::fs::create_dir_all(root.join(STATE_DIR)).unwrap();
         assert_eq!(acknowledge().unwrap(), exit::OK);
-        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::OK, Vec::new()));
+        assert_eq!((verify(), crate::audit::set_aside(root)), (exit::OK, crate::audit::SetAside::default()));
         let record = std::fs::read_to_string(root.join(RECORD)).unwrap();
         assert!(record.contains(aside) && record.contains("a disk that was full"), "{record}");
         assert_eq!(acknowledge().unwrap(), exit::OK, "nothing is left to say");
         assert_eq!(std::fs::read_to_string(root.join(RECORD)).unwrap(), record);
-        // What comes later is new.
+        // A torn file is not written upon.
+        let path = root.join(ACKNOWLEDGED);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
+        assert_eq!(verify(), exit::NOT_IN_ORDER);
+        assert!(crate::audit::set_aside(root).unread.is_some_and(|why| why.contains("line 1")));
+        let refused = format!("{:#}", acknowledge().unwrap_err());
+        assert!(refused.contains("move it away") && refused.contains("line 1"), "{refused}");
+        assert_eq!(std::fs::read_to_string(root.join(RECORD)).unwrap(), record);
+        std::fs::write(&path, &whole).unwrap();
+        // What comes later is new, and not acknowledged by what was seen before.
         std::fs::write(log.with_file_name("audit.log.set-aside-20261121T000000Z"), "rubbish").unwrap();
         assert_eq!(verify(), exit::NOT_IN_ORDER);
+        assert!(acknowledge().unwrap_err().to_string().contains("nothing was acknowledged"));
+        assert_eq!(verify(), exit::NOT_IN_ORDER);
+        // An edit is still wrong when the rest is acknowledged.
+        let text = std::fs::read_to_string(&log).unwrap();
+        std::fs::write(&log, text.replace("auth", "auht")).unwrap();
+        assert_eq!(naming(&digest()).unwrap(), exit::NOT_IN_ORDER);
+        assert_eq!(naming("x").unwrap(), exit::NOT_IN_ORDER, "nothing is left but the edit");
+        std::fs::write(&log, text).unwrap();
+        assert_eq!(verify(), exit::OK);
         for bad in ["", "  ", "two\nlines"] {
             assert!(a_reason(bad).is_err(), "{bad:?}");
         }

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use nix::unistd::{User, getgrouplist};
 use patch_types::executor::DAEMON_USER;
 use rustix::{
-    fs::{Access, access},
+    fs::{Access, AtFlags, CWD, accessat},
     process::{geteuid, getuid},
     thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
@@ -196,11 +196,12 @@ impl Service {
         }))
     }
 
-    /// Has the calling thread be this user for good; the kernel takes its capabilities away with that.
+    /// Has the calling thread act as this user; the kernel takes its effective capabilities away with that. It stays root's by
+    /// its other ids: whoever is this user could signal or stop it otherwise.
     fn take_on(&self) -> rustix::io::Result<()> {
         set_thread_groups(&self.groups)?;
         set_thread_res_gid(self.group, self.group, self.group)?;
-        set_thread_res_uid(self.user, self.user, self.user)
+        set_thread_res_uid(Uid::ROOT, self.user, Uid::ROOT)
     }
 }
 
@@ -306,6 +307,11 @@ pub(super) fn is_unreadable(path: &Path) -> bool {
     File::open(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
+/// Whether the modes let the calling thread, as the user that it acts as.
+fn may(path: &Path, access: Access) -> bool {
+    accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
+}
+
 /// What keeps the calling thread from reading a file, and what to do.
 fn refused(path: &Path, who: &str) -> Option<String> {
     // A pipe would hold up whoever opens it; that it is no file is said where it is read.
@@ -317,14 +323,14 @@ fn refused(path: &Path, who: &str) -> Option<String> {
     above.reverse();
     let closed = above
         .into_iter()
-        .find(|directory| !directory.as_os_str().is_empty() && access(*directory, Access::EXEC_OK).is_err());
+        .find(|directory| !directory.as_os_str().is_empty() && !may(directory, Access::EXEC_OK));
     let file = path.display();
     Some(match closed {
         Some(directory) => {
             let directory = directory.display();
             format!("{who} cannot read {file}, because it may not enter {directory}: chmod 755 {directory}")
         }
-        None if access(path, Access::READ_OK).is_err() => {
+        None if !may(path, Access::READ_OK) => {
             format!("{who} cannot read {file}: chmod 644 {file}")
         }
         // The modes allow it, so something else does not.
@@ -429,6 +435,8 @@ mod tests {
         };
         let reader = nobody(&[65534]);
         assert_eq!(reader.run(|| geteuid().as_raw()).unwrap(), 65534);
+        let ids = reader.run(|| fs::read_to_string("/proc/thread-self/status").unwrap()).unwrap();
+        assert!(ids.contains("\nUid:\t0\t65534\t0\t65534\n"), "by its other ids it is root's: {ids}");
         assert!(geteuid().is_root(), "this thread is who it was");
         let refused = || reader.refused(std::slice::from_ref(&path)).unwrap();
         assert_eq!(refused(), Vec::<String>::new());

@@ -121,18 +121,26 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
             "config_error": config,
             "state": root.join(STATE_DIR),
             "log": log,
-            "trail_set_aside": set_aside.as_ref().ok(),
+            "trail_set_aside": set_aside.as_ref().ok().map(|aside| &aside.files),
+            "acknowledgements_error": set_aside.as_ref().ok().and_then(|aside| aside.unread.as_ref()),
         });
         // Names of files are the network side's, and whoever reads this may be root.
         print(&terminal::json(&format!("{report:#}\n")))?;
         return Ok(exit::OK);
     }
     let trail = match &set_aside {
-        Ok(files) if files.is_empty() => "nothing of it was set aside".to_owned(),
-        Ok(files) => format!(
-            "found damaged and set aside: {}; see: linux-patch-api audit verify",
-            files.iter().map(|name| terminal::line(name)).collect::<Vec<_>>().join(", ")
-        ),
+        Ok(aside) => {
+            let mut found = if aside.files.is_empty() {
+                "nothing of it was set aside".to_owned()
+            } else {
+                format!(
+                    "found damaged and set aside: {}; see: linux-patch-api audit verify",
+                    aside.files.iter().map(|name| terminal::line(name)).collect::<Vec<_>>().join(", ")
+                )
+            };
+            found.extend(aside.unread.iter().map(|why| format!("; {}", terminal::line(why))));
+            found
+        }
         Err(error) => format!("{}: {error}", log.display()),
     };
     let unknown = || "unknown".to_owned();

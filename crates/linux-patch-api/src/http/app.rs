@@ -355,8 +355,8 @@ impl App {
         Arc::clone(&self.0.signing)
     }
 
-    /// The names of the audit trail's files that were set aside, oldest first; none if its directory does not answer.
-    pub(super) async fn set_aside(&self) -> Option<Vec<String>> {
+    /// What was set aside of the audit trail; none if its directory does not answer.
+    pub(super) async fn set_aside(&self) -> Option<audit::SetAside> {
         let root = self.root().to_owned();
         self.0.looks.look(LOOK, move || audit::set_aside(&root)).await
     }

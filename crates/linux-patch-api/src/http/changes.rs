@@ -183,11 +183,13 @@ fn too_late(app: &App) -> Refusal {
 /// Refuses when the plan of this moment is another one than was approved. The root side compares again before it begins.
 async fn as_approved(app: &App, operation: &Operation, approved: &PlanHash) -> Result<(), Refusal> {
     let plan = app.executor().plan(operation.clone()).await?;
-    // What another job has not done yet counts as still to do: it is compared when it is this one's turn.
-    if plan.hash == *approved || plan.during.is_some() {
+    let difference = app.shown().difference(approved, &plan);
+    // What another job has not done yet counts as still to do, so a plan that somebody has seen is compared when it is this
+    // one's turn. A job that waits to be confirmed does nothing meanwhile, and a hash that nobody was shown stays unknown.
+    let is_changing = |job| app.jobs().summary(job).is_none_or(|job| job.confirm_by.is_none());
+    if plan.hash == *approved || (difference.is_some() && plan.during.is_some_and(is_changing)) {
         return Ok(());
     }
-    let difference = app.shown().difference(approved, &plan);
     let how = if difference.is_some() { "`details.difference` says how, and " } else { "" };
     let message = format!(
         "the plan of this moment is another one than was approved; {how}`details.plan` is the whole: if it is right, \

@@ -11,7 +11,7 @@ use super::{
     app::{App, Certificates},
     reply,
 };
-use crate::{certificates::expiry, checkpoint::Trouble};
+use crate::{audit::SetAside, certificates::expiry, checkpoint::Trouble};
 
 /// Below this share of free space a file system is too full, unless [`AMPLE_BYTES`] are free.
 const LEAST_FREE_PERCENT: u64 = 5;
@@ -81,7 +81,7 @@ async fn examine(app: &App) -> Health {
     let parts = [
         part("executor", Weight::Vital, executor.map(|()| "the root side accepts connections".to_owned())),
         part("audit", Weight::Vital, audit_trail(app)),
-        part("trail", Weight::Attention, trail(app.set_aside().await.as_deref())),
+        part("trail", Weight::Attention, trail(app.set_aside().await.as_ref())),
         part("checkpoint", Weight::Attention, checkpoint(app)),
         part("allow_list", Weight::Attention, allow_list(app)),
         part("config", Weight::Attention, config(app)),
@@ -159,14 +159,20 @@ fn audit_trail(app: &App) -> Result<String, String> {
 }
 
 /// What was set aside stays until a person has looked at it and taken it away.
-fn trail(aside: Option<&[String]>) -> Result<String, String> {
-    let Some(aside) = aside else {
+fn trail(aside: Option<&SetAside>) -> Result<String, String> {
+    let Some(SetAside { files, unread }) = aside else {
         return Err("the directory of the audit trail does not answer; look at its disk".to_owned());
     };
-    match aside {
-        [] => Ok("no part of the audit trail was set aside".to_owned()),
-        [one] => Err(format!("{one} {SET_ASIDE}")),
-        [first, .., last] => Err(format!("{first}, {last} and what lies between {SET_ASIDE}")),
+    let found = match &files[..] {
+        [] => None,
+        [one] => Some(format!("{one} {SET_ASIDE}")),
+        [first, .., last] => Some(format!("{first}, {last} and what lies between {SET_ASIDE}")),
+    };
+    let problems: Vec<_> = found.into_iter().chain(unread.clone()).collect();
+    if problems.is_empty() {
+        Ok("no part of the audit trail was set aside".to_owned())
+    } else {
+        Err(problems.join("; "))
     }
 }
 

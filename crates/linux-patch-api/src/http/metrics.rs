@@ -544,7 +544,7 @@ fn signed(value: u64) -> i64 {
 pub(super) async fn get(State(app): State<App>) -> Result<Response, Refusal> {
     // Without an answer it stays as it was.
     if let Some(aside) = app.set_aside().await {
-        app.metrics().scraped.audit_set_aside.set(signed(aside.len() as u64));
+        app.metrics().scraped.audit_set_aside.set(signed(aside.files.len() as u64));
     }
     let text = app.metrics().scrape(&app).map_err(|e| internal("the metrics could not be written", e))?;
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");

@@ -36,6 +36,11 @@ fn first(verdict: &Verdict) -> (u64, &Break) {
     (problem.line, &problem.what)
 }
 
+/// The head of one line.
+fn head_of(line: &[u8]) -> Head {
+    verdict(line, &Expect { start: Start::Anything, head: None }).head.unwrap()
+}
+
 #[test]
 fn an_untouched_trail_is_intact() {
     let (bytes, lines, head) = trail();
@@ -60,7 +65,8 @@ fn every_line_removed_repeated_or_inserted_and_lines_swapped_are_found() {
         let expected = if at + 1 == RECORDS {
             Break::Truncated { expected: head }
         } else {
-            Break::Missing { from: number, to: number }
+            let before = if at == 0 { Head::GENESIS } else { head_of(&lines[at - 1]) };
+            Break::Missing { from: number, to: number, before, after: head_of(&lines[at + 1]) }
         };
         assert_eq!(first(&found), (number, &expected));
 
@@ -175,7 +181,10 @@ fn a_file_that_goes_on_from_another_is_verified_from_there() {
     assert!(verdict(&rest, &from(Start::After(middle))).is_intact());
     assert!(verdict(&rest, &from(Start::Anything)).is_intact());
     let found = verdict(&rest, &from(Start::Genesis));
-    assert_eq!(first(&found), (1, &Break::Missing { from: 1, to: 80 }));
+    assert_eq!(
+        first(&found),
+        (1, &Break::Missing { from: 1, to: 80, before: Head::GENESIS, after: head_of(&lines[80]) })
+    );
     assert!(found.problems[0].to_string().starts_with("line 1 (record 81): records 1 to 80 are missing"));
     // A head from an earlier file says nothing about this one.
     assert!(verdict(&rest, &Expect { start: Start::After(middle), head: Some(middle) }).is_intact());

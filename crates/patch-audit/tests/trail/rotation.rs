@@ -1,14 +1,19 @@
 //! Days, compression, retention: the chain goes through all of it.
 
-use std::{fs, io::Write as _};
+use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use jiff::{SignedDuration, Timestamp};
 use patch_audit::{
-    Acknowledged, Acknowledgements, AuditEvent, AuditKind, AuditLog, Caller, Head, Key, Known, Options,
-    PublicKeys, Reconfiguration, Report, Retention, SignedHead, examine,
+    Acknowledged, Acknowledgements, AuditEvent, AuditKind, AuditLog, Caller, Damage, Head, Key, Known,
+    Options, PublicKeys, Reconfiguration, Report, Retention, SignedHead, examine,
 };
 
 use crate::{Place, event};
+
+fn acknowledge(file: &Path, one: &Acknowledged) {
+    let text = Acknowledgements::read(file).unwrap().text_with(one).unwrap();
+    Acknowledgements::write(file, &text).unwrap();
+}
 
 fn examined(place: &Place) -> Report {
     examine(&place.path(), &Known::default()).unwrap()
@@ -220,15 +225,14 @@ fn what_root_has_explained_is_a_note_and_just_that() {
     fs::write(place.path(), &text[..text.len() - 20]).unwrap();
     log.record(event("after")).unwrap();
     log.close();
-    let known = |path: &std::path::Path| Known {
-        acknowledged: Acknowledgements::read(path).unwrap(),
-        ..Known::default()
-    };
+    let known =
+        |path: &Path| Known { acknowledged: Acknowledgements::read(path).unwrap(), ..Known::default() };
     let file = place.dir.path().join("acknowledged");
     let before = examine(&place.path(), &known(&file)).unwrap();
     assert!(!before.is_intact());
     assert_eq!((before.damage.files.len(), before.damage.missing.len()), (1, 1), "{before:?}");
-    let (from, to) = before.damage.missing[0];
+    let from = before.damage.missing[0].from;
+    let to = before.damage.missing[0].to;
     let signed = |seq| {
         let head: Head = format!("{seq}:{}", "0".repeat(64)).parse().unwrap();
         SignedHead { head, at: Timestamp::now() }
@@ -236,7 +240,7 @@ fn what_root_has_explained_is_a_note_and_just_that() {
 
     let reason = "the backup restored an old file".to_owned();
     let acknowledged = Acknowledged { at: Timestamp::now(), reason, damage: before.damage.clone() };
-    Acknowledgements::append(&file, &acknowledged).unwrap();
+    acknowledge(&file, &acknowledged);
     let after = examine(&place.path(), &known(&file)).unwrap();
     assert!(after.is_intact() && after.damage.is_empty(), "{after:?}");
     assert!(after.notes.iter().any(|note| note.contains("restored an old file")), "{after:?}");
@@ -262,14 +266,104 @@ fn what_root_has_explained_is_a_note_and_just_that() {
     let later = live.split_once('\n').unwrap().1;
     fs::write(place.path(), later).unwrap();
     let worse = examine(&place.path(), &known(&file)).unwrap();
-    assert_eq!(worse.damage.missing, [(from, to + 1)], "{worse:?}");
+    assert_eq!((worse.damage.missing[0].from, worse.damage.missing[0].to), (from, to + 1), "{worse:?}");
     assert!(!worse.is_intact());
     fs::write(place.path(), live.replace("after", "other")).unwrap();
     let edited = examine(&place.path(), &known(&file)).unwrap();
     assert!(!edited.is_intact() && edited.damage.is_empty(), "an edit is nothing to acknowledge: {edited:?}");
 
-    fs::write(&file, "{}\n").unwrap();
-    assert!(Acknowledgements::read(&file).is_err());
+    // A line that is none, or torn, leaves nothing acknowledged.
+    let whole = fs::read_to_string(&file).unwrap();
+    for bad in ["{}\n", &whole[..whole.len() - 9], &format!("{whole}{{"), &" ".repeat((1 << 20) + 1)] {
+        fs::write(&file, bad).unwrap();
+        assert!(Acknowledgements::read(&file).is_err(), "{}", bad.len());
+    }
+}
+
+#[test]
+fn acknowledgements_are_written_whole_and_no_more_than_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("acknowledged");
+    let damage = || Damage { files: [("f".to_owned(), "0".repeat(64))].into(), missing: Vec::new() };
+    let one = |reason: String| Acknowledged { at: Timestamp::now(), reason, damage: damage() };
+    acknowledge(&file, &one("the first".to_owned()));
+    acknowledge(&file, &one("the second".to_owned()));
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    let known = Acknowledgements::read(&file).unwrap();
+    assert!(known.text_with(&one("x".repeat(1 << 20))).is_err());
+}
+
+#[test]
+fn what_was_set_aside_is_taken_as_it_lies_there() {
+    let place = Place::new();
+    let log = place.open();
+    log.record(event("one")).unwrap();
+    log.close();
+    let aside = place.dir.path().join("audit.log.set-aside-20261120T000000Z.gz");
+    let known = Known::default();
+    let damage = |content: &[u8]| {
+        fs::write(&aside, content).unwrap();
+        let report = examine(&place.path(), &known).unwrap();
+        assert!(!report.is_intact());
+        report.damage
+    };
+    // The beginning of a compressed file, and what begins as none.
+    let cut = damage(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0x4b]);
+    assert_eq!(cut.files.len(), 1);
+    assert_ne!(damage(b"junk"), damage(b"other junk"), "each has its own digest");
+}
+
+#[test]
+fn an_acknowledged_gap_is_no_room_for_forged_records() {
+    let place = Place::new();
+    let log = place.open();
+    for n in 0..12 {
+        log.record(event(format!("number {n}"))).unwrap();
+    }
+    log.close();
+    let text = fs::read_to_string(place.path()).unwrap();
+    let lines: Vec<_> = text.split_inclusive('\n').collect();
+    let with = |between: &str| {
+        fs::write(place.path(), [&lines[..3].concat(), between, &lines[8..].concat()].concat())
+    };
+    let signed = heads(&text).into_iter().skip(4).take(3);
+    let signed = signed.map(|head| SignedHead { head, at: Timestamp::now() });
+    let mut known = Known { signed: signed.collect(), ..Known::default() };
+
+    with("").unwrap();
+    let found = examine(&place.path(), &known).unwrap();
+    let [gap] = &found.damage.missing[..] else { panic!("{found:?}") };
+    assert_eq!((gap.from, gap.to), (4, 8));
+    let file = place.dir.path().join("acknowledged");
+    let reason = "the disk lost them".to_owned();
+    let explained = Acknowledged { at: Timestamp::now(), reason, damage: found.damage.clone() };
+    acknowledge(&file, &explained);
+    known.acknowledged = Acknowledgements::read(&file).unwrap();
+    assert!(examine(&place.path(), &known).unwrap().is_intact());
+
+    // Others in their place, chained as they should be, up to one or to all of them; the root side signed none of them.
+    let forge = Place::new();
+    fs::write(forge.path(), lines[..3].concat()).unwrap();
+    let log = forge.open();
+    for n in 0..5 {
+        log.record(event(format!("forged {n}"))).unwrap();
+    }
+    log.close();
+    let forged = fs::read_to_string(forge.path()).unwrap();
+    let forged: Vec<_> = forged.split_inclusive('\n').skip(3).collect();
+    let unsigned = Known { signed: Vec::new(), ..known.clone() };
+    for count in 1..=5 {
+        with(&forged[..count].concat()).unwrap();
+        for known in [&known, &unsigned] {
+            let report = examine(&place.path(), known).unwrap();
+            assert!(!report.is_intact(), "{count}: {report:?}");
+        }
+    }
+    // Nor may they be the first ones to be missing: the gap was between others.
+    fs::write(place.path(), lines[8..].concat()).unwrap();
+    assert!(!examine(&place.path(), &unsigned).unwrap().is_intact());
 }
 
 fn ago(days: i64) -> Timestamp {

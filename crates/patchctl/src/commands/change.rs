@@ -23,6 +23,9 @@ use crate::{
 /// cannot do for a plan that has been approved.
 const FRESH_FOR: SignedDuration = SignedDuration::from_hours(1);
 
+/// For how many jobs, one after the other, a plan is held back at most. It says itself during which one it was made.
+const MOST_WAITS: usize = 5;
+
 /// A change that can be planned.
 pub(super) enum Change {
     Install(InstallRequest),
@@ -104,24 +107,27 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
 /// `None` if the user did not want to wait.
 async fn planned(context: &Context, change: &Change) -> anyhow::Result<Option<Answer<Plan>>> {
     let Context { client, out } = context;
-    let mut waited_for = None;
+    let mut waited_for = Vec::new();
     loop {
         let planned = change.plan(client).await?;
-        let Some(job) = planned.during.filter(|job| waited_for != Some(*job)) else {
-            return Ok(Some(planned));
-        };
+        let Some(job) = to_wait_for(planned.during, &waited_for) else { return Ok(Some(planned)) };
         // One of root's own is not known here, and one that waits to be confirmed may do so for a day: the plan says itself
         // that it was made meanwhile.
         match client.job(job).await {
             Ok(found) if found.confirm_by.is_none() => {}
             _ => return Ok(Some(planned)),
         }
-        out.remark(&format!("Job {job} is changing this host; the plan is made when it has ended."));
-        if follow::step(client, out, job).await?.is_none() {
+        out.notice(&format!("Job {job} is changing this host; the plan is made when it has ended."));
+        if !follow::until_still(client, out, job).await? {
             return Ok(None);
         }
-        waited_for = Some(job);
+        waited_for.push(job);
     }
+}
+
+/// The job during which a plan was made, if it is worth waiting for: none a second time, and no endless row of them.
+fn to_wait_for(during: Option<JobId>, waited_for: &[JobId]) -> Option<JobId> {
+    during.filter(|job| waited_for.len() < MOST_WAITS && !waited_for.contains(job))
 }
 
 /// Asks whether to carry out a plan that was shown. If it is outdated by then, shows what is different and asks again.
@@ -306,6 +312,18 @@ mod tests {
         assert!(!asks(true, &apply, &yes));
         assert!(!asks(true, &apply, &approved));
         assert!(!asks(true, &hold, &quiet));
+    }
+
+    #[test]
+    fn no_job_is_waited_for_twice_and_no_endless_row_of_them() {
+        let jobs: Vec<_> = (0..=MOST_WAITS)
+            .map(|n| format!("01890000-0000-7000-8000-{n:012}").parse::<JobId>().unwrap())
+            .collect();
+        assert_eq!(to_wait_for(None, &[]), None);
+        assert_eq!(to_wait_for(Some(jobs[0]), &[]), Some(jobs[0]));
+        assert_eq!(to_wait_for(Some(jobs[0]), &jobs[..2]), None);
+        assert_eq!(to_wait_for(Some(jobs[2]), &jobs[..2]), Some(jobs[2]));
+        assert_eq!(to_wait_for(Some(jobs[MOST_WAITS]), &jobs[..MOST_WAITS]), None);
     }
 
     #[test]

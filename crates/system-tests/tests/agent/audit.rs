@@ -234,12 +234,16 @@ fn edits_are_found(agent: &Agent) -> Result<()> {
         "{health:#}"
     );
     // Explained by root, and by nobody else, it is a note; what comes after it is as bad as ever.
-    let acknowledge = "linux-patch-api audit acknowledge --reason 'a test edited it'";
+    let seen: Value =
+        serde_json::from_str(&agent.host.exec(&["linux-patch-api", "audit", "verify", "--json"])?.stdout)?;
+    let digest = seen["damage_digest"].as_str().context("no digest")?;
+    let acknowledge =
+        format!("linux-patch-api audit acknowledge --damage {digest} --reason 'a test edited it'");
     let as_service =
         format!("setpriv --reuid linux-patch-api --regid linux-patch-api --clear-groups {acknowledge}");
     let denied = agent.host.exec(&["bash", "-c", &as_service])?;
     ensure!(denied.code() == Some(1) && denied.stderr.contains("only root"), "{denied:?}");
-    let said = agent.host.shell(acknowledge)?;
+    let said = agent.host.shell(&acknowledge)?;
     ensure!(said.contains("set-aside-"), "{said}");
     let verified = verify()?;
     ensure!(verified.success() && verified.stdout.contains("a test edited it"), "{verified:?}");

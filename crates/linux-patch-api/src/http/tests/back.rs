@@ -305,3 +305,23 @@ async fn the_root_sides_state_is_among_the_metrics_while_it_can_be_read() {
     }
     assert!(metrics().await.contains("linux_patch_api_root_status_unreadable_total 5"));
 }
+
+#[tokio::test]
+async fn beside_a_job_at_work_a_plan_that_was_shown_is_compared_later() {
+    let api = Api::new().await;
+    let shown = Plan::of(vec![change("aa", "2")]);
+    api.answers(QueryResult::Plan(shown.clone()));
+    api.post("/patches/apply", json!({"dry_run": true})).await.data();
+    let other = api.job("/patches/apply", json!({"confirm_within": 60})).await;
+    let now = Plan { during: Some(other), ..Plan::of(vec![change("bb", "3")]) };
+    let approve = async |hash: &str| {
+        api.answers(QueryResult::Plan(now.clone()));
+        api.post("/patches/apply", json!({"if_plan": hash})).await
+    };
+    is(&approve(&"0".repeat(64)).await, StatusCode::CONFLICT, "PLAN_DRIFT");
+    assert_eq!(approve(shown.hash.as_str()).await.status, StatusCode::ACCEPTED);
+    // One that waits to be confirmed does nothing that could still make the two the same.
+    api.root.emit(other, EventKind::Confirm { until: "2100-01-01T00:00:00Z".parse().unwrap() });
+    until(&api.jobs, other, |job| job.confirm_by.is_some()).await;
+    is(&approve(shown.hash.as_str()).await, StatusCode::CONFLICT, "PLAN_DRIFT");
+}
