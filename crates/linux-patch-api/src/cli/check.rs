@@ -92,7 +92,13 @@ fn examine(root: &Path, configuration_only: bool) -> anyhow::Result<Findings> {
     }
     reader.allow_list(root, &mut found.problems)?;
     if let Some(settings) = &settings {
-        reader.certificates(settings, &mut found)?;
+        // Below another root it is not this host's unit that will read them.
+        let files = if root == Path::new("/") { read_by_service(settings) } else { Vec::new() };
+        let hidden: Vec<_> = files.into_iter().filter_map(hidden).collect();
+        if hidden.is_empty() {
+            reader.certificates(settings, &mut found)?;
+        }
+        found.problems.extend(hidden);
     }
     match patch_backends::ceiling::load(root) {
         Ok(_) => {}
@@ -166,6 +172,27 @@ fn read_by_service(settings: &Settings) -> Vec<&Path> {
     let tls = &settings.tls;
     let files = [tls.ca_cert.as_path(), &tls.server_cert, &tls.crl];
     files.into_iter().chain(settings.remote_syslog_ca.as_deref()).collect()
+}
+
+/// What the service's sandbox hides from it, and the setting that does.
+const HIDDEN: [(&str, &str); 5] = [
+    ("/home", "ProtectHome"),
+    ("/root", "ProtectHome"),
+    ("/run/user", "ProtectHome"),
+    ("/tmp", "PrivateTmp"),
+    ("/var/tmp", "PrivateTmp"),
+];
+
+/// Whether a file, or what a link there leads to, is where the service sees something else.
+fn hidden(file: &Path) -> Option<String> {
+    let real = fs::canonicalize(file).ok();
+    let (directory, setting) = HIDDEN.into_iter().find(|(below, _)| {
+        [Some(file), real.as_deref()].into_iter().flatten().any(|path| path.starts_with(below))
+    })?;
+    Some(format!(
+        "{} is below {directory}, which the service cannot see ({setting} of its unit): move it to /etc/linux_patch_api/certs",
+        file.display()
+    ))
 }
 
 /// Who reads.
@@ -257,7 +284,9 @@ impl Reader {
         } else {
             "you".to_owned()
         };
-        self.run(|| files.iter().filter_map(|file| refused(file, &who)).collect())
+        // Where links lead, the service may not be able to see.
+        let files: Vec<_> = files.iter().map(|file| (file, fs::canonicalize(file).ok())).collect();
+        self.run(|| files.iter().filter_map(|(file, real)| refused(file, real.as_deref(), &who)).collect())
     }
 
     fn allow_list(&self, root: &Path, problems: &mut Vec<String>) -> anyhow::Result<()> {
@@ -313,22 +342,33 @@ fn may(path: &Path, access: Access) -> bool {
 }
 
 /// What keeps the calling thread from reading a file, and what to do.
-fn refused(path: &Path, who: &str) -> Option<String> {
+fn refused(path: &Path, real: Option<&Path>, who: &str) -> Option<String> {
     // A pipe would hold up whoever opens it; that it is no file is said where it is read.
     if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
         return None;
     }
     let error = File::open(path).err().filter(|error| error.kind() == ErrorKind::PermissionDenied)?;
-    let mut above: Vec<&Path> = path.ancestors().skip(1).collect();
-    above.reverse();
-    let closed = above
+    let above = |path: &'_ Path| {
+        let mut above: Vec<PathBuf> = path.ancestors().skip(1).map(Path::to_owned).collect();
+        above.reverse();
+        above
+    };
+    let closed = above(path)
         .into_iter()
+        .chain(real.map(above).into_iter().flatten())
         .find(|directory| !directory.as_os_str().is_empty() && !may(directory, Access::EXEC_OK));
     let file = path.display();
     Some(match closed {
         Some(directory) => {
+            // What is not ours to open may be closed for a reason.
+            let is_ours = directory.ancestors().any(|above| above.ends_with("etc/linux_patch_api"));
             let directory = directory.display();
-            format!("{who} cannot read {file}, because it may not enter {directory}: chmod 755 {directory}")
+            let advice = if is_ours {
+                format!("chmod 755 {directory}")
+            } else {
+                "move it to /etc/linux_patch_api/certs".to_owned()
+            };
+            format!("{who} cannot read {file}, because it may not enter {directory}: {advice}")
         }
         None if !may(path, Access::READ_OK) => {
             format!("{who} cannot read {file}: chmod 644 {file}")
@@ -412,6 +452,28 @@ mod tests {
         assert!(found.problems.is_empty(), "the configuration alone: {found:?}");
     }
 
+    #[test]
+    fn what_the_sandbox_hides_is_to_be_moved() {
+        for (file, setting) in [
+            ("/root/pki/ca.pem", "ProtectHome"),
+            ("/home/a/ca.pem", "ProtectHome"),
+            ("/run/user/0/ca.pem", "ProtectHome"),
+            ("/tmp/ca.pem", "PrivateTmp"),
+        ] {
+            let said = hidden(Path::new(file)).unwrap();
+            assert!(said.contains(setting) && said.contains("move it to"), "{said}");
+        }
+        assert_eq!(hidden(Path::new("/etc/linux_patch_api/certs/ca.pem")), None);
+        assert_eq!(hidden(Path::new("/rooted/ca.pem")), None);
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let real = directory.path().join("ca.pem");
+        fs::write(&real, "x").unwrap();
+        let link = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+        let link_file = link.path().join("ca.pem");
+        symlink(&real, &link_file).unwrap();
+        assert!(hidden(&link_file).is_some_and(|said| said.contains("below /var/tmp")));
+    }
+
     /// What only root can try: another user's files, and reading as another user.
     #[test]
     fn another_user_is_another_user() {
@@ -453,6 +515,18 @@ mod tests {
             "{:?}",
             refused()
         );
+        // One that is not ours is not opened, also where a link leads there.
+        mode(&above, 0o755);
+        let closed = root.path().join("closed");
+        fs::create_dir(&closed).unwrap();
+        fs::write(closed.join("ca.pem"), "x").unwrap();
+        mode(&closed, 0o700);
+        let link = above.join("ca.pem");
+        symlink(closed.join("ca.pem"), &link).unwrap();
+        let said = reader.refused(&[link]).unwrap();
+        let advice = format!("may not enter {}: move it to /etc/linux_patch_api/certs", closed.display());
+        assert!(said[0].ends_with(&advice), "{said:?}");
+        mode(&above, 0o700);
         let mut problems = Vec::new();
         reader.allow_list(root.path(), &mut problems).unwrap();
         assert!(
