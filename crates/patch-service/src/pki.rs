@@ -53,6 +53,14 @@ pub enum PkiError {
     /// The CA's files cannot be read.
     #[error(transparent)]
     Ca(#[from] TlsError),
+    /// A file is there and cannot be gone by.
+    #[error("there is no {what} in {} that can be understood; nothing was written", path.display())]
+    NotUnderstood {
+        /// Which file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
     /// The library refuses.
     #[error("the certificate cannot be made")]
     Make(#[from] rcgen::Error),
@@ -147,17 +155,22 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     revoke.iter().filter(|name| *name != "server").try_for_each(|name| check_name(name))?;
     let issuer = issuer(directory)?;
     let path = directory.join("crl.pem");
+    // What it revokes must not get lost.
     let before = match path.exists() {
-        true => PemInput::read(&path)?.crls()?.first().and_then(|der| CrlFacts::from_der(der)),
+        true => {
+            let facts = PemInput::read(&path)?.crls()?.first().and_then(|der| CrlFacts::from_der(der));
+            Some(facts.ok_or_else(|| not_understood(&path, "revocation list"))?)
+        }
         false => None,
     };
     let number = before.as_ref().and_then(|facts| u64::from_str_radix(facts.number.as_deref()?, 16).ok());
     let mut serials: Vec<String> =
         before.map(|facts| facts.revoked.into_iter().collect()).unwrap_or_default();
     for name in revoke {
-        let input = PemInput::read(&directory.join(format!("{name}.pem")))?;
+        let path = directory.join(format!("{name}.pem"));
+        let input = PemInput::read(&path)?;
         let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
-        serials.extend(facts.map(|facts| facts.serial));
+        serials.push(facts.ok_or_else(|| not_understood(&path, "certificate"))?.serial);
     }
     serials.sort();
     serials.dedup();
@@ -171,6 +184,10 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     let written = PemInput::read(&path)?;
     let facts = written.crls()?.first().and_then(|der| CrlFacts::from_der(der));
     facts.ok_or(PkiError::Make(rcgen::Error::CouldNotParseCertificate))
+}
+
+fn not_understood(path: &Path, what: &'static str) -> PkiError {
+    PkiError::NotUnderstood { path: path.to_owned(), what }
 }
 
 /// A revocation list of the CA in `directory`, in PEM, that revokes these clients only; nothing is written.

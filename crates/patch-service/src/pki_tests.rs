@@ -34,6 +34,24 @@ fn what_init_makes_satisfies_openssl_and_keys_are_private() {
 }
 
 #[test]
+fn a_list_that_is_not_understood_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path(), &[], &[], &["ops".to_owned()], Existing::Keep).unwrap();
+    let list = dir.path().join("crl.pem");
+    for text in ["", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"] {
+        fs::write(&list, text).unwrap();
+        assert!(write_crl(dir.path(), &["ops".to_owned()]).is_err(), "{text}");
+        assert_eq!(fs::read_to_string(&list).unwrap(), text);
+    }
+    fs::remove_file(&list).unwrap();
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fs::write(dir.path().join("ops.pem"), garbage).unwrap();
+    let error = write_crl(dir.path(), &["ops".to_owned()]).unwrap_err();
+    assert!(error.to_string().contains("no certificate in"), "{error}");
+    assert!(!list.exists());
+}
+
+#[test]
 fn nothing_is_overwritten_unasked() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("server.pem"), "mine").unwrap();
