@@ -290,7 +290,7 @@ fn interrupt(
         _ => {}
     }
     let before = place.state()?;
-    let options = ChangeOptions { on_failure, confirm_within: None };
+    let options = ChangeOptions { on_failure, ..ChangeOptions::default() };
     let wanted: Vec<String> = match &operation {
         Operation::Install(install) => {
             install.packages.iter().map(|spec| spec.name.name().to_owned()).collect()

@@ -26,7 +26,7 @@ use crate::jobs::{
 };
 
 fn options() -> ChangeOptions {
-    ChangeOptions { on_failure: OnFailure::All, confirm_within: Some(60) }
+    ChangeOptions { on_failure: OnFailure::All, confirm_within: Some(60), rehearse: None }
 }
 
 /// A job that waits to be confirmed.
