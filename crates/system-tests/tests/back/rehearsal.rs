@@ -1,6 +1,6 @@
 //! Rehearsals: they say what the real run does, and leave the host as it is, whatever a package tries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -154,7 +154,7 @@ fn options(only: bool) -> ChangeOptions {
     }
 }
 
-fn report(seen: &Seen) -> Result<&RehearsalReport> {
+fn report_in(seen: &Seen) -> Result<&RehearsalReport> {
     let found = seen.events.iter().rev().find_map(|event| match &event.kind {
         EventKind::Rehearsed { report } => Some(report),
         _ => None,
@@ -165,7 +165,7 @@ fn report(seen: &Seen) -> Result<&RehearsalReport> {
 /// Makes the rehearsal of a change, and nothing else.
 fn rehearse(place: &Place, operation: Operation) -> Result<(Seen, RehearsalReport)> {
     let seen = place.executor.run_with(operation, options(true))?;
-    let report = report(&seen)?.clone();
+    let report = report_in(&seen)?.clone();
     let ended = seen.ended().context("no end")?;
     ensure!(ended.outcome == Some(Outcome::Unchanged), "{ended:#?}");
     let is_well = report.verdict == RehearsalVerdict::Well;
@@ -216,7 +216,7 @@ fn a_good_change_is_rehearsed_and_then_made() -> Result<()> {
     let before = place.state()?;
     let job = place.executor.change(place::apply(&[])?, options(false), None)?;
     let seen = place.ends(job, Outcome::Applied)?;
-    ensure!(report(&seen)?.verdict == RehearsalVerdict::Well, "{:#?}", report(&seen)?);
+    ensure!(report_in(&seen)?.verdict == RehearsalVerdict::Well, "{:#?}", report_in(&seen)?);
     let phases: Vec<Phase> = seen
         .events
         .iter()
@@ -241,7 +241,7 @@ fn a_rehearsal_alone_changes_nothing() -> Result<()> {
     // One that fails keeps the real run away.
     let job = place.executor.change(place::apply(&[])?, options(false), None)?;
     let seen = place.ends(job, Outcome::Unchanged)?;
-    let finding = report(&seen)?.findings.first().cloned().context("no finding")?;
+    let finding = report_in(&seen)?.findings.first().cloned().context("no finding")?;
     ensure!(finding.output.iter().any(|line| line.contains("deliberate failure")), "{finding:#?}");
     ensure!(!seen.events.iter().any(|e| matches!(e.kind, EventKind::Phase { phase: Phase::Applying })));
     host.assert_untouched(&place)?;
@@ -283,14 +283,14 @@ const KERNEL: &[&str] = &[
     "/proc/sys/fs/protected_symlinks",
 ];
 
-/// Content, owner and mode of what a package may change, of devices and sockets, and what the root sees of its kernel.
+/// apt writes `eipp.log.xz` whenever it plans. Content, owner and mode of what a package may change, of devices and sockets, and what the root sees of its kernel.
 const FACTS: &str = "\
     find / -xdev \\( -path /proc -o -path /sys -o -path /tmp -o -path /var/lib/linux_patch_executor -o -path /var/cache/apt \\
-    -o -path /var/log/linux_patch \\) -prune -o -printf '%M %u %g %s %T@ %l %p\\n' | sort | sha256sum
-    find /etc /var/lib/dpkg /var/lib/apt /usr -xdev -type f -print0 | sort -z | xargs -0 cat | sha256sum
-    stat -c '%n %f %t %T %u %g' /dev/* | sort
-    sort /proc/self/mounts
-    hostname; ls -A /run /dev/shm /tmp /proc/sys/kernel | sort";
+    -o -name __pycache__ -o -name eipp.log.xz \\) -prune -o -type d -printf '%M %u %g %p\\n' -o -printf '%M %u %g %s %T@ %l %p\\n'
+    find /etc /var/lib/dpkg /var/lib/apt /usr -xdev -name __pycache__ -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
+    stat -c '%n %f %t %T %u %g' /dev/*
+    cat /proc/self/mounts
+    hostname; find /run /dev/shm /tmp";
 
 impl Host {
     fn of(place: &Place) -> Result<Self> {
@@ -306,7 +306,10 @@ impl Host {
         let now = Self::of(place)?;
         for (name, before) in &self.0 {
             let after = now.0.get(name);
-            ensure!(after == Some(before), "{name} is not as before:\n{before}\n--- now\n{after:?}");
+            let after: BTreeSet<&str> = after.map(|text| text.lines().collect()).unwrap_or_default();
+            let before: BTreeSet<&str> = before.lines().collect();
+            let changed: Vec<_> = before.symmetric_difference(&after).collect();
+            ensure!(changed.is_empty(), "{name} is not as before: {changed:#?}");
         }
         Ok(())
     }
@@ -529,7 +532,7 @@ fn what_cannot_be_rehearsed_is_said() -> Result<()> {
     let seen = place.ends(job, Outcome::Unchanged)?;
     let error = seen.ended().and_then(|ended| ended.error.clone()).context("no error")?;
     ensure!(error.message.contains("not rehearsed: "), "{error:#?}");
-    ensure!(report(&seen)?.verdict == RehearsalVerdict::NotRehearsed && report(&seen)?.reason.is_some());
+    ensure!(report_in(&seen)?.verdict == RehearsalVerdict::NotRehearsed && report_in(&seen)?.reason.is_some());
     before.assert_same(&place.state()?)?;
     let options = |only| ChangeOptions {
         rehearse: Some(Rehearse { only, otherwise: Unrehearsed::Simulate }),
@@ -537,7 +540,7 @@ fn what_cannot_be_rehearsed_is_said() -> Result<()> {
     };
     let seen = place.executor.run_with(place::update("lp-plain")?, options(true))?;
     ensure!(seen.ended().context("no end")?.status == JobStatus::Completed, "{:#?}", seen.ended());
-    ensure!(report(&seen)?.verdict == RehearsalVerdict::NotRehearsed && seen.plan().is_some());
+    ensure!(report_in(&seen)?.verdict == RehearsalVerdict::NotRehearsed && seen.plan().is_some());
     before.assert_same(&place.state()?)?;
     let job = place.executor.change(place::update("lp-plain")?, options(false), None)?;
     place.ends(job, Outcome::Applied).map(drop)
@@ -573,7 +576,7 @@ fn a_rehearsal_costs_little() -> Result<()> {
         eprintln!(
             "rehearsal of {} packages: {rehearsed:?}, the real run: {real:?}, {} KiB in memory",
             packages.len(),
-            report(&seen)?.written_bytes >> 10
+            report_in(&seen)?.written_bytes >> 10
         );
         figures.push((rehearsed, real));
         if rehearsed <= real.mul_f64(1.3) + Duration::from_millis(300) {

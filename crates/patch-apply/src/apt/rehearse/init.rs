@@ -75,10 +75,11 @@ pub fn enter(merged: &Path, root: &Path, groups: &[PathBuf]) -> Result<std::conv
         fs::write(group.join("cgroup.procs"), "0")
             .map_err(NoImage::of("the control group cannot be entered"))?;
     }
+    // Asked before this process leaves the mounts by which it was started.
+    let program = std::env::current_exe().map_err(NoImage::of("my own program"))?;
     // Where there are no namespaces of control groups, /sys has none of them either.
     let _ = unshare(CloneFlags::CLONE_NEWCGROUP);
     unshare(CloneFlags::CLONE_NEWNS).map_err(NoImage::of("mounts of its own"))?;
-    let program = std::env::current_exe().map_err(NoImage::of("my own program"))?;
     for system in systems(merged, root) {
         kernel_files(&system)?;
         devices(&system)?;
