@@ -26,8 +26,10 @@ use nix::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
     io::{FdFlags, fcntl_setfd},
     process::{Signal, WaitOptions},
+    thread::LinkNameSpaceType,
 };
 
 use super::{
@@ -69,6 +71,7 @@ pub fn enter(merged: &Path, root: &Path, groups: &[PathBuf]) -> Result<std::conv
         return Err(NoImage { what: "only a rehearsal's keeper calls this".to_owned(), source });
     }
     stay_with_parent()?;
+    close_inherited();
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     for group in groups {
@@ -84,7 +87,15 @@ pub fn enter(merged: &Path, root: &Path, groups: &[PathBuf]) -> Result<std::conv
         kernel_files(&system)?;
         devices(&system)?;
     }
-    std::env::set_current_dir(merged).map_err(NoImage::of("the image's root"))?;
+    let image = rustix::fs::open(
+        merged,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(NoImage::of("the image's root"))?;
+    leave_root()?;
+    rustix::process::fchdir(&image).map_err(NoImage::of("the image's root"))?;
+    drop(image);
     pivot_root(".", ".").map_err(NoImage::of("the image cannot be made the root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(NoImage::of("the host cannot be left"))?;
     std::env::set_current_dir("/").map_err(NoImage::of("the image's root"))?;
@@ -96,6 +107,30 @@ pub fn enter(merged: &Path, root: &Path, groups: &[PathBuf]) -> Result<std::conv
     // The image's copy: by this process's own program a script could change the host's.
     let error = Command::new(&program).arg(RUN).env_clear().exec();
     Err(NoImage { what: format!("{} cannot be run in the image", program.display()), source: error })
+}
+
+/// Makes the true root of this process's mounts its root. Where the executor itself runs in a changed root, the image would
+/// otherwise only lie somewhere in the tree, and whoever may change his root could climb out of it.
+fn leave_root() -> Result<(), NoImage> {
+    let what = "the root of all mounts";
+    let own = File::open("/proc/self/ns/mnt").map_err(NoImage::of(what))?;
+    rustix::thread::move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Mount))
+        .map_err(NoImage::of(what))?;
+    // Nothing that is unmounted here is unmounted anywhere else.
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(NoImage::of(what))
+}
+
+/// Closes what whoever started the executor left open in it: through such a descriptor a script would have a file of the
+/// host. Before this process opens any of its own.
+pub(super) fn close_inherited() {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<i32> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
+    for number in numbers {
+        // The directory's own is closed already.
+        let _ = nix::unistd::close(number);
+    }
 }
 
 /// Has the kernel end this process when its parent dies, which may be already.

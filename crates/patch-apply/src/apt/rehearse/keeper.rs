@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{
     ENTER, MOST_PROCESSES, NoImage, Order, Told,
     image::{self, Image},
-    init::stay_with_parent,
+    init::{close_inherited, stay_with_parent},
     lines::Lines,
 };
 use crate::run::MAX_LINE;
@@ -59,6 +59,7 @@ pub struct Seen {
 /// When it cannot be read, or has died.
 pub fn task() -> Result<String, NoImage> {
     stay_with_parent()?;
+    close_inherited();
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).map_err(NoImage::of("the order"))?;
     Ok(line)
