@@ -28,6 +28,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_rehearsal_that_hangs_has_a_limit", a_rehearsal_that_hangs_has_a_limit),
         trial("a_killed_rehearsal_leaves_nothing", a_killed_rehearsal_leaves_nothing),
         trial("what_cannot_be_rehearsed_is_said", what_cannot_be_rehearsed_is_said),
+        trial("what_needs_devices_is_called_and_not_run", what_needs_devices_is_called_and_not_run),
+        trial("a_disk_that_would_be_full_is_foreseen", a_disk_that_would_be_full_is_foreseen),
         trial("a_rehearsal_costs_little", a_rehearsal_costs_little),
     ];
     for case in CASES {
@@ -364,6 +366,7 @@ py bpf 'import ctypes,sys; l=ctypes.CDLL(None); sys.exit(l.syscall(321, 0, None,
 py uring 'import ctypes,sys; l=ctypes.CDLL(None); sys.exit(l.syscall(425, 1, None) == -1)'
 py abstract 'import socket; s=socket.socket(socket.AF_UNIX); s.connect("\0lp-abstract")'
 py inlower 'import socket; s=socket.socket(socket.AF_UNIX); s.connect("/srv/lp.sock")'
+py audit 'import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9)'
 try hostproc sh -c 'ls -d /proc/[0-9]* | wc -l | grep -qE "^[0-9]{3,}"'
 # What is changed here is changed in the image.
 for f in /proc/1/fd/*; do [ -p "$f" ] || echo "REACHED descriptor $(readlink "$f")"; done
@@ -547,6 +550,37 @@ fn what_cannot_be_rehearsed_is_said() -> Result<()> {
     before.assert_same(&place.state()?)?;
     let job = place.executor.change(place::update("lp-plain")?, options(false), None)?;
     place.ends(job, Outcome::Applied).map(drop)
+}
+
+/// The boot loader is written to devices, of which an image has none.
+fn what_needs_devices_is_called_and_not_run() -> Result<()> {
+    let place = Place::on_day1(&[])?;
+    place.root.push("#!/bin/sh\necho really; exit 1\n", "/usr/sbin/update-grub", "755")?;
+    publish(&place, "lp-kernel", "set -e; update-grub; ! command -v zipl; su nobody -s /bin/sh -c true")?;
+    let (seen, report) = rehearse(&place, place::install(&["lp-kernel"])?)?;
+    ensure!(report.verdict == RehearsalVerdict::Well, "{report:#?}\n{}", seen.log());
+    ensure!(report.not_run == ["update-grub"] && !seen.log().contains("really"), "{report:#?}");
+    Ok(())
+}
+
+/// An image has room of its own; the host's is reckoned.
+fn a_disk_that_would_be_full_is_foreseen() -> Result<()> {
+    let place = Place::on_day1(&[])?;
+    let script = "mkdir -p /srv/extra /tmp/p/DEBIAN /tmp/p/usr/share/lp-zeros\n\
+                  head -c 80M /dev/zero >/tmp/p/usr/share/lp-zeros/zeros\n\
+                  printf 'Package: lp-zeros\\nVersion: 1\\nArchitecture: all\\nMaintainer: t <t@t>\\nInstalled-Size: 81920\\nDescription: t\\n' >/tmp/p/DEBIAN/control\n\
+                  dpkg-deb -b /tmp/p /srv/extra/lp-zeros_1_all.deb; rm -r /tmp/p; cd /srv/extra\n\
+                  apt-ftparchive packages . >Packages 2>/dev/null\n\
+                  echo 'deb [trusted=yes] file:/srv/extra ./' >/etc/apt/sources.list.d/extra.list; apt-get -qq update";
+    place.root.shell(script)?;
+    let (_, report) = rehearse(&place, place::install(&["lp-zeros"])?)?;
+    ensure!(report.verdict == RehearsalVerdict::Well && report.written_bytes > 80 << 20, "{report:#?}");
+    place.root.fill_disk(40 << 20)?;
+    let (seen, report) = rehearse(&place, place::install(&["lp-zeros"])?)?;
+    ensure!(report.findings.iter().any(|f| f.kind == FindingKind::DiskSpace), "{report:#?}\n{}", seen.log());
+    let code = place.refused(place::install(&["lp-zeros"])?, options(false))?;
+    ensure!(code == ErrorCode::DiskSpace, "{code}");
+    place.root.free_disk()
 }
 
 /// How long a phase took, from its announcement to the next one's.

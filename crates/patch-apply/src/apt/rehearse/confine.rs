@@ -11,7 +11,7 @@ use seccompiler::sock_filter;
 /// What is left of root: to own, to read and to write files, to become another user, to end its own processes. None of
 /// it reaches beyond the image's files and processes. `DAC_READ_SEARCH` is not among them: with it files can be opened
 /// by number.
-const KEPT: [(CapabilitySet, u32); 12] = [
+const KEPT: [(CapabilitySet, u32); 11] = [
     (CapabilitySet::CHOWN, 0),
     (CapabilitySet::DAC_OVERRIDE, 1),
     (CapabilitySet::FOWNER, 3),
@@ -22,7 +22,6 @@ const KEPT: [(CapabilitySet, u32); 12] = [
     (CapabilitySet::SETPCAP, 8),
     (CapabilitySet::NET_BIND_SERVICE, 10),
     (CapabilitySet::SYS_CHROOT, 18),
-    (CapabilitySet::AUDIT_WRITE, 29),
     (CapabilitySet::SETFCAP, 31),
 ];
 
@@ -62,13 +61,21 @@ const ARCHITECTURE: u32 = 4;
 /// The low half of the first argument, on machines that put that first; all that this is built for do.
 const FIRST_ARGUMENT: u32 = 16;
 
+const THIRD_ARGUMENT: u32 = 32;
+
 /// Namespaces of every kind, as `clone` takes them: `CLONE_NEWNS`, `CGROUP`, `UTS`, `IPC`, `USER`, `PID`, `NET`.
 const NAMESPACES: u32 =
     0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000;
 
-/// Sockets of these kinds belong to a network namespace: `AF_UNIX`, `AF_INET`, `AF_INET6`, `AF_NETLINK`. Others (the
+/// Sockets of these kinds belong to a network namespace: `AF_UNIX`, `AF_INET`, `AF_INET6`, and [`NETLINK`]. Others (the
 /// hypervisor's, the kernel's cryptography) do not.
-const FAMILIES: [u32; 4] = [1, 2, 10, 16];
+const FAMILIES: [u32; 3] = [1, 2, 10];
+const NETLINK: u32 = 16;
+
+/// The kernel's record of what users do is one for all namespaces. Whoever asks for it takes this answer for a kernel
+/// without one; any other answer would be an error to `su`.
+const AUDIT: u32 = 9;
+const NO_PROTOCOL: u32 = nix::libc::EPROTONOSUPPORT.unsigned_abs();
 
 const NOT_PERMITTED: u32 = nix::libc::EPERM.unsigned_abs();
 const NOT_THERE: u32 = nix::libc::ENOSYS.unsigned_abs();
@@ -235,8 +242,15 @@ fn body(calls: &Calls) -> Vec<sock_filter> {
         give(REFUSE | NOT_PERMITTED),
         give(ALLOW),
     ]);
-    let families: Vec<sock_filter> =
+    let mut families: Vec<sock_filter> =
         FAMILIES.iter().flat_map(|family| [unless(IF_EQUAL, *family), give(ALLOW)]).collect();
+    families.extend([
+        sock_filter { code: IF_EQUAL, jt: 0, jf: 4, k: NETLINK },
+        load(THIRD_ARGUMENT),
+        unless(IF_EQUAL, AUDIT),
+        give(REFUSE | NO_PROTOCOL),
+        give(ALLOW),
+    ]);
     let over = u8::try_from(families.len() + 2).unwrap_or(u8::MAX);
     body.push(sock_filter { code: IF_EQUAL, jt: 0, jf: over, k: calls.socket });
     body.push(load(FIRST_ARGUMENT));
@@ -252,6 +266,10 @@ mod tests {
 
     /// The few instructions that [`filter`] is made of.
     fn answer(program: &[sock_filter], architecture: u32, number: u32, first: u32) -> u32 {
+        answer_of(program, architecture, number, first, 0)
+    }
+
+    fn answer_of(program: &[sock_filter], architecture: u32, number: u32, first: u32, third: u32) -> u32 {
         let (mut at, mut value) = (0, 0);
         loop {
             let one = &program[at];
@@ -263,6 +281,7 @@ mod tests {
                         NUMBER => number,
                         ARCHITECTURE => architecture,
                         FIRST_ARGUMENT => first,
+                        THIRD_ARGUMENT => third,
                         other => panic!("{other} is not loaded"),
                     }
                 }
@@ -313,6 +332,8 @@ mod tests {
         }
         let socket = |family| answer(&program, own, number(libc::SYS_socket), family);
         assert_eq!((socket(1), socket(2), socket(10), socket(16)), (ALLOW, ALLOW, ALLOW, ALLOW));
+        let audit = answer_of(&program, own, number(libc::SYS_socket), NETLINK, AUDIT);
+        assert_eq!(audit, REFUSE | NO_PROTOCOL);
         // The hypervisor's, the kernel's cryptography, raw packets.
         assert_eq!(
             (socket(40), socket(38), socket(17)),
@@ -339,7 +360,7 @@ mod tests {
             assert_eq!(capability.bits(), 1 << bit);
         }
         // What reaches the kernel, the clock, devices or the network.
-        for bit in [2, 12, 13, 14, 16, 17, 19, 21, 22, 23, 24, 25, 27, 34, 38, 39, 40] {
+        for bit in [2, 12, 13, 14, 16, 17, 19, 21, 22, 23, 24, 25, 27, 29, 30, 34, 37, 38, 39, 40] {
             assert!(!KEPT.iter().any(|(_, kept)| *kept == bit), "{bit}");
         }
     }

@@ -41,6 +41,9 @@ const NOT_RUN: &[&str] = &[
     "zipl",
 ];
 
+/// Where programs are.
+const PROGRAMS: &[&str] = &["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"];
+
 /// Says that it was called, and succeeds.
 const STAND_IN: &str = "#!/bin/sh\nname=${0##*/}\necho \"rehearsal: $name is not run, an image has no devices\"\n\
                         echo \"$name\" >>/run/linux-patch-rehearsal/not-run\n";
@@ -243,7 +246,11 @@ impl Image {
                     fs::set_permissions(run.join("lock"), fs::Permissions::from_mode(0o1777))?;
                     let stand_ins = system.join(OWN).join("bin");
                     fs::create_dir_all(&stand_ins)?;
-                    for name in NOT_RUN {
+                    // Only for those that are there: scripts ask.
+                    let is_there = |name: &&&str| {
+                        PROGRAMS.iter().any(|dir| fs::symlink_metadata(system.join(dir).join(name)).is_ok())
+                    };
+                    for name in NOT_RUN.iter().filter(is_there) {
                         fs::write(stand_ins.join(name), STAND_IN)?;
                         fs::set_permissions(stand_ins.join(name), fs::Permissions::from_mode(0o755))?;
                     }
