@@ -68,9 +68,15 @@ impl Step {
     /// A command; a command line made for [`PROGRESS`] tells its progress.
     #[must_use]
     pub fn new(argv: Argv, after_failure: bool) -> Self {
-        let environment =
-            argv.environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Self { program: argv.program.to_owned(), args: argv.args, environment, after_failure }
+        let environment = argv.environment.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let environment = environment.collect();
+        let mut args = argv.args;
+        if argv.program.ends_with("/apt-get") {
+            // apt gives dpkg a path of its own; this is that one, with the stand-ins before it.
+            let path = format!("DPkg::Path=/{OWN}/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+            args.splice(0..0, ["-o".to_owned(), path]);
+        }
+        Self { program: argv.program.to_owned(), args, environment, after_failure }
     }
 }
 
