@@ -147,7 +147,8 @@ impl Change<'_> {
                     "not rehearsed: {reason}; nothing was changed. Ask without `rehearse`, or with \
                      `unrehearsed: simulate` to be content with the solver's simulation"
                 );
-                let error = ErrorDetail::new(ErrorCode::ServiceUnhealthy, message);
+                let mut error = ErrorDetail::new(ErrorCode::ServiceUnhealthy, message);
+                error.retryable = false;
                 return Err(error.with("rehearsal", RehearsalVerdict::NotRehearsed.as_str()).into());
             }
             self.remark(format!("not rehearsed: {reason}; going by the solver's simulation"));
