@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_hostile_package_reaches_nothing", a_hostile_package_reaches_nothing),
         trial("a_package_that_fills_the_disk_fills_an_image", a_package_that_fills_the_disk_fills_an_image),
         trial("a_package_that_forks_wildly_is_ended", a_package_that_forks_wildly_is_ended),
+        trial("a_rehearsal_has_a_control_group_where_there_are_such", a_rehearsal_has_a_control_group),
         trial("a_rehearsal_that_hangs_is_cancelled", a_rehearsal_that_hangs_is_cancelled),
         trial("a_rehearsal_that_hangs_has_a_limit", a_rehearsal_that_hangs_has_a_limit),
         trial("a_killed_rehearsal_leaves_nothing", a_killed_rehearsal_leaves_nothing),
@@ -433,6 +434,49 @@ fn a_package_that_forks_wildly_is_ended() -> Result<()> {
     ensure!(report.findings.iter().any(|f| f.kind == FindingKind::Processes), "{report:#?}\n{}", seen.log());
     assert_gone(&place)?;
     host.assert_untouched(&place)
+}
+
+/// The kernel bounds the processes of an image, by a group of their own.
+fn a_rehearsal_has_a_control_group() -> Result<()> {
+    let place = Place::on_day1(&[])?;
+    publish(&place, "lp-hanging", HANGS)?;
+    let has_pids =
+        fs::read_to_string("/proc/self/cgroup")?.lines().any(|line| line.split(':').nth(1) == Some("pids"));
+    if has_pids {
+        place.root.shell(
+            "mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir /sys/fs/cgroup/pids; mount -t cgroup -o pids pids /sys/fs/cgroup/pids",
+        )?;
+    } else {
+        place.root.shell("mount -t cgroup2 cgroup2 /sys/fs/cgroup")?;
+    }
+    let job = hanging(&place)?;
+    let find = |what: &str| {
+        place.root.shell(&format!(
+            "find /sys/fs/cgroup -type d -name rehearsal-{job} | while read -r d; do {what}; done"
+        ))
+    };
+    // Those of the image and no others; the kernel itself counts no further.
+    ensure!(find("cat $d/pids.max")?.trim() == "1536", "{}", find("ls $d")?);
+    let inside: u32 = find("cat $d/pids.current")?.trim().parse()?;
+    ensure!(
+        (3..50).contains(&inside),
+        "{inside} processes: {}\n{}",
+        find("cat $d/cgroup.procs")?,
+        place.root.shell(
+            "for p in /proc/[0-9]*; do echo $p $(tr \"\\0\" \" \" <$p/cmdline) $(grep pids $p/cgroup); done"
+        )?
+    );
+    let bound = place.root.shell("for p in /proc/[0-9]*; do grep -qs rehearsal-init $p/cmdline && cat $p/root/proc/sys/kernel/pid_max; done; true")?;
+    let kernel: Vec<u32> = fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .split(|c: char| !c.is_ascii_digit())
+        .take(2)
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    ensure!(kernel < vec![6, 14] || bound.trim() == "1836", "{kernel:?}: {bound}");
+    place.executor.ask(JobId(uuid::Uuid::now_v7()), patch_types::executor::RequestBody::Cancel { job })?;
+    place.ends(job, Outcome::Unchanged)?;
+    ensure!(find("echo $d")?.trim().is_empty(), "the group is left");
+    assert_gone(&place)
 }
 
 /// Nothing of a rehearsal runs any more.
