@@ -436,8 +436,18 @@ fn a_package_that_forks_wildly_is_ended() -> Result<()> {
     host.assert_untouched(&place)
 }
 
+/// A control group of the machine, which no root takes along. Its processes are gone when its root is.
+struct GroupOf(JobId);
+
+impl Drop for GroupOf {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(format!("/sys/fs/cgroup/pids/rehearsal-{}", self.0));
+    }
+}
+
 /// The kernel bounds the processes of an image, by a group of their own.
 fn a_rehearsal_has_a_control_group() -> Result<()> {
+    let _group;
     let place = Place::on_day1(&[])?;
     publish(&place, "lp-hanging", HANGS)?;
     let has_pids =
@@ -450,6 +460,7 @@ fn a_rehearsal_has_a_control_group() -> Result<()> {
         place.root.shell("mount -t cgroup2 cgroup2 /sys/fs/cgroup")?;
     }
     let job = hanging(&place)?;
+    _group = GroupOf(job);
     let find = |what: &str| {
         place.root.shell(&format!(
             "find /sys/fs/cgroup -type d -name rehearsal-{job} | while read -r d; do {what}; done"
@@ -526,14 +537,16 @@ fn a_killed_rehearsal_leaves_nothing() -> Result<()> {
     publish(&place, "lp-hanging", "echo hanging; sleep 600")?;
     let host = Host::of(&place)?;
     for (round, victim) in
-        ["[s]erve", "[r]ehearsal-keeper", "[r]ehearsal-i[nm]"].into_iter().cycle().take(12).enumerate()
+        ["[s]erve", "[r]ehearsal-keeper", "[r]ehearsal-i[nm]"].into_iter().cycle().take(9).enumerate()
     {
         let job = place.executor.change(place::install(&["lp-hanging"])?, options(false), None)?;
+        // Somewhere between the making of the image and the script: when it has said so much.
         place.executor.follow_until(job, |seen| {
-            seen.events.iter().any(|e| matches!(e.kind, EventKind::Phase { phase: Phase::Rehearsing }))
+            let begun = |kind: &EventKind| matches!(kind, EventKind::Phase { phase: Phase::Rehearsing });
+            let said = seen.events.iter().skip_while(|event| !begun(&event.kind)).count();
+            said > round * 2
         })?;
-        // The brackets keep the pattern from being found in the command that looks for it. Somewhere between the making of the image and the script.
-        std::thread::sleep(Duration::from_millis(u64::try_from(round)? * 37 % 400));
+        // The brackets keep the pattern from being found in the command that looks for it.
         let script = format!(
             "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'patch-executor.* {victim}' && \
              kill -9 ${{p#/proc/}}; done; true"
