@@ -263,7 +263,9 @@ impl Change<'_> {
         Ok(match (report, no_image) {
             (Some(report), _) => self.judged(report, listener),
             (None, Some(why)) => Rehearsed::not(why),
-            (None, None) => Rehearsed::not("the rehearsal was ended by somebody"),
+            // Where it had begun, who goes on regardless would not learn what ended it.
+            (None, None) if said > 0 => self.broken_off(listener),
+            (None, None) => Rehearsed::not("the rehearsal was ended before it began"),
         })
     }
 
@@ -283,6 +285,22 @@ impl Change<'_> {
             ..RehearsalReport::not_rehearsed("")
         };
         Rehearsed { report, error: Some((ErrorDetail::new(ErrorCode::JobTimeout, message), None)) }
+    }
+
+    /// A rehearsal that did not come to its end by itself.
+    fn broken_off(&self, listener: Listener) -> Rehearsed {
+        let message = "the rehearsal was ended by somebody, or because the host ran out of memory; nothing was changed. The \
+                       log has what was said last";
+        let (findings, conffiles) = listener.end();
+        let report = RehearsalReport {
+            verdict: RehearsalVerdict::Fails,
+            reason: Some(message.to_owned()),
+            findings,
+            conffiles,
+            ..RehearsalReport::not_rehearsed("")
+        };
+        let error = ErrorDetail::new(ErrorCode::PkgManagerError, message);
+        Rehearsed { report, error: Some((error.with("rehearsal", RehearsalVerdict::Fails.as_str()), None)) }
     }
 
     fn judged(&self, seen: Report, listener: Listener) -> Rehearsed {

@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_rehearsal_that_hangs_has_a_limit", a_rehearsal_that_hangs_has_a_limit),
         trial("a_killed_rehearsal_leaves_nothing", a_killed_rehearsal_leaves_nothing),
         trial("what_cannot_be_rehearsed_is_said", what_cannot_be_rehearsed_is_said),
+        trial("each_file_system_has_an_overlay_of_its_own", each_file_system_has_an_overlay_of_its_own),
         trial("what_needs_devices_is_called_and_not_run", what_needs_devices_is_called_and_not_run),
         trial("a_disk_that_would_be_full_is_foreseen", a_disk_that_would_be_full_is_foreseen),
         trial("a_rehearsal_costs_little", a_rehearsal_costs_little),
@@ -599,6 +600,27 @@ fn what_cannot_be_rehearsed_is_said() -> Result<()> {
     before.assert_same(&place.state()?)?;
     let job = place.executor.change(place::update("lp-plain")?, options(false), None)?;
     place.ends(job, Outcome::Applied).map(drop)
+}
+
+/// Mounts below the root, of a directory and of a file, are seen and not written to.
+fn each_file_system_has_an_overlay_of_its_own() -> Result<()> {
+    let place = Place::on_day1(&[])?;
+    publish(
+        &place,
+        "lp-mounts",
+        "set -e; grep -q ' /opt overlay' /proc/mounts; [ \"$(cat /opt/before)\" = before ]; echo after >/opt/before; \
+         echo after >/etc/lp-one; [ ! -e /tmp/before ]; ! findmnt -rno TARGET | grep -q /srv/far; echo all is there",
+    )?;
+    place.root.shell(
+        "mkdir -p /srv/far; mount -t tmpfs tmpfs /opt; echo before >/opt/before; cp /opt/before /etc/lp-one; cp /opt/before /srv/one; \
+         mount --bind /srv/one /etc/lp-one; mount -t tmpfs tmpfs /tmp; touch /tmp/before; mount -t ramfs none /srv/far",
+    )?;
+    let host = Host::of(&place)?;
+    let (seen, report) = rehearse(&place, place::install(&["lp-mounts"])?)?;
+    ensure!(report.verdict == RehearsalVerdict::Well, "{report:#?}\n{}", seen.log());
+    ensure!(seen.log().contains("all is there"), "{}", seen.log());
+    ensure!(place.root.shell("cat /opt/before /etc/lp-one")? == "before\nbefore\n");
+    host.assert_untouched(&place)
 }
 
 /// The boot loader is written to devices, of which an image has none.

@@ -143,7 +143,21 @@ fn kind(message: &str, is_trigger: bool) -> FindingKind {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_output_panics(lines in proptest::collection::vec(
+            "(dpkg: error processing (package|archive) |Configuration file '|Processing triggers for )?\\PC{0,60}", 0..30,
+        )) {
+            let mut listener = Listener::default();
+            lines.iter().for_each(|line| listener.hear(line));
+            let (findings, conffiles) = listener.end();
+            prop_assert!(findings.len() <= lines.len() && conffiles.len() <= lines.len());
+        }
+    }
 
     fn hear(text: &str) -> (Vec<Finding>, Vec<String>) {
         let mut listener = Listener::default();
