@@ -52,10 +52,8 @@ fn a_rehearsal_is_asked_for_by_the_api() -> Result<()> {
     ensure!(text.contains("Rehearsal: it would fail") && text.contains("deliberate failure"), "{text}");
     unchanged()?;
 
-    let job = agent.change("DELETE", "/packages/lp-daemon?rehearse=true&dry_run=true", &json!({}));
-    let job = job.or_else(|_| {
-        agent.change("DELETE", "/packages/lp-daemon", &json!({"rehearse": true, "dry_run": true}))
-    })?;
+    let removal = json!({"rehearse": true, "dry_run": true});
+    let job = agent.change("DELETE", "/packages/lp-daemon", &removal)?;
     ensure!(job["rehearsal"]["verdict"] == "well" && job["outcome"] == "unchanged", "{job:#}");
     unchanged()?;
 
