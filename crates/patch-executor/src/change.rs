@@ -189,7 +189,7 @@ pub(crate) struct Change<'a> {
     /// How long it took to find those.
     pub(crate) recording: Duration,
     /// What apt was asked in this process's planning, so that applying asks the very same.
-    task: Option<Task>,
+    pub(crate) task: Option<Task>,
     /// What dpkg's database was like when the plan was made.
     pub(crate) planned_at: Option<DatabaseStamp>,
     /// Whether leftovers of earlier runs have been seen to.
@@ -411,6 +411,7 @@ impl<'a> Change<'a> {
             State::Repairing => self.repair(turn),
             State::Planning => self.plan(),
             State::Downloading { plan, auto } => self.download(plan, auto),
+            State::Rehearsing { plan, auto } => self.rehearse(plan, auto),
             State::Snapshotting { plan, auto } => self.snapshot(plan, auto),
             State::Applying { plan, auto, .. } if self.resumed => self.look_what_is_left(turn, plan, &auto),
             State::Applying { plan, auto, only } => self.apply(turn, plan, auto, only.as_deref()),
@@ -797,8 +798,10 @@ impl<'a> Change<'a> {
         if !matches!(self.journal.record.operation, Operation::Rollback(_)) {
             self.fetch(&plan)?;
         }
-        self.gather(&plan)?;
-        Ok(State::Snapshotting { plan, auto })
+        if !self.only_rehearses() {
+            self.gather(&plan)?;
+        }
+        Ok(self.downloaded(plan, auto))
     }
 
     /// Whether what is to be fetched fits. apt finds out too late, and fills the disk first.

@@ -53,6 +53,13 @@ pub(crate) enum State {
         /// Named packages whose automatic mark apt is going to drop, and that get it back.
         auto: Vec<PackageName>,
     },
+    /// It is tried on an image of the host.
+    Rehearsing {
+        /// What will change.
+        plan: Plan,
+        /// See `Downloading`.
+        auto: Vec<PackageName>,
+    },
     /// The way back is recorded.
     Snapshotting {
         /// What will change.
@@ -169,6 +176,7 @@ impl State {
             Self::Accepted | Self::Ended { .. } => None,
             Self::Planning => Some(Phase::Planning),
             Self::Refreshing | Self::Downloading { .. } => Some(Phase::Downloading),
+            Self::Rehearsing { .. } => Some(Phase::Rehearsing),
             Self::Snapshotting { .. } => Some(Phase::Snapshotting),
             Self::Repairing | Self::Applying { .. } => Some(Phase::Applying),
             Self::Verifying { .. } => Some(Phase::Verifying),

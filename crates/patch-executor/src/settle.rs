@@ -24,7 +24,7 @@ use crate::{
     events::{Events, EventsError},
     journal::{self, Claim, Journal, State},
     paths::Paths,
-    prune, reboot, record, restarts, turn,
+    prune, reboot, record, rehearse, restarts, turn,
 };
 
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
@@ -71,7 +71,9 @@ pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
         | State::Refreshing
         | State::Planning
         | State::Downloading { .. }
+        | State::Rehearsing { .. }
         | State::Snapshotting { .. } => {
+            rehearse::settled(paths, &journal);
             unchanged("before anything was changed; submit it again if it is still wanted")
         }
         State::Repairing
@@ -162,6 +164,7 @@ pub(crate) fn is_due(paths: &Paths, id: JobId) -> bool {
                 | State::Refreshing
                 | State::Planning
                 | State::Downloading { .. }
+                | State::Rehearsing { .. }
                 | State::Snapshotting { .. }
                 | State::Rebooting { .. }
         ),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     job::JobId,
     name::{Architecture, PackageName, PackageVersion},
+    rehearsal::Rehearse,
 };
 
 /// How well a package's present state can be had again. Ordered: the better one is the greater one.
@@ -104,6 +105,9 @@ pub struct ChangeOptions {
     /// Go back unless somebody confirms within so many seconds, 1 to [`MAX_CONFIRM_SECONDS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_within: Option<u32>,
+    /// Try it first on an image of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearse: Option<Rehearse>,
 }
 
 /// The way back of one package.
