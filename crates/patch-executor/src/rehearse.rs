@@ -111,6 +111,16 @@ impl Change<'_> {
         self.journal.record.options.rehearse.is_some_and(|how| how.only)
     }
 
+    /// Why nothing is rehearsed where packages are unfinished: to finish them would change the host.
+    pub(crate) fn unfinished(&self, names: &str) -> ErrorDetail {
+        let message = format!(
+            "packages are unfinished: {names}; nothing was rehearsed. `dpkg --configure -a` finishes them, as any change that \
+             is more than a rehearsal does first"
+        );
+        let error = ErrorDetail::new(ErrorCode::PkgManagerError, message);
+        error.with("rehearsal", RehearsalVerdict::NotRehearsed.as_str())
+    }
+
     /// What comes after the download.
     pub(crate) fn downloaded(&self, plan: Plan, auto: Vec<PackageName>) -> State {
         if self.journal.record.options.rehearse.is_some() && is_possible(&self.journal.record.operation) {
