@@ -204,7 +204,7 @@ pub(crate) struct Record {
     #[serde(default)]
     pub(crate) broken: Vec<String>,
     /// How it is to be made.
-    #[serde(default)]
+    #[serde(flatten, with = "patch_types::rollback::kept")]
     pub(crate) options: ChangeOptions,
     /// What went wrong first.
     #[serde(default)]
@@ -465,6 +465,22 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_rehearsal_is_no_option_to_who_knows_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job");
+        let rehearse = Some(patch_types::Rehearse { only: true, ..Default::default() });
+        let options = ChangeOptions { rehearse, ..ChangeOptions::default() };
+        let id = JobId(Uuid::now_v7());
+        let journal =
+            Journal::create(&path, id, Operation::Refresh, Limits::default(), None, options).unwrap();
+        let text = fs::read(path.join("state.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(state["options"], serde_json::json!({"on_failure": "group"}));
+        assert_eq!(state["rehearse"]["only"], true);
+        assert_eq!(Journal::open(&path).unwrap().record, journal.record);
+    }
 
     #[test]
     fn a_journal_is_made_once_and_read_back() {

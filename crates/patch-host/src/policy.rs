@@ -300,7 +300,7 @@ fn is_success(state: &Value, policy: &Policy) -> bool {
         // A run of an approved plan fetches nothing, so it may have seen nothing new.
         && part("/if_plan").is_null()
         // One that was only rehearsed has installed nothing.
-        && part("/options/rehearse/only") != true
+        && part("/rehearse/only") != true
         && policy.is_met_by(&operation)
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Head {
     #[serde(default)]
     pub(super) if_plan: Option<PlanHash>,
     /// How it is to be made.
-    #[serde(default)]
+    #[serde(flatten, with = "patch_types::rollback::kept")]
     pub(super) options: ChangeOptions,
     /// From when on nothing of it is begun any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]

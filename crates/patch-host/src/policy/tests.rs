@@ -311,7 +311,7 @@ fn a_rehearsal_alone_is_no_success_of_the_policy() {
     let path = place.path(&format!("{JOURNAL_DIR}/{JOB}/state.json"));
     let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     for (only, counts) in [(true, false), (false, true)] {
-        state["options"] = json!({"rehearse": {"only": only}});
+        state["rehearse"] = json!({"only": only});
         fs::write(&path, state.to_string()).unwrap();
         let at: Timestamp = "2025-12-31T23:58:00Z".parse().unwrap();
         File::options().write(true).open(&path).unwrap().set_modified(at.into()).unwrap();
