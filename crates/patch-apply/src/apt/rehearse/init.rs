@@ -4,7 +4,7 @@
 //! is a pipe that the keeper holds open, its output that of the commands, its standard error goes to the keeper.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, BufRead as _, Write as _},
     os::{
@@ -38,9 +38,8 @@ use super::{
 };
 use crate::apt::argv::ENVIRONMENT;
 
-/// Told to the kernel, or to all of it: shown, but not to be written to.
-const SHOWN: &[&str] =
-    &["sys", "sysrq-trigger", "irq", "bus", "fs", "mtrr", "latency_stats", "slabinfo", "timer_list"];
+/// In `/proc`, what are a process's own files, or lead to them. Everything else there is the kernel's.
+const OWN_FILES: &[&str] = &["self", "thread-self", "net", "mounts"];
 
 /// What is not even shown.
 const HIDDEN: &[&str] =
@@ -154,7 +153,10 @@ fn kernel_files(system: &Path) -> Result<(), NoImage> {
         let what = "/proc of the image";
         mount(Some("proc"), &proc, Some("proc"), safe, None::<&str>).map_err(NoImage::of(what))?;
         bound_pids(&proc);
-        for name in SHOWN.iter().map(|name| proc.join(name)).filter(|path| path.exists()) {
+        let entries = fs::read_dir(&proc).map_err(NoImage::of(what))?.flatten();
+        let kernels: Vec<OsString> =
+            entries.map(|entry| entry.file_name()).filter(|name| is_the_kernels(name)).collect();
+        for name in kernels.iter().map(|name| proc.join(name)) {
             mount(Some(&name), &name, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
                 .and_then(|()| read_only(&name))
                 .map_err(NoImage::of(what))?;
@@ -171,6 +173,12 @@ fn kernel_files(system: &Path) -> Result<(), NoImage> {
             .map_err(NoImage::of("/sys of the image"))?;
     }
     Ok(())
+}
+
+/// Whether an entry of `/proc` is shown, but not to be written to, whatever drivers and later kernels have there.
+fn is_the_kernels(name: &OsStr) -> bool {
+    let is_process = name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    !is_process && !OWN_FILES.iter().any(|own| name == *own)
 }
 
 /// The kernel makes no more processes than a rehearsal may have, where this bound is the namespace's own.
@@ -316,6 +324,18 @@ fn execute(step: &Step) -> io::Result<ExitStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_is_in_proc_and_no_process_is_the_kernels() {
+        for name in
+            ["sys", "sysrq-trigger", "dynamic_debug", "driver", "pressure", "of-tomorrow", "1a", "selfish"]
+        {
+            assert!(is_the_kernels(OsStr::new(name)), "{name}");
+        }
+        for name in ["1", "4711", "self", "thread-self", "net", "mounts"] {
+            assert!(!is_the_kernels(OsStr::new(name)), "{name}");
+        }
+    }
 
     #[test]
     fn kernels_are_told_apart() {
