@@ -232,10 +232,11 @@ impl Change<'_> {
         let limit = self.rehearsed_by(how);
         let mut listener = Listener::default();
         let mut said = 0;
-        let (mut report, mut no_image) = (None, None);
+        let (mut report, mut no_image, mut is_running) = (None, None, false);
         while !rehearsal.is_over() {
             let heard = match rehearsal.wait(TICK) {
                 Ok(heard) => heard,
+                Err(_) if is_running => return Ok(broken_off(listener)),
                 Err(error) => return Ok(Rehearsed::not(format!("it cannot be followed: {error}"))),
             };
             for heard in heard {
@@ -256,6 +257,7 @@ impl Change<'_> {
                             self.progress.report(&mut self.events, SPAN, percent, package, message);
                         }
                     }
+                    Heard::Running => is_running = true,
                     Heard::NoImage(why) => no_image = Some(why),
                     Heard::Report(value) => report = serde_json::from_value::<Report>(value).ok(),
                 }
@@ -272,9 +274,9 @@ impl Change<'_> {
         rehearsal.end();
         Ok(match (report, no_image) {
             (Some(report), _) => self.judged(report, listener),
+            // Who goes on regardless of a rehearsal that there was not must not do so where one was ended.
+            (None, _) if is_running => broken_off(listener),
             (None, Some(why)) => Rehearsed::not(why),
-            // Where it had begun, who goes on regardless would not learn what ended it.
-            (None, None) if said > 0 => self.broken_off(listener),
             (None, None) => Rehearsed::not("the rehearsal was ended before it began"),
         })
     }
@@ -295,22 +297,6 @@ impl Change<'_> {
             ..RehearsalReport::not_rehearsed("")
         };
         Rehearsed { report, error: Some((ErrorDetail::new(ErrorCode::JobTimeout, message), None)) }
-    }
-
-    /// A rehearsal that did not come to its end by itself.
-    fn broken_off(&self, listener: Listener) -> Rehearsed {
-        let message = "the rehearsal was ended by somebody, or because the host ran out of memory; nothing was changed. The \
-                       log has what was said last";
-        let (findings, conffiles) = listener.end();
-        let report = RehearsalReport {
-            verdict: RehearsalVerdict::Fails,
-            reason: Some(message.to_owned()),
-            findings,
-            conffiles,
-            ..RehearsalReport::not_rehearsed("")
-        };
-        let error = ErrorDetail::new(ErrorCode::PkgManagerError, message);
-        Rehearsed { report, error: Some((error.with("rehearsal", RehearsalVerdict::Fails.as_str()), None)) }
     }
 
     fn judged(&self, seen: Report, listener: Listener) -> Rehearsed {
@@ -385,6 +371,27 @@ impl Change<'_> {
             .with("rehearsal", RehearsalVerdict::Fails.as_str())
             .with("undone", serde_json::to_value(undone).unwrap_or_default())
     }
+}
+
+/// A rehearsal that did not come to its end by itself.
+fn broken_off(listener: Listener) -> Rehearsed {
+    let message = "the rehearsal was killed, perhaps for want of memory; nothing was changed. The log has what was said last";
+    let (mut findings, conffiles) = listener.end();
+    findings.push(Finding {
+        kind: FindingKind::Other,
+        package: None,
+        message: message.to_owned(),
+        output: Vec::new(),
+    });
+    let report = RehearsalReport {
+        verdict: RehearsalVerdict::Fails,
+        reason: Some(message.to_owned()),
+        findings,
+        conffiles,
+        ..RehearsalReport::not_rehearsed("")
+    };
+    let error = ErrorDetail::new(ErrorCode::PkgManagerError, message);
+    Rehearsed { report, error: Some((error.with("rehearsal", RehearsalVerdict::Fails.as_str()), None)) }
 }
 
 /// The keeper of an image, in a process of its own that the executor has started: see [`rehearse`].

@@ -265,6 +265,7 @@ pub fn run() -> io::Result<()> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     let steps: Vec<Step> = serde_json::from_str(&line).map_err(io::Error::other)?;
+    tell(&Told::Running)?;
     let mut codes: Vec<Option<i32>> = Vec::new();
     for step in steps {
         if step.after_failure && codes.last() == Some(&Some(0)) {

@@ -150,6 +150,7 @@ impl Keeper {
         };
         tell(&Told::Begun { init: init.id() }).map_err(NoImage::of("the executor"))?;
         let mut lines = Lines::at_most(MAX_LINE);
+        let mut is_running = false;
         let mut has_ended: Option<Instant> = None;
         let mut counted = Instant::now();
         loop {
@@ -158,7 +159,11 @@ impl Keeper {
             for line in heard {
                 match serde_json::from_str(&line) {
                     Ok(Told::Ran { code }) => seen.code = code,
-                    Ok(Told::NoImage { why }) => {
+                    Ok(Told::Running) if !is_running => {
+                        is_running = true;
+                        tell(&Told::Running).map_err(NoImage::of("the executor"))?;
+                    }
+                    Ok(Told::NoImage { why }) if !is_running => {
                         return Err(NoImage { what: why, source: io::Error::other("nothing was run") });
                     }
                     // What else a script may have written there means nothing.

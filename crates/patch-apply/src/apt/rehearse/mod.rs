@@ -118,6 +118,8 @@ impl NoImage {
 enum Told {
     /// The image is there; its init is the process of this id.
     Begun { init: u32 },
+    /// The first command is about to be run: from here on whoever has the pipe may be anybody.
+    Running,
     /// A line of progress.
     Progress { line: String },
     /// All commands have ended; the first one with this code.

@@ -29,7 +29,9 @@ pub enum Heard {
     Output(String),
     /// A line of apt's progress.
     Progress(String),
-    /// There is no image, and nothing was run: why.
+    /// There is an image, and the first command is run.
+    Running,
+    /// There is no image, and nothing was run: why. After [`Heard::Running`] it is the keeper that could not go on.
     NoImage(String),
     /// What the keeper has seen.
     Report(serde_json::Value),
@@ -141,6 +143,7 @@ impl Rehearsal {
                     self.init = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
                 }
                 Ok(Told::Progress { line }) => heard.push(Heard::Progress(line)),
+                Ok(Told::Running) => heard.push(Heard::Running),
                 Ok(Told::Ran { .. }) => {}
                 Ok(Told::NoImage { why }) => heard.push(Heard::NoImage(why)),
                 Ok(Told::Report { report }) => heard.push(Heard::Report(report)),
