@@ -138,11 +138,11 @@ impl Change<'_> {
         clean(self.paths, self.journal.record.id);
         let Rehearsed { mut report, error } = rehearsed?;
         report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.events.emit_durably(EventKind::Rehearsed { report: report.clone() });
         if self.planned_at != Some(DatabaseStamp::now(self.paths.root())) {
             self.remark("packages were changed by somebody else during the rehearsal; planning again");
             return Ok(State::Planning);
         }
+        self.events.emit_durably(EventKind::Rehearsed { report: report.clone() });
         if let Some((error, code)) = error {
             let mut stop = Stop::unchanged(JobStatus::Failed, error);
             if let Stop::End(ended) = &mut stop {
