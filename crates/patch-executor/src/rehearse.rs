@@ -144,7 +144,9 @@ impl Change<'_> {
         }
         self.events.emit_durably(EventKind::Rehearsed { report: report.clone() });
         if let Some((error, code)) = error {
-            let mut stop = Stop::unchanged(JobStatus::Failed, error);
+            let is_late = error.code == ErrorCode::JobTimeout;
+            let mut stop =
+                Stop::unchanged(if is_late { JobStatus::Timeout } else { JobStatus::Failed }, error);
             if let Stop::End(ended) = &mut stop {
                 ended.exit_code = code;
             }
