@@ -35,6 +35,7 @@ use rustix::{
 use super::{
     HARD_LIMIT, NoImage, OWN, PROGRESS, RUN, Step, Told, confine,
     image::{read_only, systems},
+    in_place,
 };
 use crate::apt::argv::ENVIRONMENT;
 
@@ -78,7 +79,7 @@ pub fn enter(merged: &Path, root: &Path, groups: &[PathBuf]) -> Result<std::conv
             .map_err(NoImage::of("the control group cannot be entered"))?;
     }
     // Asked before this process leaves the mounts by which it was started.
-    let program = std::env::current_exe().map_err(NoImage::of("my own program"))?;
+    let program = std::env::current_exe().map(in_place).map_err(NoImage::of("my own program"))?;
     // Where there are no namespaces of control groups, /sys has none of them either.
     let _ = unshare(CloneFlags::CLONE_NEWCGROUP);
     unshare(CloneFlags::CLONE_NEWNS).map_err(NoImage::of("mounts of its own"))?;

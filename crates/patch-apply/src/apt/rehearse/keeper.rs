@@ -4,7 +4,7 @@ use std::{
     fs, io,
     io::{BufRead as _, Write as _},
     os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStderr, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    ENTER, MOST_PROCESSES, NoImage, Order, Told,
+    ENTER, MOST_PROCESSES, MYSELF, NoImage, Order, Told,
     image::{self, Image},
     init::{close_inherited, stay_with_parent},
     lines::Lines,
@@ -33,7 +33,6 @@ const LARGEST_DATABASE: u64 = 256 << 20;
 pub struct Keeper {
     order: Order,
     image: Image,
-    program: PathBuf,
 }
 
 /// What was seen of what ran in an image.
@@ -93,11 +92,9 @@ impl Keeper {
     pub fn new(order: Order) -> Result<Self, NoImage> {
         // Where memory gets short this goes, and not what the host is for.
         let _ = fs::write("/proc/self/oom_score_adj", "1000");
-        // Asked now: it was started in the host's namespace of mounts, by the paths of that one.
-        let program = std::env::current_exe().map_err(NoImage::of("my own program"))?;
         image::leave()?;
         let image = Image::mount(&order)?;
-        Ok(Self { order, image, program })
+        Ok(Self { order, image })
     }
 
     /// Runs the commands in the image, to their end.
@@ -105,7 +102,7 @@ impl Keeper {
     /// # Errors
     /// When nothing could be run.
     pub fn run(&self) -> Result<Seen, NoImage> {
-        let mut init = Command::new(&self.program)
+        let mut init = Command::new(MYSELF)
             .arg("--root")
             .arg(&self.order.root)
             .arg(ENTER)

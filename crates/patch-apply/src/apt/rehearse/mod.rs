@@ -95,6 +95,17 @@ pub struct Order {
     pub groups: Vec<PathBuf>,
 }
 
+/// What this program is to the kernel, also when its file was replaced since it was started.
+const MYSELF: &str = "/proc/self/exe";
+
+/// Where this program's file is, or the one that replaced it: the kernel says of the former one that it is deleted.
+fn in_place(program: PathBuf) -> PathBuf {
+    match program.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+        Some(text) => text.into(),
+        None => program,
+    }
+}
+
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
@@ -128,4 +139,15 @@ enum Told {
     NoImage { why: String },
     /// What whoever keeps the image has to say of it at the end, as JSON.
     Report { report: serde_json::Value },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_is_where_it_was() {
+        assert_eq!(in_place("/usr/libexec/x (deleted)".into()), PathBuf::from("/usr/libexec/x"));
+        assert_eq!(in_place("/usr/libexec/x".into()), PathBuf::from("/usr/libexec/x"));
+    }
 }
