@@ -529,6 +529,7 @@ fn a_rehearsal_that_hangs_has_a_limit() -> Result<()> {
     let seen = place.ends(job, Outcome::Unchanged)?;
     ensure!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     ensure!(seen.ended().and_then(|e| e.error.as_ref()).context("no error")?.code == ErrorCode::JobTimeout);
+    ensure!(seen.ended().context("no end")?.status == JobStatus::Timeout, "{:#?}", seen.ended());
     assert_gone(&place)?;
     host.assert_untouched(&place)
 }

@@ -9,6 +9,10 @@ const STEP: usize = 40;
 const FINDINGS: usize = 200;
 const QUESTIONS: usize = 1000;
 
+/// How much of a line is kept, and how much of all that is told in the end, in bytes.
+const LINE: usize = 1 << 10;
+const TOTAL: usize = 256 << 10;
+
 /// How many of the last lines are kept, to be classified.
 const LAST: usize = 400;
 
@@ -39,6 +43,8 @@ pub struct Listener {
     findings: Vec<Finding>,
     conffiles: Vec<String>,
     last: VecDeque<String>,
+    /// How long the findings and the questions are together, in bytes.
+    told: usize,
 }
 
 impl Listener {
@@ -61,6 +67,7 @@ impl Listener {
         if let Some(path) = line.strip_prefix(QUESTION).and_then(|rest| rest.split('\'').next())
             && self.conffiles.len() < QUESTIONS
             && !self.conffiles.iter().any(|known| known == path)
+            && self.has_room(path.len())
         {
             self.conffiles.push(path.to_owned());
         }
@@ -79,13 +86,25 @@ impl Listener {
         if self.findings.len() >= FINDINGS {
             return;
         }
-        let finding = Finding {
-            kind: kind(message, self.is_trigger),
-            package: package.filter(|package| !package.is_empty()),
-            message: message.to_owned(),
-            output: self.step.drain(..).collect(),
-        };
-        self.findings.push(finding);
+        let package = package.filter(|package| !package.is_empty()).map(|package| cut(&package));
+        let message = cut(message);
+        let step = std::mem::take(&mut self.step);
+        if !self.has_room(message.len() + package.as_ref().map_or(0, String::len)) {
+            return;
+        }
+        let mut output: Vec<String> =
+            step.into_iter().rev().take_while(|line| self.has_room(line.len())).collect();
+        output.reverse();
+        self.findings.push(Finding { kind: kind(&message, self.is_trigger), package, message, output });
+    }
+
+    /// Whether so much more can be told; if so it counts.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        let fits = self.told + bytes <= TOTAL;
+        if fits {
+            self.told += bytes;
+        }
+        fits
     }
 
     /// The last of what was said, as one text.
@@ -105,7 +124,15 @@ fn keep(lines: &mut VecDeque<String>, line: &str, most: usize) {
     while lines.len() >= most {
         lines.pop_front();
     }
-    lines.push_back(line.to_owned());
+    lines.push_back(cut(line));
+}
+
+fn cut(line: &str) -> String {
+    if line.len() <= LINE {
+        return line.to_owned();
+    }
+    let end = (0..=LINE).rev().find(|end| line.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}…", line.get(..end).unwrap_or_default())
 }
 
 /// `NAME (--configure):`, or an archive, whose file bears the package's name: `/x/NAME_1.0_all.deb (--unpack):`.
@@ -211,6 +238,25 @@ mod tests {
         );
         assert!(findings.is_empty());
         assert_eq!(conffiles, ["/etc/lp-conf.conf"]);
+    }
+
+    #[test]
+    fn however_long_the_lines_are_what_is_told_is_bounded() {
+        let long = "ä".repeat(8 << 10);
+        let mut listener = Listener::default();
+        for number in 0..50 {
+            (0..STEP).for_each(|_| listener.hear(&long));
+            listener.hear(&format!("dpkg: error processing package p{number}{long} (--configure):"));
+            listener.hear(&long);
+            listener.hear(&format!("Configuration file '/etc/{number}{long}'"));
+        }
+        assert!(listener.last_words().len() <= LAST * (LINE + 4));
+        let (findings, conffiles) = listener.end();
+        assert!(
+            !findings.is_empty() && findings[0].output.len() == STEP && findings[0].output[0].ends_with('…')
+        );
+        let told = findings.iter().map(|f| f.message.len() + f.output.iter().map(String::len).sum::<usize>());
+        assert!(told.sum::<usize>() + conffiles.iter().map(String::len).sum::<usize>() <= TOTAL);
     }
 
     #[test]
