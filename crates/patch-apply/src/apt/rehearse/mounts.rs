@@ -125,9 +125,10 @@ pub(super) fn treatment(mount: &Mount, root: &Path) -> Treatment {
     {
         return Treatment::Nothing;
     }
-    // `/lib`, `/lib64` and their like.
+    // `/lib`, `/lib64` and their like are the system's; whatever else is mounted, `/data` or `/app`, may be a package's too.
+    // What snaps bring is read-only, and nothing of apt's.
     if !SYSTEM.contains(&first) && !first.starts_with("lib") {
-        return Treatment::Nothing;
+        return if first == "snap" { Treatment::Nothing } else { Treatment::LeftOut };
     }
     let family = kind.split('.').next().unwrap_or(kind);
     if FOREIGN.contains(&family) { Treatment::LeftOut } else { Treatment::Overlay }
@@ -154,6 +155,8 @@ mod tests {
 35 22 8:5 / /var rw - btrfs /dev/sda5 rw
 36 22 0:44 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
 37 22 8:6 / /lib64 rw - ext4 /dev/sda6 rw
+38 22 8:7 / /data rw - ext4 /dev/sda7 rw
+39 22 7:1 / /snap/core/1 ro - squashfs /dev/loop1 ro
 nonsense";
 
     #[test]
@@ -170,8 +173,11 @@ nonsense";
             assert_eq!(of(point), Treatment::Overlay, "{point}");
         }
         let kernel = ["/proc", "/sys", "/dev", "/run", "/sys/fs/cgroup"];
-        for point in kernel.into_iter().chain(["/var/lib/docker/overlay2/x/merged", "/media/a b"]) {
+        for point in kernel.into_iter().chain(["/var/lib/docker/overlay2/x/merged", "/snap/core/1"]) {
             assert_eq!(of(point), Treatment::Nothing, "{point}");
+        }
+        for point in ["/media/a b", "/data"] {
+            assert_eq!(of(point), Treatment::LeftOut, "{point}");
         }
         assert_eq!(of("/tmp"), Treatment::Fresh);
         assert_eq!((of("/home"), of("/usr/share/app")), (Treatment::LeftOut, Treatment::LeftOut));
