@@ -304,6 +304,14 @@ impl Change<'_> {
     fn judged(&self, seen: Report, listener: Listener) -> Rehearsed {
         let output = listener.last_words();
         let (mut findings, conffiles) = listener.end();
+        // What is full is the image, which says nothing of the host unless that lacks the room as well.
+        let was_full = seen.is_full || findings.iter().any(|finding| finding.kind == FindingKind::DiskSpace);
+        if was_full && seen.lacking.is_empty() && !seen.is_crowded {
+            return Rehearsed::not(format!(
+                "the image was too small: more was written in it than the plan lets expect, {} MiB",
+                seen.written >> 20
+            ));
+        }
         let mut more = |kind, message: String| {
             findings.push(Finding { kind, package: None, message, output: Vec::new() });
         };

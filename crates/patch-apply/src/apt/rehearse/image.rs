@@ -185,8 +185,14 @@ impl Image {
             work.as_raw_fd()
         );
         let mut last = nix::errno::Errno::EINVAL;
-        // dpkg renames directories, which an overlay refuses without `redirect_dir`; `volatile` is of Linux 5.10.
-        for more in ["redirect_dir=on,index=off,volatile", "redirect_dir=on", ""] {
+        // dpkg renames directories, which an overlay refuses without `redirect_dir`. Without `metacopy` a file is copied whole
+        // when only its owner or mode changes, and a script's `chown -R` fills the memory. `volatile` is of Linux 5.10.
+        for more in [
+            "metacopy=on,redirect_dir=on,index=off,volatile",
+            "redirect_dir=on,index=off,volatile",
+            "redirect_dir=on",
+            "",
+        ] {
             let options = if more.is_empty() { base.clone() } else { format!("{base},{more}") };
             match mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
             {
@@ -347,6 +353,13 @@ struct Grown {
     net: i64,
 }
 
+/// Whether an overlay keeps nothing of a file but its owner, mode and times, as with `metacopy`.
+fn has_only_attributes(path: &Path) -> bool {
+    let mut value = [0_u8; 64];
+    let found = rustix::fs::lgetxattr(path, "trusted.overlay.metacopy", &mut value[..]);
+    matches!(found, Ok(_) | Err(rustix::io::Errno::RANGE))
+}
+
 /// How much more a file system would hold.
 fn grown(upper: &Path, lower: &Path) -> Grown {
     let mut grown = Grown::default();
@@ -358,6 +371,9 @@ fn grown(upper: &Path, lower: &Path) -> Grown {
             let path = below.join(entry.file_name());
             if meta.is_dir() {
                 due.push(path);
+                continue;
+            }
+            if has_only_attributes(&entry.path()) {
                 continue;
             }
             let before = fs::symlink_metadata(lower.join(&path)).map_or(0, |old| old.blocks() * 512);
