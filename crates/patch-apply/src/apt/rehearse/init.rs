@@ -35,7 +35,6 @@ use rustix::{
 use super::{
     HARD_LIMIT, NoImage, OWN, PROGRESS, RUN, Step, Told, confine,
     image::{read_only, systems},
-    in_place,
 };
 use crate::apt::argv::ENVIRONMENT;
 
@@ -78,8 +77,8 @@ pub fn enter(merged: &Path, root: &Path, groups: &[PathBuf]) -> Result<std::conv
         fs::write(group.join("cgroup.procs"), "0")
             .map_err(NoImage::of("the control group cannot be entered"))?;
     }
-    // Asked before this process leaves the mounts by which it was started.
-    let program = std::env::current_exe().map(in_place).map_err(NoImage::of("my own program"))?;
+    // As the keeper has told it.
+    let program = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     // Where there are no namespaces of control groups, /sys has none of them either.
     let _ = unshare(CloneFlags::CLONE_NEWCGROUP);
     unshare(CloneFlags::CLONE_NEWNS).map_err(NoImage::of("mounts of its own"))?;

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     io::{BufRead as _, Write as _},
     os::unix::process::CommandExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{
     ENTER, MOST_PROCESSES, MYSELF, NoImage, Order, Told,
     image::{self, Image},
+    in_place,
     init::{close_inherited, stay_with_parent},
     lines::Lines,
 };
@@ -33,6 +34,7 @@ const LARGEST_DATABASE: u64 = 256 << 20;
 pub struct Keeper {
     order: Order,
     image: Image,
+    program: PathBuf,
 }
 
 /// What was seen of what ran in an image.
@@ -92,9 +94,11 @@ impl Keeper {
     pub fn new(order: Order) -> Result<Self, NoImage> {
         // Where memory gets short this goes, and not what the host is for.
         let _ = fs::write("/proc/self/oom_score_adj", "1000");
+        // Asked now: it was started in the host's namespace of mounts, by the paths of that one.
+        let program = std::env::current_exe().map(in_place).map_err(NoImage::of("my own program"))?;
         image::leave()?;
         let image = Image::mount(&order)?;
-        Ok(Self { order, image })
+        Ok(Self { order, image, program })
     }
 
     /// Runs the commands in the image, to their end.
@@ -103,6 +107,8 @@ impl Keeper {
     /// When nothing could be run.
     pub fn run(&self) -> Result<Seen, NoImage> {
         let mut init = Command::new(MYSELF)
+            // Which its image is to run: where that is cannot be told any more by who has left the host's mounts.
+            .arg0(&self.program)
             .arg("--root")
             .arg(&self.order.root)
             .arg(ENTER)

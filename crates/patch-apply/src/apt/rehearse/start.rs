@@ -13,7 +13,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{KEEP, MYSELF, Told, lines::Lines};
+use super::{KEEP, MYSELF, Told, in_place, lines::Lines};
 use crate::run::MAX_LINE;
 
 /// How long the report of the keeper may be, in bytes.
@@ -56,7 +56,9 @@ impl Rehearsal {
     /// # Errors
     /// When it cannot be started.
     pub fn start(root: &Path, task: &serde_json::Value) -> io::Result<Self> {
+        let program = in_place(std::env::current_exe()?);
         let mut keeper = Command::new(MYSELF)
+            .arg0(program)
             .arg("--root")
             .arg(root)
             .arg(KEEP)
