@@ -372,7 +372,7 @@ py inlower 'import socket; s=socket.socket(socket.AF_UNIX); s.connect("/srv/lp.s
 py audit 'import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9)'
 try hostproc sh -c 'ls -d /proc/[0-9]* | wc -l | grep -qE "^[0-9]{3,}"'
 # What is changed here is changed in the image.
-find /proc -path '/proc/[0-9]*' -prune -o -type f -print 2>/dev/null | while read -r f; do ( : <>"$f" ) 2>/dev/null && echo "REACHED $f"; done
+find /proc -path '/proc/[0-9]*' -prune -o -type f -print 2>/dev/null | while read -r f; do [ -f "$f" ] && ( : <>"$f" ) 2>/dev/null && echo "REACHED $f"; done
 for f in /proc/1/fd/*; do [ -p "$f" ] || echo "REACHED descriptor $(readlink "$f")"; done
 chmod 662 /proc/1/exe /dev/null /dev/urandom /proc/self/fd/0 /proc/self/fd/1 /proc/1/fd/* 2>/dev/null
 for f in /proc/1/fd/*; do echo '{"told":"report","report":{}}' >"$f"; done 2>/dev/null
