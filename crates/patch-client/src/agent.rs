@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use patch_types::{
-    ErrorDetail, JobId, PackageName, Plan,
+    ErrorDetail, JobId, PackageName, Plan, Unrehearsed,
     api::{
         ApplyRequest, CrlInForce, CrlRequest, Health, InstallRequest, Job, JobList, PackageDetail,
         PackageList, PatchSet, RebootRequest, RebootState, RemoveRequest, RollbackRequest, Service,
@@ -63,7 +63,7 @@ impl Client {
         self.transport.send(&Request::get(&["packages", name.as_str()])).await
     }
 
-    /// `POST /packages`; `dry_run` in the request is overruled.
+    /// `POST /packages`; `dry_run` in the request is overruled, unless it is to be rehearsed.
     ///
     /// # Errors
     /// See [`Client`].
@@ -79,7 +79,7 @@ impl Client {
         self.transport.send(&install(request, true)?).await
     }
 
-    /// `PUT /packages/{name}`: updates or holds; `dry_run` in the request is overruled.
+    /// `PUT /packages/{name}`: updates or holds; `dry_run` in the request is overruled, unless it is to be rehearsed.
     ///
     /// # Errors
     /// See [`Client`].
@@ -112,7 +112,7 @@ impl Client {
         self.update(name, &UpdateRequest { hold: Some(on), ..Default::default() }, submit).await
     }
 
-    /// `DELETE /packages/{name}`; `dry_run` in the request is overruled.
+    /// `DELETE /packages/{name}`; `dry_run` in the request is overruled, unless it is to be rehearsed.
     ///
     /// # Errors
     /// See [`Client`].
@@ -161,7 +161,7 @@ impl Client {
         self.transport.send(&Request::new(Method::POST, &["patches", "refresh"]).submit(submit)).await
     }
 
-    /// `POST /patches/apply`; `dry_run` in the request is overruled.
+    /// `POST /patches/apply`; `dry_run` in the request is overruled, unless it is to be rehearsed.
     ///
     /// # Errors
     /// See [`Client`].
@@ -319,23 +319,35 @@ fn unhealthy(detail: &ErrorDetail, request_id: Uuid) -> Option<Answer<Health>> {
     Answer::read(raw, request_id).ok()
 }
 
+/// For a plan nothing is rehearsed; a rehearsal that is all that is wanted is a job.
+fn alone(dry_run: &mut bool, rehearse: &mut bool, unrehearsed: &mut Option<Unrehearsed>, plan: bool) {
+    if plan {
+        *rehearse = false;
+        *unrehearsed = None;
+    }
+    *dry_run = plan || (*dry_run && *rehearse);
+}
+
 fn install(request: &InstallRequest, dry_run: bool) -> Result<Request, Error> {
     let mut body = request.clone();
-    body.options.dry_run = dry_run;
+    alone(&mut body.options.dry_run, &mut body.options.rehearse, &mut body.options.unrehearsed, dry_run);
     Request::new(Method::POST, &["packages"]).json(&body)
 }
 
 fn update(name: &PackageName, request: &UpdateRequest, dry_run: bool) -> Result<Request, Error> {
-    let body = UpdateRequest { dry_run, ..request.clone() };
+    let mut body = request.clone();
+    alone(&mut body.dry_run, &mut body.rehearse, &mut body.unrehearsed, dry_run);
     Request::new(Method::PUT, &["packages", name.as_str()]).json(&body)
 }
 
 fn remove(name: &PackageName, request: &RemoveRequest, dry_run: bool) -> Request {
-    let query = removal(&RemoveRequest { dry_run, ..request.clone() });
-    Request::new(Method::DELETE, &["packages", name.as_str()]).query(query)
+    let mut asked = request.clone();
+    alone(&mut asked.dry_run, &mut asked.rehearse, &mut asked.unrehearsed, dry_run);
+    Request::new(Method::DELETE, &["packages", name.as_str()]).query(removal(&asked))
 }
 
 fn apply(request: &ApplyRequest, dry_run: bool) -> Result<Request, Error> {
-    let body = ApplyRequest { dry_run, ..request.clone() };
+    let mut body = request.clone();
+    alone(&mut body.dry_run, &mut body.rehearse, &mut body.unrehearsed, dry_run);
     Request::new(Method::POST, &["patches", "apply"]).json(&body)
 }

@@ -1,6 +1,6 @@
 //! Queries of the lists, and how they are written into a URL.
 
-use patch_types::{JobStatus, OnFailure, PlanHash, api::RemoveRequest};
+use patch_types::{JobStatus, OnFailure, PlanHash, Unrehearsed, api::RemoveRequest};
 
 /// Which packages `GET /packages` shows by state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +140,8 @@ pub(crate) fn removal(request: &RemoveRequest) -> Query {
         .flag("dry_run", request.dry_run)
         .text("if_plan", request.if_plan.as_ref().map(PlanHash::as_str))
         .text("on_failure", request.on_failure.map(OnFailure::as_str))
+        .flag("rehearse", request.rehearse)
+        .text("unrehearsed", request.unrehearsed.map(Unrehearsed::as_str))
         .text("confirm_within", request.confirm_within.map(|seconds| seconds.to_string()).as_deref())
 }
 

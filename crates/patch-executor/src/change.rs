@@ -189,7 +189,7 @@ pub(crate) struct Change<'a> {
     /// How long it took to find those.
     pub(crate) recording: Duration,
     /// What apt was asked in this process's planning, so that applying asks the very same.
-    task: Option<Task>,
+    pub(crate) task: Option<Task>,
     /// What dpkg's database was like when the plan was made.
     pub(crate) planned_at: Option<DatabaseStamp>,
     /// Whether leftovers of earlier runs have been seen to.
@@ -411,6 +411,12 @@ impl<'a> Change<'a> {
             State::Repairing => self.repair(turn),
             State::Planning => self.plan(),
             State::Downloading { plan, auto } => self.download(plan, auto),
+            // Whatever led here.
+            State::Snapshotting { .. } | State::Applying { .. } if self.only_rehearses() => {
+                let message = "only a rehearsal was asked for, so nothing was changed";
+                Err(ErrorDetail::new(ErrorCode::PkgManagerError, message).into())
+            }
+            State::Rehearsing { plan, auto } => self.rehearse(plan, auto),
             State::Snapshotting { plan, auto } => self.snapshot(plan, auto),
             State::Applying { plan, auto, .. } if self.resumed => self.look_what_is_left(turn, plan, &auto),
             State::Applying { plan, auto, only } => self.apply(turn, plan, auto, only.as_deref()),
@@ -670,6 +676,9 @@ impl<'a> Change<'a> {
             && !matches!(self.journal.record.operation, Operation::Hold(_))
         {
             let names = broken.join(", ");
+            if self.only_rehearses() {
+                return Err(self.unfinished(&names).into());
+            }
             self.remark(format!("an earlier run left {names} unfinished; finishing that first"));
             return Ok(State::Repairing);
         }
@@ -714,7 +723,9 @@ impl<'a> Change<'a> {
                 );
                 return Err(Stop::unchanged(JobStatus::Failed, ErrorDetail { message, ..error }));
             }
-            self.mark_as_wanted(&operation);
+            if !self.only_rehearses() {
+                self.mark_as_wanted(&operation);
+            }
             return Ok(State::Ended {
                 ended: Box::new(Ended {
                     status: JobStatus::Completed,
@@ -797,8 +808,10 @@ impl<'a> Change<'a> {
         if !matches!(self.journal.record.operation, Operation::Rollback(_)) {
             self.fetch(&plan)?;
         }
-        self.gather(&plan)?;
-        Ok(State::Snapshotting { plan, auto })
+        if !self.only_rehearses() {
+            self.gather(&plan)?;
+        }
+        Ok(self.downloaded(plan, auto))
     }
 
     /// Whether what is to be fetched fits. apt finds out too late, and fills the disk first.
@@ -1213,8 +1226,9 @@ mod tests {
 
     use patch_apply::apt::policy_rc::{self, HoldBack};
     use patch_types::{
-        ChangeOptions, JobId,
+        ChangeOptions, JobId, Rehearse,
         executor::Limits,
+        operation::ApplyPatches,
         settings::{Restart, RestartMode, RestartTime},
     };
     use uuid::Uuid;
@@ -1246,6 +1260,59 @@ mod tests {
         drop((turn, place));
         restarts::sweep(&paths);
         assert!(!root.path().join(policy_rc::POLICY).exists());
+    }
+
+    /// To be rehearsed alone, in a root of its own.
+    fn rehearsed_alone(root: &Path, operation: Operation) -> (Paths, Journal, Events) {
+        let paths = Paths::below(root.to_owned());
+        fs::create_dir_all(paths.queue()).unwrap();
+        let id = JobId(Uuid::from_u128(4));
+        let (dir, path) = (paths.journal(id), paths.event_file(id));
+        fs::create_dir_all(dir.parent().unwrap()).unwrap();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let limits = Limits { timeout_seconds: 60, lock_wait_seconds: 1 };
+        let rehearse = Some(Rehearse { only: true, ..Rehearse::default() });
+        let options = ChangeOptions { rehearse, ..ChangeOptions::default() };
+        let journal = Journal::create(&dir, id, operation, limits, None, options).unwrap();
+        (paths, journal, Events::create(&path).unwrap())
+    }
+
+    #[test]
+    fn a_rehearsal_alone_neither_finishes_nor_changes_anything() {
+        let root = tempfile::tempdir().unwrap();
+        let dpkg = root.path().join("var/lib/dpkg");
+        fs::create_dir_all(&dpkg).unwrap();
+        fs::write(
+            dpkg.join("status"),
+            "Package: aa\nStatus: install ok half-configured\nArchitecture: all\nVersion: 1\nMaintainer: t <t@t>\n\
+             Description: t\n\n",
+        )
+        .unwrap();
+        fs::write(dpkg.join("lock"), "").unwrap();
+        fs::write(dpkg.join("lock-frontend"), "").unwrap();
+        let operation = Operation::ApplyPatches(ApplyPatches::default());
+        let (paths, journal, events) = rehearsed_alone(root.path(), operation);
+        let mut change = Change::new(&paths, journal, events, false);
+        let why = |stop: Result<State, Stop>| match stop {
+            Err(Stop::End(ended)) => {
+                assert_eq!(ended.outcome, Some(Outcome::Unchanged));
+                ended.error.unwrap().message
+            }
+            other => panic!("{:?}", other.map_err(drop)),
+        };
+        let message = why(change.plan());
+        assert!(message.contains("unfinished: aa; nothing was rehearsed"), "{message}");
+        let place = turn::queue(&paths, change.journal.record.id).unwrap();
+        let turn = turn::try_take(&paths, &place).unwrap().unwrap();
+        let plan = Plan::of(Vec::new());
+        let states = [
+            State::Snapshotting { plan: plan.clone(), auto: Vec::new() },
+            State::Applying { plan, auto: Vec::new(), only: None },
+        ];
+        for state in states {
+            let message = why(change.step(state, &turn));
+            assert!(message.contains("only a rehearsal"), "{message}");
+        }
     }
 
     /// What was held back is noted however a change ends, and once.

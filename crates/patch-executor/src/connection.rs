@@ -30,7 +30,7 @@ use crate::{
     paths::{self, Paths},
     prune, query, reboot, record,
     record::{Asker, Refused},
-    server_key, settle, stop, tool, turn,
+    rehearse, server_key, settle, stop, tool, turn,
 };
 
 /// How long a peer may take to say what it wants.
@@ -51,6 +51,13 @@ struct LimitTooLarge;
 #[derive(Debug, thiserror::Error)]
 #[error("only a change of packages can wait to be confirmed, for 1 to {MAX_CONFIRM_SECONDS} seconds")]
 struct NoConfirmation;
+
+/// A request to rehearse what no image could show.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "only a change of packages can be rehearsed: an installation, an update, a removal, or applying updates"
+)]
+struct NoRehearsal;
 
 /// A job that is not where it could be cancelled or confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -238,6 +245,7 @@ fn refused(error: &anyhow::Error) -> Reply {
         cause.is::<OperationError>()
             || cause.is::<LimitTooLarge>()
             || cause.is::<NoConfirmation>()
+            || cause.is::<NoRehearsal>()
             || matches!(cause.downcast_ref(), Some(FrameError::Body(_)))
     });
     let code = match error.downcast_ref::<NotNow>() {
@@ -282,6 +290,9 @@ fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Repl
                 if !can_wait || !(1..=MAX_CONFIRM_SECONDS).contains(&seconds) {
                     return Err(NoConfirmation.into());
                 }
+            }
+            if options.rehearse.is_some() && !rehearse::is_possible(&operation) {
+                return Err(NoRehearsal.into());
             }
             // What was accepted once stays known, whatever the ceiling or the disk say by now.
             if paths.journal(id).exists() {

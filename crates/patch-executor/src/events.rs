@@ -12,7 +12,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use patch_types::{ErrorCode, ErrorDetail, Event, EventKind, JobStatus, event::LogStream};
+use patch_types::{ErrorCode, ErrorDetail, Event, EventKind, JobStatus, RehearsalReport, event::LogStream};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::paths;
@@ -226,6 +226,14 @@ fn in_short(kind: EventKind, length: usize) -> EventKind {
             ended.results.clear();
             EventKind::Ended(ended)
         }
+        // What it says of the real run is a sentence.
+        EventKind::Rehearsed { report } => {
+            let reason = report.reason.map(|reason| reason.chars().take(1024).collect());
+            let (took_ms, written_bytes) = (report.took_ms, report.written_bytes);
+            let short = RehearsalReport::not_rehearsed("");
+            let report = RehearsalReport { verdict: report.verdict, reason, took_ms, written_bytes, ..short };
+            EventKind::Rehearsed { report }
+        }
         _ => {
             EventKind::Log { stream: LogStream::Executor, line: format!("something was left out: it {what}") }
         }
@@ -247,6 +255,22 @@ fn lock(file: &File, path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rehearsal_of_which_there_is_too_much_to_say_keeps_its_verdict() {
+        let long = RehearsalReport {
+            verdict: patch_types::RehearsalVerdict::Fails,
+            not_run: vec!["x".repeat(MAX_LINE)],
+            ..RehearsalReport::not_rehearsed("aa fails")
+        };
+        let EventKind::Rehearsed { report } =
+            in_short(EventKind::Rehearsed { report: long.clone() }, MAX_LINE)
+        else {
+            panic!()
+        };
+        assert_eq!((report.verdict, report.reason), (long.verdict, long.reason));
+        assert!(report.not_run.is_empty());
+    }
 
     #[test]
     fn an_answer_that_nobody_could_read_is_an_error_instead() {

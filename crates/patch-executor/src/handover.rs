@@ -99,7 +99,8 @@ fn directory(paths: &Paths) -> PathBuf {
 /// Whether a change installs all that is declared. The network side may go on with the last policy that root's looks knew
 /// while a new one is refused, so that counts as well.
 fn is_attempt(paths: &Paths, change: &Record) -> bool {
-    if change.if_plan.is_some() {
+    // A rehearsal alone installs nothing.
+    if change.if_plan.is_some() || change.options.rehearse.is_some_and(|how| how.only) {
         return false;
     }
     let remembered = || {
@@ -355,7 +356,7 @@ impl Change<'_> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use patch_types::{ChangeOptions, Operation, PlanHash, executor::Limits};
+    use patch_types::{ChangeOptions, Operation, PlanHash, Rehearse, executor::Limits};
     use uuid::Uuid;
 
     use super::*;
@@ -442,6 +443,11 @@ mod tests {
             Policy::default().operation(),
             Some(serde_json::from_value("0".repeat(64).into()).unwrap())
         )));
+        let mut rehearsed = place.journal(5, Policy::default().operation(), None);
+        for (only, counts) in [(true, false), (false, true)] {
+            rehearsed.record.options.rehearse = Some(Rehearse { only, ..Rehearse::default() });
+            assert_eq!(is(&rehearsed), counts, "a rehearsal alone installs nothing");
+        }
         // The network side goes on with the last one while it refuses the new one.
         place.put("etc/linux_patch_api/config.yaml", "policy: {mode: \"off\"}\n");
         assert!(!is(&run));

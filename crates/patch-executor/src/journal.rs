@@ -53,6 +53,13 @@ pub(crate) enum State {
         /// Named packages whose automatic mark apt is going to drop, and that get it back.
         auto: Vec<PackageName>,
     },
+    /// It is tried on an image of the host.
+    Rehearsing {
+        /// What will change.
+        plan: Plan,
+        /// See `Downloading`.
+        auto: Vec<PackageName>,
+    },
     /// The way back is recorded.
     Snapshotting {
         /// What will change.
@@ -172,6 +179,7 @@ impl State {
             Self::Accepted | Self::Ended { .. } => None,
             Self::Planning => Some(Phase::Planning),
             Self::Refreshing | Self::Downloading { .. } => Some(Phase::Downloading),
+            Self::Rehearsing { .. } => Some(Phase::Rehearsing),
             Self::Snapshotting { .. } => Some(Phase::Snapshotting),
             Self::Repairing | Self::Applying { .. } => Some(Phase::Applying),
             Self::Verifying { .. } => Some(Phase::Verifying),
@@ -199,7 +207,7 @@ pub(crate) struct Record {
     #[serde(default)]
     pub(crate) broken: Vec<String>,
     /// How it is to be made.
-    #[serde(default)]
+    #[serde(flatten, with = "patch_types::rollback::kept")]
     pub(crate) options: ChangeOptions,
     /// What went wrong first.
     #[serde(default)]
@@ -460,6 +468,22 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn a_rehearsal_is_no_option_to_who_knows_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job");
+        let rehearse = Some(patch_types::Rehearse { only: true, ..Default::default() });
+        let options = ChangeOptions { rehearse, ..ChangeOptions::default() };
+        let id = JobId(Uuid::now_v7());
+        let journal =
+            Journal::create(&path, id, Operation::Refresh, Limits::default(), None, options).unwrap();
+        let text = fs::read(path.join("state.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(state["options"], serde_json::json!({"on_failure": "group"}));
+        assert_eq!(state["rehearse"]["only"], true);
+        assert_eq!(Journal::open(&path).unwrap().record, journal.record);
+    }
 
     #[test]
     fn a_journal_is_made_once_and_read_back() {

@@ -22,6 +22,7 @@ mod prune;
 mod query;
 mod reboot;
 mod record;
+mod rehearse;
 mod restarts;
 mod server_key;
 mod services;
@@ -45,6 +46,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use patch_apply::apt;
 use patch_types::JobId;
 
 use crate::paths::Paths;
@@ -79,6 +81,9 @@ fn main() -> ExitCode {
         Mode::Recover => recover(&paths),
         Mode::Hook(job) => hook::run(&paths.journal(job)),
         Mode::Check => health::child(),
+        Mode::Keeper => rehearse::keeper(&paths),
+        Mode::Image { merged, groups } => rehearse::image(&paths, &merged, &groups),
+        Mode::Init => apt::rehearse::run().map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,6 +101,13 @@ enum Mode {
     Hook(JobId),
     /// Only for itself; see [`health`].
     Check,
+    /// Only for itself; see [`rehearse`].
+    Keeper,
+    Image {
+        merged: PathBuf,
+        groups: Vec<PathBuf>,
+    },
+    Init,
 }
 
 fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
@@ -112,6 +124,12 @@ fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
                 mode = Mode::Hook(job.parse().with_context(|| format!("{job:?} is not a job's id"))?);
             }
             "check" => mode = Mode::Check,
+            apt::rehearse::KEEP => mode = Mode::Keeper,
+            apt::rehearse::ENTER => {
+                let merged = args.next().context("the image is missing")?.into();
+                mode = Mode::Image { merged, groups: args.by_ref().map(PathBuf::from).collect() };
+            }
+            apt::rehearse::RUN => mode = Mode::Init,
             "--root" => root = args.next().context("--root needs a directory")?.into(),
             "--help" | "-h" => {
                 println!("{HELP}");

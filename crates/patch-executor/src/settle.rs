@@ -26,7 +26,7 @@ use crate::{
     handover,
     journal::{self, Claim, Journal, State},
     paths::Paths,
-    prune, reboot, record, restarts, turn,
+    prune, reboot, record, rehearse, restarts, turn,
 };
 
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
@@ -73,7 +73,9 @@ pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
         | State::Refreshing
         | State::Planning
         | State::Downloading { .. }
+        | State::Rehearsing { .. }
         | State::Snapshotting { .. } => {
+            rehearse::settled(paths, &journal);
             unchanged("before anything was changed; submit it again if it is still wanted")
         }
         State::Repairing
@@ -168,6 +170,7 @@ pub(crate) fn is_due(paths: &Paths, id: JobId) -> bool {
                 | State::Refreshing
                 | State::Planning
                 | State::Downloading { .. }
+                | State::Rehearsing { .. }
                 | State::Snapshotting { .. }
                 | State::Rebooting { .. }
         ),

@@ -65,6 +65,7 @@ pub(crate) fn is_harmed(state: &State) -> bool {
         | State::Refreshing
         | State::Planning
         | State::Downloading { .. }
+        | State::Rehearsing { .. }
         | State::Snapshotting { .. }
         | State::Confirming { .. }
         | State::Rebooting { .. }

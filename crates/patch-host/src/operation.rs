@@ -210,6 +210,11 @@ fn show(screen: &mut Screen, event: &Event) -> anyhow::Result<()> {
         EventKind::Planned { plan } => format!("[{} packages to change]", plan.changes.len()),
         EventKind::Log { stream: LogStream::Output, line } => line.clone(),
         EventKind::Log { stream: LogStream::Executor, line } => format!("[{line}]"),
+        EventKind::Log { stream: LogStream::Rehearsal, line } => format!("[rehearsal] {line}"),
+        EventKind::Rehearsed { report } => match &report.reason {
+            Some(reason) => format!("[rehearsal: {}: {reason}]", report.verdict),
+            None => format!("[rehearsal: {}]", report.verdict),
+        },
         EventKind::WayBack { way_back } => format!("[the way back of this is recorded: {}]", way_back.grade),
         EventKind::Confirm { until } => format!("[it goes back unless it is confirmed by {until}]"),
         EventKind::Scheduled { until: Some(until) } => format!("[it waits until {until:.0}]"),

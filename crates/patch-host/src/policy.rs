@@ -312,6 +312,8 @@ fn is_success(state: &Value, policy: &Policy) -> bool {
         && matches!(ended.outcome, Some(Outcome::Applied | Outcome::Unchanged))
         // A run of an approved plan fetches nothing, so it may have seen nothing new.
         && part("/if_plan").is_null()
+        // One that was only rehearsed has installed nothing.
+        && part("/rehearse/only") != true
         && policy.is_met_by(&operation)
 }
 

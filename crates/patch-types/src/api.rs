@@ -13,6 +13,7 @@ use crate::{
     plan::{Origin, Plan, PlanHash},
     policy::PolicyMode,
     reboot::{QueuedReboot, RebootObstacle},
+    rehearsal::{RehearsalReport, Unrehearsed},
     rollback::{OnFailure, WayBack, WentBack},
 };
 
@@ -492,6 +493,13 @@ pub struct InstallOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
     pub confirm_within: Option<u32>,
+    /// Try it on an image of the host first, and go on only if all goes well there. With `dry_run` a job that does only
+    /// that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rehearse: bool,
+    /// What to do where no rehearsal is possible; `refuse` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrehearsed: Option<Unrehearsed>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
@@ -527,6 +535,13 @@ pub struct UpdateRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
     pub confirm_within: Option<u32>,
+    /// Try it on an image of the host first, and go on only if all goes well there. With `dry_run` a job that does only
+    /// that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rehearse: bool,
+    /// What to do where no rehearsal is possible; `refuse` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrehearsed: Option<Unrehearsed>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
@@ -549,6 +564,13 @@ pub struct RemoveRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
     pub confirm_within: Option<u32>,
+    /// Try it on an image of the host first, and go on only if all goes well there. With `dry_run` a job that does only
+    /// that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rehearse: bool,
+    /// What to do where no rehearsal is possible; `refuse` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrehearsed: Option<Unrehearsed>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
@@ -580,8 +602,12 @@ pub struct ApplyRequest {
     /// Go back unless confirmed within this many seconds, 1 to 86400.
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 86400))]
     pub confirm_within: Option<u32>,
-    /// Try it on a copy first.
+    /// Try it on an image of the host first, and go on only if all goes well there. With `dry_run` a job that does only
+    /// that.
     pub rehearse: bool,
+    /// What to do where no rehearsal is possible; `refuse` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrehearsed: Option<Unrehearsed>,
     /// Answer with the plan; change nothing.
     pub dry_run: bool,
     /// Only if the plan of that moment has this hash.
@@ -684,6 +710,10 @@ pub struct Job {
     pub exit_code: Option<i32>,
     /// Package by package.
     pub results: Vec<PackageResult>,
+    /// What came of its rehearsal; null if it was not asked for, and before. Lists, and most messages of the WebSocket, have
+    /// the verdict and the reason only.
+    #[serde(default)]
+    pub rehearsal: Option<RehearsalReport>,
     /// How well what it changes can be undone; null before that is recorded, and for jobs that change no package. Lists,
     /// and most messages of the WebSocket, have the grade only.
     #[serde(default)]

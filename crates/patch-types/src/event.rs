@@ -11,6 +11,7 @@ use crate::{
     name::{Architecture, PackageName, PackageVersion},
     plan::{Action, Plan},
     reboot::WindowStatus,
+    rehearsal::RehearsalReport,
     rollback::{WayBack, WentBack},
 };
 
@@ -47,6 +48,8 @@ pub enum LogStream {
     Output,
     /// A remark of the executor.
     Executor,
+    /// The tool's output in a rehearsal: nothing of it happened to the host.
+    Rehearsal,
 }
 
 /// What became of one planned change.
@@ -150,6 +153,11 @@ pub enum EventKind {
         stream: LogStream,
         /// The line, without its line feed.
         line: String,
+    },
+    /// It was tried on an image of the host, or could not be.
+    Rehearsed {
+        /// What came of it.
+        report: RehearsalReport,
     },
     /// The way back is recorded; from here on the change can be undone.
     WayBack {

@@ -87,6 +87,8 @@ pub enum Phase {
     Planning,
     /// Indexes or archives are fetched; nothing has changed yet.
     Downloading,
+    /// The change is tried on an image of the host; nothing has changed yet.
+    Rehearsing,
     /// The way back is recorded.
     Snapshotting,
     /// The package database is being changed; the job cannot be cancelled any more.
@@ -110,6 +112,7 @@ impl Phase {
         match self {
             Self::Planning => "planning",
             Self::Downloading => "downloading",
+            Self::Rehearsing => "rehearsing",
             Self::Snapshotting => "snapshotting",
             Self::Applying => "applying",
             Self::Verifying => "verifying",
@@ -123,7 +126,7 @@ impl Phase {
     /// Whether a job in this phase can be cancelled without leaving anything half done.
     #[must_use]
     pub fn is_cancellable(self) -> bool {
-        matches!(self, Self::Planning | Self::Downloading | Self::Waiting)
+        matches!(self, Self::Planning | Self::Downloading | Self::Rehearsing | Self::Waiting)
     }
 }
 

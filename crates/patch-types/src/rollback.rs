@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     job::JobId,
     name::{Architecture, PackageName, PackageVersion},
+    rehearsal::Rehearse,
 };
 
 /// How well a package's present state can be had again. Ordered: the better one is the greater one.
@@ -104,6 +105,44 @@ pub struct ChangeOptions {
     /// Go back unless somebody confirms within so many seconds, 1 to [`MAX_CONFIRM_SECONDS`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_within: Option<u32>,
+    /// Try it first on an image of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearse: Option<Rehearse>,
+}
+
+/// [`ChangeOptions`] in a file, for `#[serde(flatten, with = "...")]`: those as they always were, and the rehearsal beside
+/// them. A program of before rehearsals refuses an option that it does not know, but passes over such a field; it is the one
+/// that reads the file when an update of the agent is taken back.
+pub mod kept {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{ChangeOptions, Rehearse};
+
+    #[derive(Serialize, Deserialize)]
+    struct Kept {
+        #[serde(default)]
+        options: ChangeOptions,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rehearse: Option<Rehearse>,
+    }
+
+    /// See the module.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(options: &ChangeOptions, serializer: S) -> Result<S::Ok, S::Error> {
+        let rehearse = options.rehearse;
+        Kept { options: ChangeOptions { rehearse: None, ..options.clone() }, rehearse }.serialize(serializer)
+    }
+
+    /// See the module.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ChangeOptions, D::Error> {
+        let Kept { options, rehearse } = Kept::deserialize(deserializer)?;
+        Ok(ChangeOptions { rehearse: rehearse.or(options.rehearse), ..options })
+    }
 }
 
 /// The way back of one package.
@@ -171,4 +210,48 @@ pub struct TakenBack {
     pub at: Timestamp,
     /// Why: one sentence.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Now {
+        id: u32,
+        #[serde(flatten, with = "kept")]
+        options: ChangeOptions,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Before {
+        id: u32,
+        #[serde(default)]
+        options: OptionsBefore,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OptionsBefore {
+        on_failure: OnFailure,
+        confirm_within: Option<u32>,
+    }
+
+    #[test]
+    fn a_program_of_before_rehearsals_reads_what_is_kept() {
+        let rehearse = Some(Rehearse { only: true, ..Rehearse::default() });
+        let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: Some(7), rehearse };
+        let now = Now { id: 1, options };
+        let text = serde_json::to_string(&now).unwrap();
+        let before: Before = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (before.id, before.options.on_failure, before.options.confirm_within),
+            (1, OnFailure::All, Some(7))
+        );
+        assert_eq!(serde_json::from_str::<Now>(&text).unwrap(), now);
+        // And the other way round.
+        for text in [r#"{"id": 1, "options": {"on_failure": "group"}}"#, r#"{"id": 1}"#] {
+            assert_eq!(serde_json::from_str::<Now>(text).unwrap().options, ChangeOptions::default());
+        }
+    }
 }

@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use patch_client::{Address, PackageSort};
 use patch_manual::Shell;
 use patch_types::{
-    JobId, JobStatus, OnFailure, PackageName, PlanHash, operation::PackageSpec, reboot::MAX_DELAY_SECONDS,
-    rollback::MAX_CONFIRM_SECONDS,
+    JobId, JobStatus, OnFailure, PackageName, PlanHash, Unrehearsed, operation::PackageSpec,
+    reboot::MAX_DELAY_SECONDS, rollback::MAX_CONFIRM_SECONDS,
 };
 
 use crate::exit;
@@ -288,6 +288,36 @@ pub(crate) struct ChangeArgs {
     pub(crate) detach: bool,
 }
 
+/// Whether a change is tried first.
+#[derive(Debug, Clone, Copy, Default, Args)]
+#[command(next_help_heading = "Rehearsal")]
+pub(crate) struct RehearseArgs {
+    /// Try it on an image of the host first; with --dry-run do only that
+    #[arg(long)]
+    pub(crate) rehearse: bool,
+    /// What to do where no rehearsal is possible [default: refuse]
+    #[arg(long, value_enum, value_name = "WHAT", requires = "rehearse")]
+    pub(crate) unrehearsed: Option<Instead>,
+}
+
+/// What to do where no rehearsal is possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Instead {
+    /// Change nothing
+    Refuse,
+    /// Be content with the solver's simulation
+    Simulate,
+}
+
+impl From<Instead> for Unrehearsed {
+    fn from(instead: Instead) -> Self {
+        match instead {
+            Instead::Refuse => Self::Refuse,
+            Instead::Simulate => Self::Simulate,
+        }
+    }
+}
+
 /// When a change is taken back.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Going back")]
@@ -299,6 +329,8 @@ pub(crate) struct BackArgs {
     #[arg(long, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONFIRM_SECONDS)))]
     pub(crate) confirm_within: Option<u32>,
+    #[command(flatten)]
+    pub(crate) first: RehearseArgs,
 }
 
 /// What happens to the rest of a change when a part of it fails.

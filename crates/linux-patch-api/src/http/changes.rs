@@ -9,8 +9,8 @@ use axum::{
 };
 use patch_service::{Refusal, Reply};
 use patch_types::{
-    ChangeOptions, ErrorCode, ErrorDetail, OnFailure, Operation, Plan, api::Job, plan::PlanHash,
-    rollback::MAX_CONFIRM_SECONDS,
+    ChangeOptions, ErrorCode, ErrorDetail, OnFailure, Operation, Plan, Rehearse, Unrehearsed, api::Job,
+    plan::PlanHash, rollback::MAX_CONFIRM_SECONDS,
 };
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -94,6 +94,7 @@ pub(super) struct Change<O> {
 pub(super) fn options(
     on_failure: Option<OnFailure>,
     confirm_within: Option<u32>,
+    rehearse: Option<Rehearse>,
 ) -> Result<ChangeOptions, ErrorDetail> {
     if let Some(seconds) = confirm_within
         && !(1..=MAX_CONFIRM_SECONDS).contains(&seconds)
@@ -101,7 +102,24 @@ pub(super) fn options(
         let message = format!("confirm_within is {seconds} seconds; 1 to {MAX_CONFIRM_SECONDS} are possible");
         return Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "confirm_within"));
     }
-    Ok(ChangeOptions { on_failure: on_failure.unwrap_or_default(), confirm_within })
+    Ok(ChangeOptions { on_failure: on_failure.unwrap_or_default(), confirm_within, rehearse })
+}
+
+/// Whether a change is to be rehearsed, from the fields that every body has for that.
+///
+/// # Errors
+/// 422 for what to do without a rehearsal where none is asked for.
+pub(super) fn rehearsal(
+    rehearse: bool,
+    unrehearsed: Option<Unrehearsed>,
+    dry_run: bool,
+) -> Result<Option<Rehearse>, ErrorDetail> {
+    if !rehearse && unrehearsed.is_some() {
+        let message = "unrehearsed means nothing without rehearse";
+        return Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "unrehearsed"));
+    }
+    let otherwise = unrehearsed.unwrap_or_default();
+    Ok(rehearse.then_some(Rehearse { only: dry_run, otherwise }))
 }
 
 /// A request as it goes into the job's record.
@@ -115,7 +133,8 @@ where
     O: Future<Output = Result<Operation, ErrorDetail>> + Send,
 {
     let Change { operation, dry_run, if_plan, options, request } = change;
-    if dry_run {
+    // A rehearsal takes its time, so it is a job also where it is all that is wanted.
+    if dry_run && options.rehearse.is_none() {
         let plan = app.executor().plan(checked(operation).await?).await?;
         app.shown().remember(&plan);
         return reply::ok(plan);

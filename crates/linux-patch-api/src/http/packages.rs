@@ -5,7 +5,7 @@ use std::future::ready;
 use axum::{extract::State, http::HeaderMap, response::Response};
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
-    ChangeOptions, ErrorCode, ErrorDetail, OnFailure, Operation, PackageName, Query,
+    ChangeOptions, ErrorCode, ErrorDetail, OnFailure, Operation, PackageName, Query, Unrehearsed,
     api::{InstallRequest, Job, PackageDetail, PackageList, RemoveRequest, UpdateRequest},
     event::QueryResult,
     operation::{Hold, Install, Remove, Update},
@@ -94,7 +94,8 @@ pub(super) async fn install(
 ) -> Result<Response, Refusal> {
     let request = changes::as_asked(&body);
     let options = body.options;
-    let how = changes::options(options.on_failure, options.confirm_within)?;
+    let rehearse = changes::rehearsal(options.rehearse, options.unrehearsed, options.dry_run)?;
+    let how = changes::options(options.on_failure, options.confirm_within, rehearse)?;
     let operation = Operation::Install(Install {
         packages: body.packages,
         no_recommends: options.no_recommends,
@@ -143,7 +144,8 @@ fn update_operation(
     name: PackageName,
     body: UpdateRequest,
 ) -> Result<(Operation, ChangeOptions), ErrorDetail> {
-    let options = changes::options(body.on_failure, body.confirm_within)?;
+    let rehearse = changes::rehearsal(body.rehearse, body.unrehearsed, body.dry_run)?;
+    let options = changes::options(body.on_failure, body.confirm_within, rehearse)?;
     let Some(hold) = body.hold else {
         return Ok((Operation::Update(Update { name, version: body.version }), options));
     };
@@ -155,9 +157,11 @@ fn update_operation(
             "version and hold exclude each other; send one request for the update and one for the hold";
         return refused(message, "hold");
     }
-    for (field, given) in
-        [("on_failure", body.on_failure.is_some()), ("confirm_within", body.confirm_within.is_some())]
-    {
+    for (field, given) in [
+        ("on_failure", body.on_failure.is_some()),
+        ("confirm_within", body.confirm_within.is_some()),
+        ("rehearse", body.rehearse),
+    ] {
         if given {
             let message =
                 format!("{field} is for changes of packages; a hold is taken off as easily as it is set");
@@ -187,6 +191,11 @@ pub(super) struct RemoveQuery {
     /// Go back unless confirmed within this many seconds.
     #[param(minimum = 1, maximum = 86400)]
     confirm_within: Option<u32>,
+    /// Try it on an image of the host first; with `dry_run` a job that does only that.
+    rehearse: Option<bool>,
+    /// What to do where no rehearsal is possible; `refuse` if absent.
+    #[param(inline)]
+    unrehearsed: Option<Unrehearsed>,
 }
 
 /// Removes one package.
@@ -219,6 +228,8 @@ pub(super) async fn remove(
             if_plan: query.if_plan,
             on_failure: query.on_failure,
             confirm_within: query.confirm_within,
+            rehearse: query.rehearse.unwrap_or_default(),
+            unrehearsed: query.unrehearsed,
         },
         Some(StrictJson(body)) if query == RemoveQuery::default() => body,
         Some(_) => {
@@ -230,7 +241,8 @@ pub(super) async fn remove(
         }
     };
     let request = changes::as_asked(&options);
-    let how = changes::options(options.on_failure, options.confirm_within)?;
+    let rehearse = changes::rehearsal(options.rehearse, options.unrehearsed, options.dry_run)?;
+    let how = changes::options(options.on_failure, options.confirm_within, rehearse)?;
     let operation = Operation::Remove(Remove { name, purge: options.purge, autoremove: options.autoremove });
     let change = Change {
         operation: ready(Ok(operation)),

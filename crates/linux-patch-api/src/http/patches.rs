@@ -137,8 +137,8 @@ pub(super) async fn apply(
 ) -> Result<Response, Refusal> {
     let body = body.map(|StrictJson(b)| b).unwrap_or_default();
     check(&body)?;
-    let options = changes::options(body.on_failure, body.confirm_within)?;
-    not_yet(&body)?;
+    let rehearse = changes::rehearsal(body.rehearse, body.unrehearsed, body.dry_run)?;
+    let options = changes::options(body.on_failure, body.confirm_within, rehearse)?;
     let request = changes::as_asked(&body);
     let (dry_run, if_plan) = (body.dry_run, body.if_plan.clone());
     let change = Change { operation: operation(&app, body), dry_run, if_plan, options, request };
@@ -194,11 +194,6 @@ fn check(body: &ApplyRequest) -> Result<(), ErrorDetail> {
         }
     }
     Ok(())
-}
-
-/// What is understood and checked but not acted upon yet is refused, never silently ignored.
-fn not_yet(body: &ApplyRequest) -> Result<(), Refusal> {
-    if body.rehearse { Err(reply::later("rehearse", "use dry_run to see the plan")) } else { Ok(()) }
 }
 
 /// The packages that advisory ids and package names stand for.

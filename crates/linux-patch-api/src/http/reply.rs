@@ -30,18 +30,6 @@ pub(super) fn invalid_field((field, message): (&'static str, String)) -> Refusal
     Refusal::new(ErrorCode::InvalidRequest, message).with("field", field)
 }
 
-/// 503 for what this version understands but cannot do yet.
-pub(super) fn later(what: &str, instead: &str) -> Refusal {
-    let mut error = ErrorDetail::new(
-        ErrorCode::ServiceUnhealthy,
-        format!("{what} is not available in this version of the agent, so nothing was done; {instead}"),
-    )
-    .with("feature", what);
-    // The same request does not succeed later without an upgrade.
-    error.retryable = false;
-    error.into()
-}
-
 /// The root side answered another question.
 pub(super) fn wrong_answer(question: &str) -> Refusal {
     Refusal::new(

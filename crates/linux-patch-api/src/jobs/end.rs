@@ -82,6 +82,7 @@ impl Jobs {
         let mut head = live.mirror.head.clone();
         let plan = live.mirror.plan.clone();
         let (way_back, went_back) = (live.mirror.way_back.clone(), live.mirror.went_back.clone());
+        let rehearsal = live.mirror.rehearsal.clone();
         let log = live.mirror.log.entries();
         drop(table);
         end(&mut head.job, ended, at);
@@ -93,6 +94,7 @@ impl Jobs {
             log: log.iter().map(|entry| entry.line.clone()).collect(),
             way_back: way_back.as_deref().cloned(),
             went_back: went_back.as_deref().cloned(),
+            rehearsal: rehearsal.as_deref().cloned(),
         })
     }
 
@@ -117,6 +119,7 @@ impl Jobs {
         complete.results.clone_from(&record.results);
         complete.way_back = record.way_back.clone().or(complete.way_back);
         complete.went_back = record.went_back.clone().or(complete.went_back);
+        complete.rehearsal = record.rehearsal.clone().or(complete.rehearsal);
         let complete = ServerMessage::JobComplete(Box::new(complete));
         let ended = {
             let mut table = self.table();

@@ -9,7 +9,8 @@ use std::{
 use axum::extract::ws::Utf8Bytes;
 use jiff::Timestamp;
 use patch_types::{
-    ErrorCode, ErrorDetail, Event, EventKind, JobId, JobStatus, Outcome, Phase, Plan, WayBack, WentBack,
+    ErrorCode, ErrorDetail, Event, EventKind, JobId, JobStatus, Outcome, Phase, Plan, RehearsalReport,
+    WayBack, WentBack,
     api::{Job, JobLog, LogLine, ServerMessage},
     event::Ended,
 };
@@ -105,6 +106,8 @@ pub(super) struct Mirror {
     pub(super) way_back: Option<Arc<WayBack>>,
     /// What came of going back. Where it is long, the job that lists show has less.
     pub(super) went_back: Option<Arc<WentBack>>,
+    /// What came of its rehearsal. The job that lists show has less.
+    pub(super) rehearsal: Option<Arc<RehearsalReport>>,
     /// Whether it waits to be confirmed.
     pub(super) confirming: Option<Confirming>,
     /// Of a job that an earlier run of the daemon began: the last event that was there when this run took it up. What
@@ -121,6 +124,7 @@ impl Mirror {
             plan: None,
             way_back: None,
             went_back: None,
+            rehearsal: None,
             confirming: None,
             taken_up: 0,
             log: Log::default(),
@@ -192,6 +196,11 @@ impl Mirror {
             EventKind::WentBack { report } => {
                 job.went_back = Some(brief::went_back(job.job_id, &report));
                 self.went_back = Some(Arc::new(report));
+                Effect::Details
+            }
+            EventKind::Rehearsed { report } => {
+                job.rehearsal = Some(brief::rehearsal(&report));
+                self.rehearsal = Some(Arc::new(report));
                 Effect::Details
             }
             EventKind::Ended(ended) => Effect::Ended(ended, event.at),

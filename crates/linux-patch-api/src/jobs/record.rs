@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use patch_types::{
-    ChangeOptions, JobId, Operation, PackageName, Plan, PlanHash, WayBack, WentBack,
+    ChangeOptions, JobId, Operation, PackageName, Plan, PlanHash, RehearsalReport, WayBack, WentBack,
     api::{Job, LogLine},
     event::{LogStream, PackageResult},
     executor::Limits,
@@ -29,7 +29,7 @@ pub(super) struct Head {
     #[serde(default)]
     pub(super) if_plan: Option<PlanHash>,
     /// How it is to be made.
-    #[serde(default)]
+    #[serde(flatten, with = "patch_types::rollback::kept")]
     pub(super) options: ChangeOptions,
     /// From when on nothing of it is begun any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,6 +63,9 @@ pub(super) struct Record {
     /// What came of going back.
     #[serde(default)]
     pub(super) went_back: Option<WentBack>,
+    /// What came of its rehearsal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rehearsal: Option<RehearsalReport>,
 }
 
 /// Why a job's file is not one.
@@ -132,7 +135,15 @@ impl Head {
 impl Record {
     /// Of a job that has nothing yet but its head.
     pub(super) fn bare(head: Head) -> Self {
-        Self { head, plan: None, results: Vec::new(), log: Vec::new(), way_back: None, went_back: None }
+        Self {
+            head,
+            plan: None,
+            results: Vec::new(),
+            log: Vec::new(),
+            way_back: None,
+            went_back: None,
+            rehearsal: None,
+        }
     }
 
     /// As it lies on disk.
@@ -155,13 +166,14 @@ impl Record {
         let mut job = self.head.job;
         job.way_back = self.way_back.or(job.way_back);
         job.went_back = self.went_back.or(job.went_back);
+        job.rehearsal = self.rehearsal.or(job.rehearsal);
         full(job, self.plan, self.results, self.log)
     }
 }
 
 /// What lists and frequent messages show of something that may be a thousand lines long.
 pub(super) mod brief {
-    use patch_types::{JobId, WayBack, WentBack};
+    use patch_types::{JobId, RehearsalReport, WayBack, WentBack};
 
     /// Shorter ones stay as they are.
     const SHORT: usize = 1 << 10;
@@ -169,6 +181,19 @@ pub(super) mod brief {
     /// The grade alone.
     pub(in crate::jobs) fn way_back(whole: &WayBack) -> WayBack {
         WayBack { grade: whole.grade, packages: Vec::new(), recorded_in_ms: whole.recorded_in_ms }
+    }
+
+    /// The verdict and the reason alone.
+    pub(in crate::jobs) fn rehearsal(whole: &RehearsalReport) -> RehearsalReport {
+        let mut reason = whole.reason.clone().unwrap_or_default();
+        reason.truncate(reason.floor_char_boundary(SHORT));
+        RehearsalReport {
+            verdict: whole.verdict,
+            reason: whole.reason.is_some().then_some(reason),
+            took_ms: whole.took_ms,
+            written_bytes: whole.written_bytes,
+            ..RehearsalReport::not_rehearsed("")
+        }
     }
 
     /// What came of going back. Each list that is too long becomes a sentence, not nothing: that nothing is left means

@@ -121,6 +121,7 @@ impl Jobs {
             error_detail: None,
             exit_code: None,
             results: Vec::new(),
+            rehearsal: None,
             way_back: None,
             confirm_by: None,
             went_back: None,

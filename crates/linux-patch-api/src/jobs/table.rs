@@ -85,6 +85,7 @@ impl Live {
             job.plan = self.mirror.plan.as_deref().cloned();
             job.way_back = self.mirror.way_back.as_deref().cloned().or(job.way_back);
             job.went_back = self.mirror.went_back.as_deref().cloned().or(job.went_back);
+            job.rehearsal = self.mirror.rehearsal.as_deref().cloned().or(job.rehearsal);
         }
         job
     }

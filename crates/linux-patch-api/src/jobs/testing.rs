@@ -62,6 +62,7 @@ pub(super) fn head() -> Head {
         error_detail: None,
         exit_code: None,
         results: vec![],
+        rehearsal: None,
         way_back: None,
         confirm_by: None,
         went_back: None,

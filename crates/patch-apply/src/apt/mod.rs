@@ -10,6 +10,7 @@ pub mod litter;
 pub mod lock;
 pub mod policy_rc;
 pub mod rebuild;
+pub mod rehearse;
 pub mod restore;
 pub mod scripts;
 pub mod snapshot;

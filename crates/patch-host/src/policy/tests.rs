@@ -349,6 +349,22 @@ fn a_run_of_an_approved_plan_is_no_success_of_the_policy() {
 }
 
 #[test]
+fn a_rehearsal_alone_is_no_success_of_the_policy() {
+    let place = Place::new("{mode: agent}");
+    place.ended(JOB, "2025-12-31T23:58:00Z", &run(), "completed", "unchanged");
+    let path = place.path(&format!("{JOURNAL_DIR}/{JOB}/state.json"));
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (only, counts) in [(true, false), (false, true)] {
+        state["rehearse"] = json!({"only": only});
+        fs::write(&path, state.to_string()).unwrap();
+        let at: Timestamp = "2025-12-31T23:58:00Z".parse().unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(at.into()).unwrap();
+        place.look_at("2026-01-01T00:00:00Z");
+        assert_eq!(State::load(&place.files).unwrap().last_success.is_some(), counts);
+    }
+}
+
+#[test]
 fn what_has_no_effect_and_what_is_not_understood_is_said() {
     let mut place = Place::new("{mode: agent}");
     place.setting = Some("always");

@@ -65,6 +65,15 @@ impl Change {
         *place = Some(hash);
     }
 
+    fn is_rehearsed(&self) -> bool {
+        match self {
+            Self::Install(request) => request.options.rehearse,
+            Self::Update(_, request) => request.rehearse,
+            Self::Remove(_, request) => request.rehearse,
+            Self::Apply(request) => request.rehearse,
+        }
+    }
+
     /// A hold is undone as easily as it is set, so nobody is asked.
     fn is_hold(&self) -> bool {
         matches!(self, Self::Update(_, UpdateRequest { hold: Some(_), .. }))
@@ -78,6 +87,11 @@ fn asks(person: bool, change: &Change, args: &ChangeArgs) -> bool {
 
 pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs) -> anyhow::Result<Exit> {
     let Context { client, out } = context;
+    // A rehearsal that is all that is wanted is a job; nobody has to approve what changes nothing.
+    if args.dry_run && change.is_rehearsed() {
+        let job = change.submit(client).await?;
+        return accepted(context, &job, args.detach).await;
+    }
     if args.dry_run {
         let Some(planned) = planned(context, &change).await? else { return Ok(Exit::Interrupted) };
         out.answer(&planned.raw, |style| plan::plan(style, &planned))?;
@@ -189,6 +203,9 @@ pub(super) async fn apply(context: &Context, args: ApplyArgs) -> anyhow::Result<
         reboot_delay_minutes: args.reboot_delay,
         on_failure: args.back.on_failure.map(Into::into),
         confirm_within: args.back.confirm_within,
+        rehearse: args.back.first.rehearse,
+        unrehearsed: args.back.first.unrehearsed.map(Into::into),
+        dry_run: args.change.dry_run,
         ..Default::default()
     };
     let change = Change::Apply(request);

@@ -51,6 +51,9 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
                 reinstall: args.reinstall,
                 on_failure: args.back.on_failure.map(Into::into),
                 confirm_within: args.back.confirm_within,
+                rehearse: args.back.first.rehearse,
+                unrehearsed: args.back.first.unrehearsed.map(Into::into),
+                dry_run: args.change.dry_run,
                 ..Default::default()
             };
             let request = InstallRequest { packages: args.packages, options };
@@ -61,6 +64,9 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
                 version: package.version,
                 on_failure: back.on_failure.map(Into::into),
                 confirm_within: back.confirm_within,
+                rehearse: back.first.rehearse,
+                unrehearsed: back.first.unrehearsed.map(Into::into),
+                dry_run: change.dry_run,
                 ..Default::default()
             };
             change::run(context, Change::Update(package.name, request), change).await
@@ -73,6 +79,9 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
                 autoremove: args.autoremove,
                 on_failure: args.back.on_failure.map(Into::into),
                 confirm_within: args.back.confirm_within,
+                rehearse: args.back.first.rehearse,
+                unrehearsed: args.back.first.unrehearsed.map(Into::into),
+                dry_run: args.change.dry_run,
                 ..Default::default()
             };
             change::run(context, Change::Remove(args.name, request), args.change).await

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use patch_types::{
-    Grade, JobStatus, LockHolder, Outcome, Phase, WayBack, WentBack,
+    Grade, JobStatus, LockHolder, Outcome, Phase, RehearsalReport, RehearsalVerdict, WayBack, WentBack,
     api::{Job, JobList, LogLine, Requester},
     event::{LogStream, PackageResult},
 };
@@ -89,6 +89,9 @@ pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
         text.push('\n');
         text.push_str(&results(style, &job.results));
     }
+    if let Some(report) = &job.rehearsal {
+        text.push_str(&format!("\n{}", rehearsal(report)));
+    }
     if let Some(report) = &job.went_back {
         text.push_str(&format!("\n{}", went_back(report)));
     }
@@ -143,6 +146,9 @@ pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
         text.extend(job.log.iter().skip(first).map(|line| format!("  {}\n", log_line(line))));
         text.push('\n');
     }
+    if let Some(report) = &job.rehearsal {
+        text.push_str(&format!("{}\n", rehearsal(report)));
+    }
     if let Some(report) = &job.went_back {
         text.push_str(&format!("{}\n", went_back(report)));
     }
@@ -153,6 +159,9 @@ pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
         text.push_str(&format!("Reboot: {}\n", clean::line(&reboot.message)));
     }
     let outcome = match job.outcome {
+        Some(Outcome::Unchanged) if job.status == JobStatus::Completed && job.rehearsal.is_some() => {
+            ": nothing was changed".to_owned()
+        }
         Some(Outcome::Unchanged) if job.status == JobStatus::Completed => {
             ": there was nothing to do".to_owned()
         }
@@ -196,6 +205,35 @@ fn not_exact(way: &WayBack, all: bool) -> String {
     }
     if shown < packages.len() {
         text.push_str(&format!("  and {} more; `patchctl -v job` shows them\n", packages.len() - shown));
+    }
+    text
+}
+
+/// What came of a rehearsal.
+fn rehearsal(report: &RehearsalReport) -> String {
+    let took = format!("{}.{:01} s", report.took_ms / 1000, report.took_ms % 1000 / 100);
+    let mut text = match (report.verdict, &report.reason) {
+        (RehearsalVerdict::Well, _) => format!("Rehearsal: all goes well ({took})\n"),
+        (RehearsalVerdict::Fails, _) => format!("Rehearsal: it would fail ({took})\n"),
+        (RehearsalVerdict::NotRehearsed, reason) => {
+            format!("Rehearsal: none: {}\n", clean::line(reason.as_deref().unwrap_or("no reason was told")))
+        }
+    };
+    for finding in &report.findings {
+        let package = finding.package.as_deref().map_or(String::new(), |package| format!("{package}, "));
+        let place = finding.kind.as_str().replace('_', " ");
+        text.push_str(&format!("  {}{place}: {}\n", clean::line(&package), clean::line(&finding.message)));
+        text.extend(finding.output.iter().map(|line| format!("    {}\n", clean::line(line))));
+    }
+    for (title, lines) in [
+        ("Configuration files of yours that stay as they are", &report.conffiles),
+        ("Called, but not run", &report.not_run),
+        ("File systems that it did not see", &report.left_out),
+    ] {
+        if !lines.is_empty() {
+            text.push_str(&format!("{title}:\n"));
+            text.extend(lines.iter().map(|line| format!("  {}\n", clean::line(line))));
+        }
     }
     text
 }
@@ -279,6 +317,7 @@ pub(crate) fn log_line(line: &LogLine) -> String {
     let mark = match line.stream {
         LogStream::Output => "",
         LogStream::Executor => "* ",
+        LogStream::Rehearsal => "~ ",
     };
     format!("{mark}{}", clean::line(&line.line))
 }

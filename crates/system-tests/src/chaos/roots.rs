@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use patch_types::{ChangeOptions, EventKind, Grade, JobId, OnFailure, Operation, Outcome};
+use patch_types::{ChangeOptions, EventKind, Grade, JobId, OnFailure, Operation, Outcome, Rehearse};
 
 use super::Random;
 use super::judge::{Case, judge, settle};
@@ -290,7 +290,9 @@ fn interrupt(
         _ => {}
     }
     let before = place.state()?;
-    let options = ChangeOptions { on_failure, confirm_within: None };
+    let can_be_rehearsed = !matches!(operation, Operation::Hold(_) | Operation::Rollback(_));
+    let rehearse = (can_be_rehearsed && random.happens(25)).then(Rehearse::default);
+    let options = ChangeOptions { on_failure, rehearse, ..ChangeOptions::default() };
     let wanted: Vec<String> = match &operation {
         Operation::Install(install) => {
             install.packages.iter().map(|spec| spec.name.name().to_owned()).collect()

@@ -44,6 +44,7 @@ const DAEMON: &[(&str, &str)] = &[
 const EXECUTOR: &[(&str, &str)] = &[
     ("KillMode", "process"),
     ("OOMPolicy", "continue"),
+    ("TasksMax", "8192"),
     ("CollectMode", "inactive-or-failed"),
     ("TimeoutStopUSec", "35min"),
     ("RuntimeMaxUSec", "infinity"),

@@ -23,6 +23,7 @@ mod reading;
 mod reboot_api;
 mod reboot_window;
 mod recovery;
+mod rehearsal;
 mod restarts;
 mod stale;
 mod streaming;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     all.extend(hardening::trials());
     all.extend(reboot_api::trials());
     all.extend(reboot_window::trials());
+    all.extend(rehearsal::trials());
     all.extend(restarts::trials());
     all.extend(package::trials());
     all.extend(monitoring::trials());

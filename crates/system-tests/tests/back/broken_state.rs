@@ -226,7 +226,7 @@ fn one_failing_call(call: &str, error: &str, when: u32) -> Result<bool> {
         ["/opt/strace/run", "-f", "-b", "execve", "-qq", "-o", "/run/strace", "-e", &trace, "-e", &inject];
     place.executor.listen(&strace)?;
     let before = place.state()?;
-    let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: None };
+    let options = ChangeOptions { on_failure: OnFailure::All, ..ChangeOptions::default() };
     let job = place.executor.change(place::apply(&[])?, options, None);
     let outcome = match &job {
         Ok(job) => wait_quietly(&place, *job)?,

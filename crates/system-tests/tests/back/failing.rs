@@ -82,7 +82,7 @@ fn boot(package: &str) -> Result<Place> {
 }
 
 fn options(on_failure: OnFailure) -> ChangeOptions {
-    ChangeOptions { on_failure, confirm_within: None }
+    ChangeOptions { on_failure, ..ChangeOptions::default() }
 }
 
 fn group(package: &str) -> Result<()> {

@@ -86,7 +86,7 @@ fn a_dpkg_that_dies_when_it_is_done() -> Result<()> {
         let place = Place::on_day1(&["lp-plain", "lp-app"])?;
         place.root.shell("mv /usr/bin/dpkg /usr/bin/dpkg.real; : >/run/dies")?;
         place.root.push(dies, "/usr/bin/dpkg", "755")?;
-        let options = ChangeOptions { on_failure, confirm_within: None };
+        let options = ChangeOptions { on_failure, ..ChangeOptions::default() };
         let job = place.executor.change(place::purge("lp-plain")?, options, None)?;
         let seen = place.ends(job, Outcome::Applied)?;
         ensure!(!place.root.path().join("run/dies").exists(), "dpkg did not die: {}", seen.log());
@@ -169,7 +169,7 @@ fn begin() -> Result<Place> {
 fn kill_when(place: &Place, operation: Operation, wish: impl Fn(&Seen) -> bool, again: u32) -> Result<()> {
     let is_rollback = matches!(operation, Operation::Rollback(_));
     let before = place.state()?;
-    let options = ChangeOptions { on_failure: OnFailure::Group, confirm_within: None };
+    let options = ChangeOptions { on_failure: OnFailure::Group, ..ChangeOptions::default() };
     let job = place.executor.change(operation, options, None)?;
     place.executor.follow_until(job, wish)?;
     place.executor.kill_everything()?;

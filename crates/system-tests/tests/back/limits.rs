@@ -424,7 +424,7 @@ fn lists_that_cannot_be_had_are_no_nothing_to_do() -> Result<()> {
 }
 
 fn full(place: &Place) -> Result<(Option<Outcome>, Option<patch_types::JobId>)> {
-    let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: None };
+    let options = ChangeOptions { on_failure: OnFailure::All, ..ChangeOptions::default() };
     match place.executor.change(place::apply(&[])?, options, None) {
         Ok(job) => {
             let seen = system_tests::chaos::settle(&place.executor, job)?;

@@ -7,6 +7,7 @@ mod exact;
 mod failing;
 mod kills;
 mod limits;
+mod rehearsal;
 mod since;
 mod traps;
 mod ways;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     all.extend(ways::trials());
     all.extend(limits::trials());
     all.extend(kills::trials());
+    all.extend(rehearsal::trials());
     all.extend(broken_state::trials());
     trials::main(all)
 }

@@ -157,7 +157,7 @@ fn trap_06_a_postrm_that_fails_is_cured() -> Result<()> {
 fn trap_06_a_refusing_preinst_is_told_truthfully() -> Result<()> {
     let place = Place::on_day1(&["lp-noreturn", "lp-plain"])?;
     place.root.push("", "/run/lp-noreturn-fail", "644")?;
-    let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: None };
+    let options = ChangeOptions { on_failure: OnFailure::All, ..ChangeOptions::default() };
     let job = place.executor.change(place::apply(&[])?, options, None)?;
     let seen = place.ends(job, Outcome::RollbackFailed)?;
     let ended = seen.ended().context("no end")?;
@@ -211,7 +211,7 @@ fn trap_09_room_is_looked_for_first() -> Result<()> {
     let before = place.state()?;
     // The archive fits, what it holds does not.
     place.root.fill_disk(30 << 20)?;
-    let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: None };
+    let options = ChangeOptions { on_failure: OnFailure::All, ..ChangeOptions::default() };
     let seen = place.executor.run_with(place::apply(&[])?, options)?;
     let ended = seen.ended().context("no end")?;
     let after = place.state()?;
@@ -250,7 +250,7 @@ fn trap_10_a_held_lock_is_waited_for() -> Result<()> {
 fn trap_11_a_killed_unpack_is_not_taken_for_done() -> Result<()> {
     let place = Place::on_day1(&["lp-large", "lp-plain", "lp-app"])?;
     let before = place.state()?;
-    let options = ChangeOptions { on_failure: OnFailure::All, confirm_within: None };
+    let options = ChangeOptions { on_failure: OnFailure::All, ..ChangeOptions::default() };
     let job = place.executor.change(place::apply(&[])?, options, None)?;
     place.executor.follow_until(job, |seen| seen.log().contains("Unpacking lp-large"))?;
     place.executor.kill_everything()?;

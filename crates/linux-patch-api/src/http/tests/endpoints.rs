@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::http::{Method, StatusCode};
 use jiff::Timestamp;
 use patch_types::{
-    Plan, event::QueryResult, executor::RequestBody, operation::Operation, reboot::WindowStatus,
+    Plan, Rehearse, Unrehearsed, event::QueryResult, executor::RequestBody, operation::Operation,
+    reboot::WindowStatus,
 };
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -187,14 +188,32 @@ async fn patches_are_named_by_package_or_advisory() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_yet_is_refused() {
+async fn a_rehearsal_is_a_job_also_where_it_is_all_that_is_wanted() {
     let api = Api::new().await;
-    let answer = api.post("/patches/apply", json!({"rehearse": true})).await;
-    assert_eq!(
-        (answer.status, answer.code().as_str()),
-        (StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNHEALTHY"),
-    );
-    assert_eq!(answer.json()["error"]["retryable"], false);
+    let names = json!([{"name": "curl"}]);
+    let asked = [
+        ("/patches/apply", json!({"rehearse": true}), false),
+        ("/patches/apply", json!({"rehearse": true, "dry_run": true}), true),
+        ("/packages", json!({"packages": names, "options": {"rehearse": true, "dry_run": true}}), true),
+    ];
+    for (path, body, only) in asked {
+        let answer = api.post(path, body.clone()).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{body}: {}", answer.json());
+        let id = answer.data()["job_id"].as_str().unwrap().to_owned();
+        let wanted = Rehearse { only, otherwise: Unrehearsed::Refuse };
+        api.root
+            .until(|requests| {
+                requests.iter().any(|r| {
+                    r.id.to_string() == id
+                        && matches!(&r.body, RequestBody::Change { options, .. } if options.rehearse == Some(wanted))
+                })
+            })
+            .await;
+    }
+    for body in [json!({"unrehearsed": "simulate"}), json!({"rehearse": true, "unrehearsed": "hope"})] {
+        let answer = api.post("/patches/apply", body.clone()).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{body}: {}", answer.json());
+    }
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use std::{
 use jiff::Timestamp;
 use patch_audit::AuditKind;
 use patch_types::{
-    ChangeOptions, ErrorCode, EventKind, Grade, JobId, JobStatus, OnFailure, Operation, Outcome, Phase,
-    WayBack, WentBack,
+    ChangeOptions, ErrorCode, EventKind, Finding, FindingKind, Grade, JobId, JobStatus, OnFailure, Operation,
+    Outcome, Phase, RehearsalReport, RehearsalVerdict, WayBack, WentBack,
     api::Requester,
     event::Ended,
     executor::RequestBody,
@@ -26,7 +26,7 @@ use crate::jobs::{
 };
 
 fn options() -> ChangeOptions {
-    ChangeOptions { on_failure: OnFailure::All, confirm_within: Some(60) }
+    ChangeOptions { on_failure: OnFailure::All, confirm_within: Some(60), rehearse: None }
 }
 
 /// A job that waits to be confirmed.
@@ -234,6 +234,43 @@ async fn lists_and_streams_show_how_good_the_way_back_is_and_not_all_of_it() {
         let told = listed.went_back.unwrap();
         assert_eq!((&told.reason, &told.left), (&report.reason, &report.left));
         assert_eq!(told.restored, [format!("1000 entries; GET /jobs/{id} shows them")]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsal_is_told_whole_on_demand_and_outlives_the_daemon() {
+    let root = Root::new();
+    let jobs = root.open().await;
+    let id = submitted(&jobs).await;
+    root.begun(id).await;
+    let finding = |number: u32| Finding {
+        kind: FindingKind::Postinst,
+        package: Some(format!("package{number}")),
+        message: "returned error exit status 1".into(),
+        output: vec!["a script's own words".into()],
+    };
+    let report = RehearsalReport {
+        verdict: RehearsalVerdict::Fails,
+        findings: (0..100).map(finding).collect(),
+        ..RehearsalReport::not_rehearsed("package0 fails")
+    };
+    root.emit(id, EventKind::Phase { phase: Phase::Rehearsing });
+    root.emit(id, EventKind::Rehearsed { report: report.clone() });
+    let running = until(&jobs, id, |job| job.rehearsal.is_some()).await;
+    assert_eq!((running.phase, running.rehearsal.as_ref()), (Some(Phase::Rehearsing), Some(&report)));
+    root.emit(id, ended(JobStatus::Failed, Outcome::Unchanged));
+    root.die(id);
+    end_of(&jobs, id).await;
+    for jobs in [jobs.clone(), {
+        within(jobs.shutdown()).await;
+        root.open().await
+    }] {
+        assert_eq!(jobs.get(id).await.unwrap().rehearsal.as_ref(), Some(&report));
+        let told = jobs.list(&JobFilter::default()).jobs.remove(0).rehearsal.unwrap();
+        assert_eq!(
+            (told.verdict, told.reason, told.findings),
+            (report.verdict, report.reason.clone(), vec![])
+        );
     }
 }
 
