@@ -150,6 +150,7 @@ impl Keeper {
         };
         tell(&Told::Begun { init: init.id() }).map_err(NoImage::of("the executor"))?;
         let mut lines = Lines::at_most(MAX_LINE);
+        let mut has_begun = false;
         let mut has_ended: Option<Instant> = None;
         let mut counted = Instant::now();
         loop {
@@ -158,12 +159,16 @@ impl Keeper {
             for line in heard {
                 match serde_json::from_str(&line) {
                     Ok(Told::Ran { code }) => seen.code = code,
-                    Ok(Told::NoImage { why }) => {
+                    // Only of the image's first process: apt tells its progress before it runs anything.
+                    Ok(Told::NoImage { why }) if !has_begun => {
                         return Err(NoImage { what: why, source: io::Error::other("nothing was run") });
                     }
                     // What else a script may have written there means nothing.
                     Ok(_) => {}
-                    Err(_) => tell(&Told::Progress { line }).map_err(NoImage::of("the executor"))?,
+                    Err(_) => {
+                        has_begun = true;
+                        tell(&Told::Progress { line }).map_err(NoImage::of("the executor"))?;
+                    }
                 }
             }
             if has_ended.is_none() && init.try_wait().map_err(NoImage::of(what))?.is_some() {
