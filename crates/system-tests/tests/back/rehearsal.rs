@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -375,7 +376,7 @@ try hostproc sh -c 'ls -d /proc/[0-9]* | wc -l | grep -qE "^[0-9]{3,}"'
 find /proc -path '/proc/[0-9]*' -prune -o -type f -print 2>/dev/null | while read -r f; do [ -f "$f" ] && ( : <>"$f" ) 2>/dev/null && echo "REACHED $f"; done
 for f in /proc/1/fd/*; do [ -p "$f" ] || echo "REACHED descriptor $(readlink "$f")"; done
 chmod 662 /proc/1/exe /dev/null /dev/urandom /proc/self/fd/0 /proc/self/fd/1 /proc/1/fd/* 2>/dev/null
-for f in /proc/1/fd/*; do echo '{"told":"report","report":{}}' >"$f"; done 2>/dev/null
+for f in /proc/1/fd/*; do echo '{"told":"report","report":{}}' >"$f"; echo '{"told":"no_image","why":"none"}' >"$f"; done 2>/dev/null
 chroot /proc/1/root sh -c 'echo changed >/etc/hostname; rm -rf /srv/extra /var/lib/linux_patch_executor'
 mkdir /tmp/c; python3 -SE -c 'import os
 os.chroot("/tmp/c")
@@ -405,7 +406,8 @@ fn a_hostile_package_reaches_nothing() -> Result<()> {
     host.assert_untouched(&place).with_context(|| seen.log())?;
     ensure!(!seen.log().contains("REACHED"), "{}", seen.log());
     ensure!(seen.log().contains("Setting up lp-hostile"), "{}", seen.log());
-    ensure!(!place.root.path().join("ESCAPED").exists());
+    ensure!(!place.root.path().join("ESCAPED").exists() && !Path::new("/ESCAPED").exists());
+    ensure!(report_in(&seen)?.verdict != RehearsalVerdict::NotRehearsed, "{:#?}", report_in(&seen)?);
     ensure!(seen.ended().context("no end")?.outcome == Some(Outcome::Unchanged), "{:#?}", seen.ended());
     drop(server.stdin.take());
     server.wait()?;

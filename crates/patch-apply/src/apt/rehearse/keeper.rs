@@ -171,7 +171,9 @@ impl Keeper {
                     }
                     // What else a script may have written there means nothing.
                     Ok(_) => {}
-                    Err(_) => tell(&Told::Progress { line }).map_err(NoImage::of("the executor"))?,
+                    Err(_) => {
+                        tell(&Told::Progress { line }).map_err(NoImage::of("the executor"))?;
+                    }
                 }
             }
             if has_ended.is_none() && init.try_wait().map_err(NoImage::of(what))?.is_some() {
