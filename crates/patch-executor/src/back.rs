@@ -15,7 +15,8 @@ use patch_apply::{
     apt::{
         archives::{self, KeepError},
         argv::{self, Argv},
-        ballast, litter, lock,
+        ballast::{self, Place},
+        litter, lock,
         restore::{self, GoBackError, Going, Proof},
         snapshot::{self, After, Kept, PackageKey, Recorded, Snapshot, SnapshotError},
         stage::Stage,
@@ -48,6 +49,10 @@ use crate::{
 /// How often going back is tried in one process, and altogether when processes die of it.
 const TRIES: u32 = 3;
 const MOST_TRIES: u32 = 9;
+
+/// How often room is looked for, and how many bytes of it are worth another try.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
+const MADE: u64 = 4 << 20;
 
 /// How long one run of dpkg may take while going back, before maintainer scripts that hang are ended.
 const STEP_LIMIT: Duration = Duration::from_secs(1800);
@@ -389,38 +394,42 @@ impl Change<'_> {
     /// Whether there is room enough to go back without touching what was set aside for it, which is then left for when
     /// somebody fills the disk meanwhile.
     fn has_room_to_go_back(&self, snapshot: &Snapshot) -> bool {
-        ballast::short_of(self.paths.root(), &self.paths.state(), snapshot)
-            .is_ok_and(|short| short.is_empty())
+        ballast::places(self.paths.root(), &self.paths.state(), snapshot)
+            .is_ok_and(|places| !places.iter().any(Place::is_short))
     }
 
-    /// Waits until there is room to go back. False if there is as much as can be asked for, so that something else is
-    /// the matter (inodes, a quota), and if none came in `limit`.
-    fn wait_for_room(&mut self, snapshot: &Snapshot, limit: Duration) -> Result<bool, Stop> {
-        let until = Instant::now() + limit;
-        let mut told = false;
-        loop {
-            let short =
-                ballast::short_of(self.paths.root(), &self.paths.state(), snapshot).unwrap_or_default();
-            if short.is_empty() {
-                return Ok(told);
-            }
-            if !told {
-                told = true;
-                let short: Vec<String> = short.iter().map(ToString::to_string).collect();
-                self.remark(format!(
-                    "going back lacks room: {}; make some, it goes on by itself within {} minutes",
-                    short.join(", "),
-                    limit.as_secs().div_ceil(60)
-                ));
-            }
+    /// Waits until somebody has made room. False if nobody has by then.
+    fn wait_for_room(&mut self, snapshot: &Snapshot, until: Instant) -> Result<bool, Stop> {
+        let look = |paths: &Paths| ballast::places(paths.root(), &paths.state(), snapshot);
+        let before = look(self.paths).unwrap_or_default();
+        let places: Vec<String> = before.iter().map(ToString::to_string).collect();
+        let left = until.saturating_duration_since(Instant::now()).as_secs();
+        self.remark(format!(
+            "going back lacks room ({}); make some, it goes on by itself within {} minutes",
+            places.join(", "),
+            left.div_ceil(60)
+        ));
+        let mut looked = Instant::now();
+        while Instant::now() < until {
             if stop::is_asked() {
                 return Err(Stop::Suspended);
             }
-            if Instant::now() >= until {
-                return Ok(false);
-            }
             tool::pause();
+            if looked.elapsed() < LOOK_FOR_ROOM {
+                continue;
+            }
+            looked = Instant::now();
+            // The reckoning is not exact, so that some room must have come as well.
+            let Ok(now) = look(self.paths) else { continue };
+            let has_grown = |place: &Place| {
+                let was = before.iter().find(|was| was.path == place.path);
+                was.is_none_or(|was| place.free >= was.free.saturating_add(MADE))
+            };
+            if !now.iter().any(Place::is_short) && now.iter().any(has_grown) {
+                return Ok(true);
+            }
         }
+        Ok(false)
     }
 
     /// Goes back, and says what came of it.
@@ -440,7 +449,7 @@ impl Change<'_> {
             let active = self.baseline().map(|baseline| baseline.active_units()).unwrap_or_default();
             snapshot.active_units.retain(|unit| active.contains(unit));
         }
-        let lock = self.frontend()?;
+        let mut lock = self.frontend()?;
         let is_asked_for = matches!(self.journal.record.operation, Operation::Rollback(_));
         if is_asked_for && back.attempts == 0 && !self.resumed {
             if tool::must_stop(&self.journal) {
@@ -461,10 +470,18 @@ impl Change<'_> {
         let mut proof = None;
         let mut lacks_room = false;
         let mut tries = 0;
-        let limit = step_limit(&self.journal);
+        let mut until = None;
         while back.attempts < MOST_TRIES {
             if tries == TRIES {
-                if !lacks_room || !self.wait_for_room(&snapshot, limit)? {
+                if !lacks_room {
+                    break;
+                }
+                // Who makes room may want to do so by removing packages.
+                drop(lock);
+                let until = *until.get_or_insert_with(|| Instant::now() + step_limit(&self.journal));
+                let is_made = self.wait_for_room(&snapshot, until)?;
+                lock = self.frontend()?;
+                if !is_made {
                     break;
                 }
                 tries = 0;

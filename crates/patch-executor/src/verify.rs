@@ -6,7 +6,10 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use patch_apply::apt::snapshot::{After, PackageKey, Snapshot};
+use patch_apply::apt::{
+    archives,
+    snapshot::{After, PackageKey, Snapshot},
+};
 use patch_types::{
     ErrorCode, ErrorDetail, EventKind, JobStatus, OnFailure, Operation, PackageName, Plan,
     event::{Ended, LogStream},
@@ -110,14 +113,18 @@ impl Change<'_> {
         // What is named and was as wished already is in no plan.
         if let Operation::Install(install) = operation
             && judged.is_untouched(plan)
+            && let Ok(inventory) = solver::inventory(self.paths.root())
         {
-            let named = install.packages.iter().map(|spec| &spec.name);
-            names.extend(
-                named
-                    .filter(|name| automatic.iter().any(|key| key.name == name.name()))
-                    .filter(|name| !plan.changes.iter().any(|change| change.name.name() == name.name()))
-                    .cloned(),
-            );
+            let planned: BTreeSet<PackageKey> = plan.changes.iter().map(verdict::key_of).collect();
+            let named = install.packages.iter().filter_map(|spec| inventory.database.get(&spec.name));
+            for key in named.map(archives::key_of).filter(|key| was_automatic(key) && !planned.contains(key))
+            {
+                if let (Ok(name), Ok(architecture)) =
+                    (key.name.parse::<PackageName>(), key.architecture.parse())
+                {
+                    names.push(name.with_architecture(&architecture));
+                }
+            }
         }
         restore_marks(self.paths.root(), &names, &mut self.events);
     }
@@ -129,7 +136,6 @@ impl Change<'_> {
 
     /// The end of a change that stays as it is.
     fn well(&mut self, plan: &Plan, tool: &ToolEnd, judged: Judged) -> State {
-        self.restore_untouched_marks(plan, &judged);
         self.record_after();
         State::Ended { ended: verdict::conclude(&self.journal.record, plan, judged, tool) }
     }
@@ -140,7 +146,6 @@ impl Change<'_> {
         let judged = self.look(plan, &tool)?;
         // What was restarted with code that is gone again.
         self.restart_services();
-        self.restore_untouched_marks(plan, &judged);
         self.record_after();
         Ok(verdict::conclude(&self.journal.record, plan, judged, &tool))
     }
@@ -243,6 +248,8 @@ impl Change<'_> {
 
     /// Not everything that was planned is so.
     fn failed(&mut self, plan: Plan, tool: &ToolEnd, judged: Judged) -> State {
+        // At once: what is marked later, while the change waits to be confirmed, say, is somebody's wish.
+        self.restore_untouched_marks(&plan, &judged);
         let mut failure = verdict::failure(&self.journal.record.operation, &judged, tool);
         if self.resumed {
             failure.error =

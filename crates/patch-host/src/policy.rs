@@ -223,10 +223,13 @@ fn is_frozen(files: &Below) -> bool {
 
 /// The file by which the host is frozen, if it is.
 pub(crate) fn frozen_by(files: &Below) -> Option<String> {
+    // Read for this key alone: a host that root froze stays frozen also if something else in the file is wrong.
     let ceiling = files.read(ceiling::FILE).unwrap_or_default();
-    let ceiling = std::str::from_utf8(&ceiling).ok().and_then(|text| ceiling::parse(text).ok());
-    let named = ceiling.and_then(|limits| limits.freeze_file);
-    let path = named.as_ref().map_or(FREEZE, ceiling::AbsolutePath::as_str);
+    let ceiling: Value = std::str::from_utf8(&ceiling)
+        .ok()
+        .and_then(|text| serde_saphyr::from_str(text).ok())
+        .unwrap_or_default();
+    let path = ceiling.get("freeze_file").and_then(Value::as_str).unwrap_or(FREEZE);
     files.is_there(path.trim_start_matches('/')).then(|| path.to_owned())
 }
 

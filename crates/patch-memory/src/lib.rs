@@ -37,9 +37,10 @@ impl Program {
     #[expect(unsafe_code, reason = "no safe crate offers madvise for a mapping of the program itself")]
     pub fn let_go(&self) {
         for part in &self.parts {
-            // SAFETY: the range is a private mapping of the program's file that is not writable and of which no page was
-            // changed since it was mapped (`unchanged`); it stays mapped as long as the process lives. Whoever reads
-            // or runs a page of it finds the same bytes again. What cannot be dropped, since it is locked, say, stays.
+            // SAFETY: the range is a private mapping of the program's file that was never writable and of which no page was
+            // other than the file's when it was looked at (`unchanged`), nor can become so by this process; it stays mapped
+            // as long as the process lives. Whoever reads or runs a page of it finds the same bytes again, but for a
+            // debugger's breakpoints. What cannot be dropped, since it is locked, say, stays.
             let _ = unsafe {
                 madvise(std::ptr::with_exposed_provenance_mut(part.start), part.len(), Advice::LinuxDontNeed)
             };
@@ -59,8 +60,9 @@ pub fn trim_heap() {
     }
 }
 
-/// The mappings of `file` in the text of `/proc/PID/smaps` that can be dropped: private, not writable, and without a page
-/// that differs from the file, as those have that the dynamic linker relocated and then protected.
+/// The mappings of `file` in the text of `/proc/PID/smaps` that can be dropped: private, never writable, and without a page,
+/// in memory or swapped out, that differs from the file. What the dynamic linker relocated and then protected has such
+/// pages, and is accounted for as memory of its own (`ac`), since it was writable.
 fn unchanged(smaps: &str, file: &str) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
     let mut open: Option<Range<usize>> = None;
@@ -70,10 +72,15 @@ fn unchanged(smaps: &str, file: &str) -> Vec<Range<usize>> {
                 && matches!(mapping.permissions, "r--p" | "r-xp")
                 && mapping.range.start < mapping.range.end;
             open = is_wanted.then_some(mapping.range);
-        } else if let Some(amount) = line.strip_prefix("Anonymous:")
-            && let Some(range) = open.take()
-            && amount.trim() == "0 kB"
+        } else if let Some(amount) = line.strip_prefix("Anonymous:").or_else(|| line.strip_prefix("Swap:"))
+            && amount.trim() != "0 kB"
         {
+            open = None;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && let Some(range) = open.take()
+            && !flags.split_whitespace().any(|flag| flag == "ac")
+        {
+            // The last line of a mapping.
             parts.push(range);
         }
     }
@@ -105,32 +112,40 @@ impl<'a> Mapping<'a> {
 mod tests {
     use super::*;
 
-    const SMAPS: &str = "\
-55d0a0000000-55d0a0100000 r--p 00000000 fe:00 1234                       /usr/sbin/linux patch-api
-Size:               1024 kB
-Anonymous:             0 kB
-VmFlags: rd mr mw me
-55d0a0100000-55d0a0900000 r-xp 00100000 fe:00 1234                       /usr/sbin/linux patch-api
-Anonymous:             0 kB
-55d0a0900000-55d0a0a00000 r--p 00900000 fe:00 1234                       /usr/sbin/linux patch-api
-Anonymous:          1024 kB
-55d0a0a00000-55d0a0a10000 rw-p 00a00000 fe:00 1234                       /usr/sbin/linux patch-api
-Anonymous:             0 kB
-55d0a1000000-55d0a1100000 rw-p 00000000 00:00 0                          [heap]
-Anonymous:          1024 kB
-7f0000000000-7f0000100000 r-xp 00000000 fe:00 99                         /usr/lib/libc.so.6
-Anonymous:             0 kB
-7f0000200000-7f0000300000 r--s 00000000 fe:00 1234                       /usr/sbin/linux patch-api
-Anonymous:             0 kB
-7ffc00000000-7ffc00001000 r-xp 00000000 00:00 0
-Anonymous:             0 kB
-";
+    /// Each mapping with its permissions, what is in `Anonymous` and `Swap`, its flags and its file.
+    const MAPPINGS: [(&str, &str, [u8; 2], &str, &str); 9] = [
+        ("1000-2000", "r--p", [0, 0], "rd mr mw me", FILE),
+        ("2000-9000", "r-xp", [0, 0], "rd ex mr mw me", FILE),
+        ("9000-a000", "r--p", [8, 0], "rd mr mw me ac", FILE),
+        ("a000-b000", "r--p", [0, 8], "rd mr mw me", FILE),
+        ("b000-c000", "r--p", [0, 0], "rd mr mw me ac", FILE),
+        ("c000-d000", "rw-p", [0, 0], "rd wr mr mw me ac", FILE),
+        ("d000-e000", "rw-p", [8, 0], "rd wr mr mw me ac", "[heap]"),
+        ("e000-f000", "r-xp", [0, 0], "rd ex mr mw me", "/usr/lib/libc.so.6"),
+        ("f000-ff00", "r--s", [0, 0], "rd mr mw me", FILE),
+    ];
+    const FILE: &str = "/usr/sbin/linux patch-api";
+
+    fn smaps() -> String {
+        let text = |(range, permissions, [anonymous, swap], flags, file): (
+            &str,
+            &str,
+            [u8; 2],
+            &str,
+            &str,
+        )| {
+            format!(
+                "{range} {permissions} 00000000 fe:00 1234                       {file}\nSize: 4 kB\n\
+                 Anonymous:      {anonymous} kB\nSwap:         {swap} kB\nSwapPss:     0 kB\nVmFlags: {flags}\n"
+            )
+        };
+        MAPPINGS.into_iter().map(text).collect()
+    }
 
     #[test]
     fn only_what_is_as_in_the_programs_file_goes() {
-        let parts = unchanged(SMAPS, "/usr/sbin/linux patch-api");
-        assert_eq!(parts, [0x55d0_a000_0000..0x55d0_a010_0000, 0x55d0_a010_0000..0x55d0_a090_0000]);
-        assert!(unchanged(SMAPS, "/usr/sbin/other").is_empty());
+        assert_eq!(unchanged(&smaps(), FILE), [0x1000..0x2000, 0x2000..0x9000]);
+        assert!(unchanged(&smaps(), "/usr/sbin/other").is_empty());
         assert!(unchanged("", "/x").is_empty() && unchanged("garbage\n1-2\nx-y z\n", "/x").is_empty());
     }
 

@@ -156,25 +156,29 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     let issuer = issuer(directory)?;
     let path = directory.join("crl.pem");
     // What it revokes must not get lost.
-    let before = match path.exists() {
-        true => {
-            let facts = PemInput::read(&path)?.crls()?.first().and_then(|der| CrlFacts::from_der(der));
-            Some(facts.ok_or_else(|| not_understood(&path, "revocation list"))?)
-        }
-        false => None,
+    let is_missing = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let before = if is_missing {
+        None
+    } else {
+        let facts = PemInput::read(&path)?.crls()?.first().and_then(|der| CrlFacts::from_der(der));
+        Some(facts.ok_or_else(|| not_understood(&path, "revocation list"))?)
     };
-    let number = before.as_ref().and_then(|facts| u64::from_str_radix(facts.number.as_deref()?, 16).ok());
+    // Agents refuse a list whose number is not higher.
+    let number = match before.as_ref().and_then(|facts| facts.number.as_deref()) {
+        None => 0,
+        Some(text) => u64::from_str_radix(text, 16)
+            .ok()
+            .filter(|number| *number < u64::MAX)
+            .ok_or_else(|| not_understood(&path, "revocation list with a number below 2^64"))?,
+    };
     let mut serials: Vec<String> =
         before.map(|facts| facts.revoked.into_iter().collect()).unwrap_or_default();
     for name in revoke {
-        let path = directory.join(format!("{name}.pem"));
-        let input = PemInput::read(&path)?;
-        let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
-        serials.push(facts.ok_or_else(|| not_understood(&path, "certificate"))?.serial);
+        serials.push(serial(directory, name)?);
     }
     serials.sort();
     serials.dedup();
-    let pem = usual_crl(&issuer, &serials, number.unwrap_or_default() + 1)?;
+    let pem = usual_crl(&issuer, &serials, number + 1)?;
     let mut files = Files {
         directory,
         existing: Existing::Replace,
@@ -184,6 +188,14 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     let written = PemInput::read(&path)?;
     let facts = written.crls()?.first().and_then(|der| CrlFacts::from_der(der));
     facts.ok_or(PkiError::Make(rcgen::Error::CouldNotParseCertificate))
+}
+
+/// That of a client's certificate.
+fn serial(directory: &Path, name: &str) -> Result<String, PkiError> {
+    let path = directory.join(format!("{name}.pem"));
+    let input = PemInput::read(&path)?;
+    let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
+    Ok(facts.ok_or_else(|| not_understood(&path, "certificate"))?.serial)
 }
 
 fn not_understood(path: &Path, what: &'static str) -> PkiError {
@@ -204,9 +216,7 @@ pub fn make_crl(
     revoke.iter().try_for_each(|name| check_name(name))?;
     let mut serials = Vec::new();
     for name in revoke {
-        let input = PemInput::read(&directory.join(format!("{name}.pem")))?;
-        let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
-        serials.extend(facts.map(|facts| facts.serial));
+        serials.push(serial(directory, name)?);
     }
     let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or_default();
     crl(&issuer(directory)?, &serials, number, seconds(this_update), seconds(next_update))

@@ -75,7 +75,9 @@ pub fn wanted(database: &Database, plan: &Plan, neighbours: &[PackageKey]) -> Ve
     wanted
 }
 
-pub(crate) fn key_of(package: Installed<'_>) -> PackageKey {
+/// What a package of dpkg's database is known by.
+#[must_use]
+pub fn key_of(package: Installed<'_>) -> PackageKey {
     PackageKey { name: package.name().to_owned(), architecture: package.architecture().to_owned() }
 }
 

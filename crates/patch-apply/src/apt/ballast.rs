@@ -76,9 +76,9 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> BallastError {
     move |source| BallastError::File { path, source }
 }
 
-/// A file system with less room than going back may need.
+/// The room on a file system that going back writes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Short {
+pub struct Place {
     /// A directory of it.
     pub path: PathBuf,
     /// Bytes that may be needed: an upper bound.
@@ -87,7 +87,15 @@ pub struct Short {
     pub free: u64,
 }
 
-impl std::fmt::Display for Short {
+impl Place {
+    /// Whether there may be too little.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        self.free < self.needed
+    }
+}
+
+impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { path, needed, free } = self;
         write!(f, "{} has {} MiB free of {}", path.display(), free / MIB, needed.div_ceil(MIB))
@@ -165,20 +173,20 @@ pub fn reserve(
     Ok(ballast)
 }
 
-/// Where there is less room than going back by `snapshot` may need, beside what is set aside for it. None is known to be
-/// short where a file system does not say how much it has.
+/// The room that there is for going back by `snapshot`, beside what is set aside for it. File systems that do not say how
+/// much they have are left out.
 ///
 /// # Errors
 /// When a file system cannot be looked at.
-pub fn short_of(root: &Path, state_dir: &Path, snapshot: &Snapshot) -> Result<Vec<Short>, BallastError> {
-    let mut short = Vec::new();
+pub fn places(root: &Path, state_dir: &Path, snapshot: &Snapshot) -> Result<Vec<Place>, BallastError> {
+    let mut places = Vec::new();
     for (path, Need { sample, back: needed, .. }) in by_directory(root, state_dir, snapshot, 0)? {
         match room(&sample)? {
-            Room::Bytes(free) if free < needed => short.push(Short { path, needed, free }),
-            Room::Bytes(_) | Room::ReadOnly | Room::Unknown => {}
+            Room::Bytes(free) => places.push(Place { path, needed, free }),
+            Room::ReadOnly | Room::Unknown => {}
         }
     }
-    Ok(short)
+    Ok(places)
 }
 
 /// What is needed, by the directory of each file system in which the room is set aside.

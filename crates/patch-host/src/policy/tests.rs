@@ -280,7 +280,8 @@ fn in_a_pause_nobody_patches() {
     }
     // A frozen host is one that nobody is to change.
     place.configure("{mode: agent}");
-    place.put(ceiling::FILE, "freeze_file: /run/frozen\n");
+    // What else is wrong in the file has the root side refuse everything, but does not thaw the host.
+    place.put(ceiling::FILE, "operation: []\nfreeze_file: /run/frozen\n");
     place.put("run/frozen", "");
     place.look_at("2026-01-20T00:00:00Z");
     assert!(place.is_held());
