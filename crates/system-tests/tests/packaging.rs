@@ -131,6 +131,7 @@ fn a_purge_undoes_what_was_provisioned() -> Result<()> {
         format!("/{apt}/50edited 644:0:0:{} {all}", sums[0]),
         format!("/{apt}/50lost 644:0:0:{lost} {all}"),
         format!("/{apt}/50gone - {all}"),
+        format!("/{apt}/50absent 644:0:0:{} {all}", sums[0]),
         format!("/etc/systemd/system/apt-daily.timer.d/linux-patch.conf - {all}"),
         format!("/etc/passwd - {all}"),
         format!("/{apt}/../../victim - {all}"),
@@ -154,19 +155,37 @@ fn a_purge_undoes_what_was_provisioned() -> Result<()> {
     ensure!(text(drop_in).is_some(), "a removal keeps the configuration");
     let said = root.exec(&["sh", "/scripts/postrm", "purge"])?;
     ensure!(said.success(), "{said:?}");
-    let now = ["20auto-upgrades", "50unattended-upgrades", "50edited", "50lost", "50gone"]
+    let now = ["20auto-upgrades", "50unattended-upgrades", "50edited", "50lost", "50gone", "50absent"]
         .map(|name| text(&format!("{apt}/{name}")));
     let now: Vec<_> = now.iter().map(Option::as_deref).collect();
-    ensure!(now == [None, Some(old), Some("edited\n"), Some(ours), None], "{now:?}");
+    ensure!(now == [None, Some(old), Some("edited\n"), Some(ours), None, Some(old)], "{now:?}");
     let mode = root.shell(&format!("stat -c %a /{apt}/50unattended-upgrades"))?;
     ensure!(mode.trim() == "640", "{mode}");
     ensure!(!root.path().join("etc/systemd/system/apt-daily.timer.d").exists());
     ensure!(
         fs::read(root.path().join("etc/passwd"))? == passwd && text("etc/victim").as_deref() == Some(ours)
     );
-    for word in ["kept /etc/apt/apt.conf.d/50edited", "kept /etc/apt/apt.conf.d/50lost", "are as they were"] {
+    for word in [
+        "kept /etc/apt/apt.conf.d/50edited",
+        "/etc/apt/apt.conf.d/50lost is left as it is",
+        "nobody installs security fixes any more",
+        "kept /var/lib/linux_patch_executor/provision",
+    ] {
         ensure!(said.stderr.contains(word), "{word}: {said:?}");
     }
+    ensure!(!said.stderr.contains("are as they were"), "{said:?}");
+    // What it could not undo can still be undone by hand.
+    ensure!(text(&format!("{kept}/{}", sums[0])).as_deref() == Some(old));
+    let left: Vec<_> =
+        fs::read_dir(root.path().join(STATE))?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(left == ["provision"], "{left:?}");
+
+    // Where all can be undone nothing is kept.
+    write(&root, &format!("{kept}/undo.list"), &format!("/{apt}/50edited 644:0:0:{} {all}\n", sums[0]))?;
+    write(&root, &format!("{apt}/50edited"), ours)?;
+    let said = root.exec(&["sh", "/scripts/postrm", "purge"])?;
+    ensure!(said.success() && said.stderr.contains("are as they were"), "{said:?}");
+    ensure!(text(&format!("{apt}/50edited")).as_deref() == Some(old));
     ensure!(!root.path().join(STATE).exists());
     Ok(())
 }
