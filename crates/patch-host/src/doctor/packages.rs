@@ -147,7 +147,7 @@ pub(super) fn taken_back(host: &Host<'_>, seen: &mut Seen) {
 }
 
 fn report_taken_back(versions: &[String], are_fixes: bool, seen: &mut Seen) {
-    const TODO: &str = "`linux-patch-host taken-back` says why; once that is mended, linux-patch-host clear NAME=VERSION lets it \
+    const REMEDY: &str = "`linux-patch-host taken-back` says why; once that is mended, linux-patch-host clear NAME=VERSION lets it \
                         be installed again";
     if versions.is_empty() {
         return;
@@ -160,14 +160,14 @@ fn report_taken_back(versions: &[String], are_fixes: bool, seen: &mut Seen) {
                 "security fixes that were taken back, as they failed here or nobody confirmed them: {names}"
             ),
             "they are not installed again until a newer version comes",
-            TODO,
+            REMEDY,
         );
     } else {
         seen.warning(
             "taken_back",
             format!("versions that were taken back, as they failed here or nobody confirmed them: {names}"),
             "they are not installed again until a newer version comes, which may be a while",
-            TODO,
+            REMEDY,
         );
     }
 }
