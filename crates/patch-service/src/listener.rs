@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::body::Body;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::CertificateError;
@@ -30,7 +30,7 @@ use crate::{
     certificate::CertificateFacts,
     event::{AuthFailure, DoorEvent, DoorObserver},
     handshakes::{Handshakes, Place},
-    registry::{Registry, Socket},
+    registry::{Admission, Bounds, Registry, Socket},
     reports::{Refused, Reports},
     silence::Gate,
     tls::{LoadedTls, PRESENTED},
@@ -131,6 +131,8 @@ pub struct DoorSettings {
     pub max_connections: usize,
     /// How many of them from one address.
     pub max_connections_per_address: usize,
+    /// How many of them with one certificate. One more takes the place of the one that has waited longest for a request.
+    pub max_connections_per_identity: usize,
     /// How long a connection may wait for the next request's complete header block. WebSockets are not affected.
     pub idle_timeout: Duration,
     /// How long a peer may leave what was sent to it unread before its connection is cut.
@@ -153,6 +155,7 @@ impl Default for DoorSettings {
             max_handshakes_per_address: 64,
             max_connections: 1024,
             max_connections_per_address: 256,
+            max_connections_per_identity: 256,
             idle_timeout: Duration::from_secs(75),
             unread_timeout: Duration::from_secs(60),
             max_header_size: 16 * 1024,
@@ -187,11 +190,12 @@ impl Door {
         observer: Arc<dyn DoorObserver>,
     ) -> Self {
         let reports = Reports::new(observer, settings.report_interval);
-        let registry = Registry::new(
-            settings.max_connections,
-            settings.max_connections_per_address,
-            settings.unread_timeout,
-        );
+        let bounds = Bounds {
+            in_all: settings.max_connections,
+            per_address: settings.max_connections_per_address,
+            per_identity: settings.max_connections_per_identity,
+        };
+        let registry = Registry::new(bounds, settings.unread_timeout);
         let handshakes = Handshakes::new(settings.max_handshakes, settings.max_handshakes_per_address);
         let tls = ArcSwap::from_pointee(tls);
         let draining = CancellationToken::new();
@@ -438,7 +442,17 @@ impl Door {
             Ok((stream, peer)) => (stream, peer.accepted_at(accepted)),
             Err((why, certificate)) => return self.0.reports.refused(address, why, certificate),
         };
-        stream.get_ref().0.get_ref().identify(peer.clone());
+        match stream.get_ref().0.get_ref().identify(peer.clone()) {
+            Admission::Welcome => {}
+            Admission::InPlaceOf(former) => {
+                let certificate = Some(former.certificate().clone());
+                self.0.reports.refused(former.address(), Refused::Overload, certificate);
+            }
+            Admission::Full => {
+                let certificate = Some(peer.certificate().clone());
+                return self.0.reports.refused(address, Refused::Overload, certificate);
+            }
+        }
         // Another configuration may have come into effect since the handshake began; from here on it is the
         // registry by which a change finds this connection.
         let now = self.0.tls.load_full();
@@ -462,10 +476,20 @@ impl Door {
             + 'static,
         S::Future: Send,
     {
+        let attention = stream.get_ref().0.get_ref().attention();
         let handler = service_fn(move |request: Request<Incoming>| {
+            attention.is_given();
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer.clone());
-            service.clone().oneshot(request)
+            let (answer, attention) = (service.clone().oneshot(request), attention.clone());
+            async move {
+                let answer = answer.await;
+                // A WebSocket waits for nothing that could be late.
+                if answer.as_ref().is_ok_and(|it| it.status() != StatusCode::SWITCHING_PROTOCOLS) {
+                    attention.waits();
+                }
+                answer
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

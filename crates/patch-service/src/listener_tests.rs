@@ -445,6 +445,59 @@ async fn unfinished_handshakes_do_not_starve_a_client() {
 }
 
 #[tokio::test]
+async fn of_an_identity_with_too_many_connections_the_longest_wait_ends() {
+    let settings = DoorSettings { max_connections_per_identity: 3, ..DoorSettings::default() };
+    let house = open(Pki::new(), settings, TlsOptions::default(), "127.0.0.1").await;
+    let overloads = || house.memory.count(|e| matches!(e, DoorEvent::Overload { .. }));
+    let mut bob = begin(&house, "bob", b"GET /who HTTP/1.1\r\nHost: a\r\nX-").await;
+    let mut stream = websocket(&house, "alice").await;
+    let mut kept = begin(&house, "alice", b"").await;
+    known(&house, 3).await;
+    let mut slow = begin(&house, "alice", b"GET /who HTTP/1.1\r\nHost: a\r\nX-").await;
+    known(&house, 4).await;
+    // It is older, but has waited for less time than the one that asked nothing yet.
+    kept.write_all(b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"alice") {
+        answer.push(kept.read_u8().await.unwrap());
+    }
+    let mut fresh = begin(&house, "alice", b"").await;
+    assert!(rest(&mut slow).await.is_empty());
+    assert!(ask(&mut kept, "/who").await.ends_with("alice"));
+    assert!(ask(&mut fresh, "/who").await.ends_with("alice"));
+    assert_eq!(overloads(), 1);
+
+    // What does not wait does not give way.
+    while house.door.open_connections() > 2 {
+        tokio::task::yield_now().await;
+    }
+    let mut more = [websocket(&house, "alice").await, websocket(&house, "alice").await];
+    let config = house.pki.client(house.pki.path(), Some("alice"));
+    let mut refused = connect(config, house.address).await.unwrap();
+    assert!(ask_or_nothing(&mut refused).await.is_empty());
+    for socket in more.iter_mut().chain([&mut stream]) {
+        // One byte of text, masked by nothing, there and back.
+        socket.write_all(b"\x81\x81\0\0\0\0x").await.unwrap();
+        let mut echo = [0; 3];
+        socket.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"\x81\x01x");
+    }
+    // Another identity has nothing to do with it.
+    bob.write_all(b"a: b\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert!(rest(&mut bob).await.ends_with(b"bob"));
+}
+
+/// Waits until so many connections have shown who they are.
+async fn known(house: &House, count: usize) {
+    let waiting = async {
+        while house.memory.count(|e| matches!(e, DoorEvent::AuthSucceeded { .. })) < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("they are known");
+}
+
+#[tokio::test]
 async fn draining_finishes_what_is_in_flight_and_closes_the_rest() {
     let started = Arc::new(tokio::sync::Notify::new());
     let release = Arc::new(tokio::sync::Notify::new());

@@ -38,28 +38,87 @@ struct Entry {
     wire: Arc<Wire>,
     cut: CancellationToken,
     peer: Option<PeerIdentity>,
+    attention: Attention,
+}
+
+impl Entry {
+    fn is_severed(&self) -> bool {
+        self.wire.severed.load(Ordering::Acquire)
+    }
+
+    fn sever(&self) {
+        self.wire.severed.store(true, Ordering::Release);
+        // What lies unsent in the kernel is not for that peer any more either.
+        let _ = sockopt::set_socket_linger(&self.wire.stream, Some(Duration::ZERO));
+        let _ = shutdown(&self.wire.stream, Shutdown::Both);
+        self.cut.cancel();
+    }
+}
+
+/// Whether a connection waits for its peer to ask something, and since when. Clones tell of the same connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Attention {
+    /// The turn at which it began to wait; 0 while it does not.
+    since: Arc<AtomicU64>,
+    turns: Arc<AtomicU64>,
+}
+
+impl Attention {
+    /// It waits for a request from now on.
+    pub(crate) fn waits(&self) {
+        self.since.store(self.turns.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// It has one, or is something else than a connection of requests now.
+    pub(crate) fn is_given(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn since(&self) -> Option<u64> {
+        Some(self.since.load(Ordering::Relaxed)).filter(|since| *since > 0)
+    }
+}
+
+/// What became of a connection whose peer is known now.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// It may stay.
+    Welcome,
+    /// It may stay; the same identity had as many as it may have, and lost this one, which had waited longest for a
+    /// request.
+    InPlaceOf(PeerIdentity),
+    /// The same identity has as many as it may have, and all are at work.
+    Full,
+}
+
+/// How many connections may be open.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) in_all: usize,
+    pub(crate) per_address: usize,
+    pub(crate) per_identity: usize,
 }
 
 /// All open connections.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    max: usize,
-    max_per_address: usize,
+    bounds: Bounds,
     /// How long a peer may leave what was sent to it unread.
     unread: Duration,
     next: AtomicU64,
+    turns: Arc<AtomicU64>,
     open: Mutex<HashMap<u64, Entry>>,
     emptied: Notify,
     occupied: Notify,
 }
 
 impl Registry {
-    pub(crate) fn new(max: usize, max_per_address: usize, unread: Duration) -> Arc<Self> {
+    pub(crate) fn new(bounds: Bounds, unread: Duration) -> Arc<Self> {
         Arc::new(Self {
-            max,
-            max_per_address,
+            bounds,
             unread,
             next: AtomicU64::new(0),
+            turns: Arc::default(),
             open: Mutex::default(),
             emptied: Notify::new(),
             occupied: Notify::new(),
@@ -69,9 +128,8 @@ impl Registry {
     /// Takes a connection in; none if there are too many, in all or from its address.
     pub(crate) fn enter(self: &Arc<Self>, stream: TcpStream, address: IpAddr) -> Option<Socket> {
         let mut open = self.lock();
-        if open.len() >= self.max
-            || open.values().filter(|entry| entry.address == address).count() >= self.max_per_address
-        {
+        let of_address = open.values().filter(|entry| entry.address == address).count();
+        if open.len() >= self.bounds.in_all || of_address >= self.bounds.per_address {
             return None;
         }
         // Small answers must not wait for an acknowledgement; a peer that is gone, or that stops reading, must not
@@ -84,18 +142,48 @@ impl Registry {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let wire = Arc::new(Wire { stream, severed: AtomicBool::new(false) });
         let cut = CancellationToken::new();
-        open.insert(id, Entry { address, wire: Arc::clone(&wire), cut: cut.clone(), peer: None });
+        let attention = Attention { since: Arc::default(), turns: Arc::clone(&self.turns) };
+        let entry = Entry {
+            address,
+            wire: Arc::clone(&wire),
+            cut: cut.clone(),
+            peer: None,
+            attention: attention.clone(),
+        };
+        open.insert(id, entry);
         if open.len() == 1 {
             self.occupied.notify_waiters();
         }
-        Some(Socket { wire, cut, id, registry: Arc::clone(self) })
+        Some(Socket { wire, cut, id, attention, registry: Arc::clone(self) })
     }
 
-    /// Notes whose connection it is.
-    fn identify(&self, id: u64, peer: PeerIdentity) {
-        if let Some(entry) = self.lock().get_mut(&id) {
+    /// Notes whose connection it is. A good certificate is no leave to hold the agent's memory by connections that ask
+    /// nothing, so of an identity that has too many the one that has waited longest gives way.
+    fn identify(&self, id: u64, peer: PeerIdentity) -> Admission {
+        let mut open = self.lock();
+        let others = || {
+            open.values().filter(|entry| {
+                let same = entry
+                    .peer
+                    .as_ref()
+                    .is_some_and(|other| other.fingerprint_sha256() == peer.fingerprint_sha256());
+                same && !entry.is_severed()
+            })
+        };
+        let mut admission = Admission::Welcome;
+        if others().count() >= self.bounds.per_identity {
+            let waiting = others().filter_map(|entry| Some((entry.attention.since()?, entry)));
+            let Some((_, longest)) = waiting.min_by_key(|(since, _)| *since) else { return Admission::Full };
+            longest.sever();
+            if let Some(former) = &longest.peer {
+                admission = Admission::InPlaceOf(former.clone());
+            }
+        }
+        if let Some(entry) = open.get_mut(&id) {
+            entry.attention.waits();
             entry.peer = Some(peer);
         }
+        admission
     }
 
     /// Cuts the connections that the test is true of; returns whose they were, and how many had no identity yet.
@@ -106,18 +194,14 @@ impl Registry {
         let mut identities = Vec::new();
         let mut nameless = 0;
         for entry in self.lock().values() {
-            if entry.wire.severed.load(Ordering::Acquire) || !test(entry.address, entry.peer.as_ref()) {
+            if entry.is_severed() || !test(entry.address, entry.peer.as_ref()) {
                 continue;
             }
             match &entry.peer {
                 Some(peer) => identities.push(peer.clone()),
                 None => nameless += 1,
             }
-            entry.wire.severed.store(true, Ordering::Release);
-            // What lies unsent in the kernel is not for that peer any more either.
-            let _ = sockopt::set_socket_linger(&entry.wire.stream, Some(Duration::ZERO));
-            let _ = shutdown(&entry.wire.stream, Shutdown::Both);
-            entry.cut.cancel();
+            entry.sever();
         }
         (identities, nameless)
     }
@@ -160,6 +244,7 @@ pub(crate) struct Socket {
     wire: Arc<Wire>,
     cut: CancellationToken,
     id: u64,
+    attention: Attention,
     registry: Arc<Registry>,
 }
 
@@ -169,9 +254,14 @@ impl Socket {
         self.cut.clone()
     }
 
-    /// Notes whose connection it is.
-    pub(crate) fn identify(&self, peer: PeerIdentity) {
-        self.registry.identify(self.id, peer);
+    /// Notes whose connection it is; from now on it waits for the first request.
+    pub(crate) fn identify(&self, peer: PeerIdentity) -> Admission {
+        self.registry.identify(self.id, peer)
+    }
+
+    /// By which whoever serves it says whether it waits.
+    pub(crate) fn attention(&self) -> Attention {
+        self.attention.clone()
     }
 
     fn check(&self) -> io::Result<()> {
