@@ -190,7 +190,7 @@ impl TryFrom<String> for AbsolutePath {
     }
 }
 
-/// A key without a value limits to nothing rather than not at all.
+/// A key without a value is refused: as an [`Option`] it would be taken for no limit.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<T>>, D::Error> {
@@ -284,3 +284,7 @@ pub fn parse(text: &str) -> Result<Limits, String> {
         format!("/{FILE}{place}: {}", first.split(" at line ").next().unwrap_or(first))
     })
 }
+
+#[cfg(test)]
+#[path = "ceiling_tests.rs"]
+mod tests;

@@ -202,6 +202,22 @@ mod tests {
     }
 
     #[test]
+    fn the_administrators_os_release_comes_first() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(os_release(root.path()), OsRelease::default());
+        for (directory, text, expected) in [
+            ("usr/lib", &b"ID=debian\nNAME=\xc3\x9c\n"[..], ("debian", "\u{dc}")),
+            ("etc", &b"ID=other\nVERSION_CODENAME=\nNAME=\xff\n"[..], ("other", "\u{fffd}")),
+        ] {
+            fs::create_dir_all(root.path().join(directory)).unwrap();
+            fs::write(root.path().join(directory).join("os-release"), text).unwrap();
+            let release = os_release(root.path());
+            assert_eq!((&*release.id, &*release.name), expected);
+            assert_eq!(release.codename, None);
+        }
+    }
+
+    #[test]
     fn a_newer_kernel_of_the_same_flavour_asks_for_a_reboot() {
         let installed = database(&[
             ("linux-image-6.1.0-26-amd64", "6.1.112-1"),
@@ -246,6 +262,12 @@ mod tests {
         let none = reboot_state(root.path(), &database(&[]));
         assert!(!none.pending_reboot);
         fs::write(root.path().join("run/reboot-required"), "*** System restart required ***\n").unwrap();
+        // Whoever asks need not say for what.
+        let nameless = reboot_state(root.path(), &database(&[]));
+        assert_eq!(
+            (nameless.pending_reboot, &*nameless.reasons),
+            (true, &["/run/reboot-required exists".to_owned()][..])
+        );
         fs::write(root.path().join("run/reboot-required.pkgs"), "libc6\ndbus\nlibc6\n").unwrap();
         let state = reboot_state(root.path(), &database(&[]));
         assert_eq!(

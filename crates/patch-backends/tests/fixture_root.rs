@@ -8,7 +8,7 @@ use patch_backends::apt::{
     Evidence, Indexes, Inventory, Simulation, detail, patch_set, plan, policy, simulate, why_not,
 };
 use patch_types::{
-    Action, PackageName, TakenBack,
+    Action, PackageName, PackageVersion, TakenBack,
     api::{CauseKind, PatchState, WhyNot},
 };
 
@@ -105,6 +105,63 @@ fn removals_downgrades_and_repairs_are_planned_as_such() {
 }
 
 #[test]
+fn what_the_solver_leaves_out_is_known_from_the_database_or_is_the_native_one() {
+    let Host { inventory, indexes, simulation } = host(
+        "Inst ex-rival-b (1.0 localhost)\nInst ex-needs:i386 (1.0 localhost)\nRemv ex-multi:i386 [1.0]\nRemv pa-gone [1]\n\
+         Remv pa-gone-too:i386 [1]\nInst pa-lib (1.1 Debian-Security:12/stable-security)\n",
+    );
+    let plan = plan(&simulation, &inventory, &indexes);
+    let told: Vec<_> = plan
+        .changes
+        .iter()
+        .map(|c| {
+            (
+                c.name.as_str(),
+                c.architecture.as_str(),
+                c.action,
+                c.old_version.as_ref().map(PackageVersion::as_str),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("ex-rival-b", "amd64", Action::Install, None),
+            ("ex-needs", "i386", Action::Install, None),
+            ("ex-multi", "i386", Action::Remove, Some("1.0")),
+            ("pa-gone", "amd64", Action::Remove, Some("1")),
+            ("pa-gone-too", "i386", Action::Remove, Some("1")),
+            ("pa-lib", "all", Action::Upgrade, Some("1.0")),
+        ]
+    );
+}
+
+#[test]
+fn an_inventory_for_the_list_knows_the_same_packages() {
+    let (whole, list) = (Inventory::read(&root()).unwrap(), Inventory::read_for_list(&root()).unwrap());
+    let told = |inventory: &Inventory| -> Vec<(String, String, bool)> {
+        let of = |p: patch_backends::apt::Installed<'_>| {
+            (p.package_name().unwrap().to_string(), p.version_text().to_owned(), inventory.is_auto(p))
+        };
+        inventory.database.iter().map(of).collect()
+    };
+    assert_eq!(told(&whole), told(&list));
+    assert!(told(&list).iter().any(|(.., is_auto)| *is_auto));
+    let conffiles =
+        |inventory: &Inventory| inventory.database.find("pa-conf", None).unwrap().conffiles().len();
+    assert_eq!((conffiles(&whole), conffiles(&list)), (1, 0));
+    // Half an inventory is none.
+    let dir = tempfile::tempdir().unwrap();
+    let refused = || Inventory::read_for_list(dir.path()).unwrap_err().path;
+    assert!(refused().ends_with("var/lib/dpkg/status"));
+    std::fs::create_dir_all(dir.path().join("var/lib/dpkg")).unwrap();
+    std::fs::write(dir.path().join("var/lib/dpkg/status"), "").unwrap();
+    assert!(Inventory::read_for_list(dir.path()).unwrap().database.is_empty());
+    std::fs::create_dir_all(dir.path().join("var/lib/apt/extended_states")).unwrap();
+    assert!(refused().ends_with("extended_states"));
+}
+
+#[test]
 fn every_update_has_a_state_and_a_reason_if_it_is_not_ready() {
     let Host { inventory, indexes, simulation } = host(recorded!("sim-upgrade"));
     let set = patch_set(&simulation, &inventory, &indexes);
@@ -179,6 +236,11 @@ fn a_detail_tells_all_of_a_package() {
     );
     let absent = of("ex-needs", recorded!("policy-absent")).unwrap();
     assert_eq!((absent.version, absent.upgradable, absent.relations.depends.len()), (None, false, 1));
+    // Of another architecture than the host's, and not installed: what is offered for it.
+    let foreign = of("ex-needs:i386", "").unwrap();
+    assert_eq!((foreign.name.as_str(), foreign.architecture.as_str()), ("ex-needs", "all"));
+    assert_eq!(foreign.versions.len(), 1);
+    assert_eq!(of("pa-daemon:i386", ""), None, "it is offered for amd64 only");
     assert_eq!(of("nosuch", ""), None);
     assert_eq!(of("ex-virtual", recorded!("policy-virtual")), None);
 }
@@ -300,6 +362,26 @@ fn each_cause_is_found_and_has_a_next_step() {
             "apt says: ex-kept: Depends: ex-missing",
         ),
         ("pa-newdep", "", upgrade, None, CauseKind::KeptBack, "pa-new would be newly installed"),
+        (
+            "pa-newdep",
+            "",
+            upgrade,
+            Some(
+                "Inst pa-new (1.0 Debian:12/stable [all])\nInst pa-newdep [1.0] (1.1 x [all])\nConf pa-new (1.0 x [all])\n",
+            ),
+            CauseKind::KeptBack,
+            "Installing it would add pa-new",
+        ),
+        // Nothing says why: that apt does not choose it, and how it is made to.
+        ("pa-plain", "", "", None, CauseKind::KeptBack, "pa-plain is kept back: apt does not choose it"),
+        (
+            "pa-plain",
+            "",
+            "",
+            Some("Inst pa-plain [1.0-1] (1.1-1 x [all])\n"),
+            CauseKind::KeptBack,
+            "pa-plain is kept back: apt does not choose it",
+        ),
         ("pa-victim", "", upgrade, None, CauseKind::UpToDate, "newest version"),
         (
             "ex-needs",
@@ -322,10 +404,64 @@ fn each_cause_is_found_and_has_a_next_step() {
         assert!(cause.message.contains(words), "{name}: {}", cause.message);
         assert!(!cause.next_step.is_empty());
     }
+    let next = |name, alone| reasons(name, "", "", alone, 1).causes[0].next_step.clone();
+    assert_eq!(next("pa-plain", None), "see what it would take: `apt-get -s install pa-plain`");
+    assert_eq!(
+        next("pa-plain", Some("Inst pa-plain [1.0-1] (1.1-1 x [all])\n")),
+        "install it by name: POST /api/v1/packages {\"packages\": [{\"name\": \"pa-plain\"}]}"
+    );
+    assert!(
+        next("pa-newdep", Some("Inst pa-new (1.0 x [all])\n"))
+            .starts_with("install it with them: POST /api/v1/packages")
+    );
     let old = reasons("pa-victim", "", upgrade, None, 30);
     assert_eq!(
         old.causes.iter().map(|c| c.kind).collect::<Vec<_>>(),
         [CauseKind::UpToDate, CauseKind::StaleIndexes]
     );
     assert!(old.causes[1].message.contains("30 hours ago"));
+}
+
+#[test]
+fn what_is_not_in_order_is_the_first_cause_whichever_package_is_asked_for() {
+    let stanza = |name: &str, status: &str| {
+        format!("Package: {name}\nStatus: {status}\nArchitecture: amd64\nVersion: 1\n\n")
+    };
+    let causes = |packages: &[(&str, &str)]| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("var/lib/dpkg")).unwrap();
+        let status: String = packages.iter().map(|(name, status)| stanza(name, status)).collect();
+        std::fs::write(dir.path().join("var/lib/dpkg/status"), status).unwrap();
+        let inventory = Inventory::read(dir.path()).unwrap();
+        let evidence = Evidence {
+            inventory: &inventory,
+            policy: None,
+            indexes: &Indexes::default(),
+            patching: &Simulation::default(),
+            alone: None,
+            taken_back: &[],
+            last_update_check: None,
+            now: "2026-11-22T00:00:00Z".parse().unwrap(),
+        };
+        why_not(&name("lp-a"), &evidence).causes
+    };
+    let kinds = |packages: &[(&str, &str)]| causes(packages).iter().map(|c| c.kind).collect::<Vec<_>>();
+    let well = ("lp-a", "install ok installed");
+    // A host that has never fetched an index knows of nothing.
+    assert_eq!(kinds(&[well]), [CauseKind::NoCandidate, CauseKind::StaleIndexes]);
+    assert!(causes(&[well])[1].message.contains("never been fetched"));
+    // What waits for its trigger is run by apt itself, and nobody is in the way of it.
+    assert_eq!(kinds(&[well, ("lp-b", "install ok triggers-pending")])[0], CauseKind::NoCandidate);
+    let half = ("lp-b", "install ok half-configured");
+    let causes_of_half = causes(&[well, half]);
+    assert_eq!(causes_of_half[0].kind, CauseKind::Broken);
+    assert_eq!(
+        causes_of_half[0].message,
+        "the package database is not in order: lp-b: its configuration was begun and not ended: run dpkg --configure -a"
+    );
+    assert!(causes_of_half[0].next_step.contains("`dpkg --configure -a`, then `apt-get -f install`"));
+    let bad = ("lp-aa", "install reinstreq half-installed");
+    let causes_of_bad = causes(&[well, half, bad, ("lp-c", "install ok unpacked")]);
+    assert!(causes_of_bad[0].message.contains(": lp-aa (and 2 more): "), "{causes_of_bad:?}");
+    assert!(causes_of_bad[0].next_step.starts_with("install lp-aa again"));
 }

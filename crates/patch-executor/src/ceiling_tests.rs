@@ -1,6 +1,5 @@
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 
-use patch_backends::ceiling::{Pattern, parse};
 use patch_types::{
     operation::{Hold, Reboot, Rollback},
     plan::Origin,
@@ -157,65 +156,17 @@ fn what_is_protected_is_neither_removed_nor_downgraded() {
 }
 
 #[test]
-fn patterns_match_whole_names() {
-    let rows = [
-        ("lp-x", "lp-x", true),
-        ("lp-x", "lp-xy", false),
-        ("lp-*", "lp-", true),
-        ("*", "g++", true),
-        ("*-image-*", "linux-image-6.1", true),
-        ("*-image-*", "linux-image", false),
-        ("lib?6", "libc6", true),
-        ("lib?6", "lib6", false),
-        ("a*b*c", "abbbcbc", true),
-        ("a*b*c", "abbbcb", false),
-    ];
-    for (pattern, name, matches) in rows {
-        assert_eq!(Pattern::try_from(pattern.to_owned()).unwrap().matches(name), matches, "{pattern} {name}");
-    }
-}
-
-#[test]
-fn a_file_that_cannot_be_relied_upon_refuses_everything_and_names_the_line() {
-    for (text, words) in [
-        ("operations: [install]\noperation: [x]\n", "ceiling.yaml:2:1: unknown"),
-        ("operations: [format]\n", "ceiling.yaml:1:14: unknown"),
-        ("origins:\n  - {}\n", "ceiling.yaml:2:5: "),
-        ("origins:\n  - {suit: x}\n", "ceiling.yaml:2:6: unknown"),
-        ("\nprotected: [\"A b\"]\n", "ceiling.yaml:2:13: "),
-        ("freeze_file: ../x\n", "ceiling.yaml:1:14: "),
-        ("freeze_file: /a/../x\n", "without `..`"),
-        ("operations: [\n", "ceiling.yaml:"),
-        ("operations: [install]\noperations: [install]\n", "ceiling.yaml:2:1: "),
-    ] {
-        let error = Place::with(text).load().unwrap_err();
-        assert_eq!(error.code, ErrorCode::ConfigInvalid);
-        assert!(error.message.contains(words), "{text:?}: {error}");
-        assert!(!error.message.contains('\n'), "{error}");
+fn a_file_that_cannot_be_relied_upon_refuses_everything() {
+    let place = Place::with("operations: [install]\noperation: [x]\n");
+    let error = place.load().unwrap_err();
+    assert_eq!(error.code, ErrorCode::ConfigInvalid);
+    for words in ["ceiling.yaml:2:1: unknown", "nothing is changed", "Correct the file"] {
+        assert!(error.message.contains(words), "{error}");
     }
     // A key without a value is no lifted limit.
-    let ceiling = Place::with("operations:\n").load();
-    assert!(ceiling.and_then(|ceiling| ceiling.admits(&hold())).is_err());
+    assert_eq!(Place::with("operations:\n").load().unwrap_err().code, ErrorCode::ConfigInvalid);
 
-    let place = Place::with("operations: [hold]\n");
-    for mode in [0o664, 0o646] {
-        fs::set_permissions(place.path(FILE), fs::Permissions::from_mode(mode)).unwrap();
-        assert!(place.load().unwrap_err().message.contains("writable by nobody else"));
-    }
     fs::remove_file(place.path(FILE)).unwrap();
     symlink("nowhere", place.path(FILE)).unwrap();
-    assert!(place.load().is_err());
-}
-
-#[test]
-fn the_sample_is_valid_and_limits_nothing_until_it_is_edited() {
-    let sample = include_str!("../../../packaging/config/ceiling.yaml.example");
-    let place = Place::with(sample);
-    place.load().unwrap().admits(&Operation::Refresh).unwrap();
-    let edited: String =
-        sample.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
-    let limits = parse(&edited).unwrap();
-    assert_eq!(limits.operations.unwrap().len(), 9);
-    assert_eq!((limits.origins.unwrap().len(), limits.protected.len()), (2, 2));
-    assert!(limits.freeze_file.is_some());
+    assert_eq!(place.load().unwrap_err().code, ErrorCode::ConfigInvalid);
 }

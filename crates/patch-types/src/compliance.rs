@@ -468,6 +468,20 @@ mod tests {
     }
 
     #[test]
+    fn a_package_of_two_architectures_is_two() {
+        let of = |name: &str, architecture: &str| InVersion {
+            name: name.parse().unwrap(),
+            architecture: architecture.parse().unwrap(),
+            version: "1".parse().unwrap(),
+        };
+        assert_eq!(of("libc6", "i386").key(), "libc6:i386");
+        assert_ne!(of("libc6", "i386").key(), of("libc6", "amd64").key());
+        // However its name is spelt, it is the same package.
+        assert_eq!(of("libc6:i386", "i386").key(), of("libc6", "i386").key());
+        assert_eq!(key(&"libc6".parse().unwrap(), &"i386".parse().unwrap()), of("libc6", "i386").key());
+    }
+
+    #[test]
     fn a_store_of_an_earlier_time_is_read() {
         let store: Observations =
             serde_json::from_str(r#"{"format":1,"since":null,"later":"ignored"}"#).unwrap();

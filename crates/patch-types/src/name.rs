@@ -295,6 +295,15 @@ mod tests {
             "a".repeat(257).parse::<PackageName>(),
             Err(NameError::TooLong { what: "a package name", length: 257 })
         );
+        assert!("1".repeat(256).parse::<PackageVersion>().is_ok());
+        assert_eq!(
+            "1".repeat(257).parse::<PackageVersion>(),
+            Err(NameError::TooLong { what: "a version", length: 257 })
+        );
+        assert_eq!(
+            "a".repeat(257).parse::<Architecture>(),
+            Err(NameError::TooLong { what: "an architecture", length: 257 })
+        );
     }
 
     #[test]

@@ -547,6 +547,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_written_has_a_value_that_works() {
+        let of = |timeout: &str| {
+            let text = format!(
+                r#"{{"mail": {{"host": "localhost", "tls": "none", "from": "a@b.example", "to": ["c@d.example"]{timeout}}},
+                    "webhooks": [{{"url": "https://h/"{timeout}}}]}}"#
+            );
+            let notifications = parse(&text).unwrap();
+            assert_eq!(notifications.problems(), []);
+            (notifications.mail.unwrap(), notifications.webhooks.into_iter().next().unwrap())
+        };
+        let (mail, webhook) = of("");
+        assert_eq!(mail.server_port(), 25, "a server on this host without TLS");
+        assert_eq!((mail.timeout(), webhook.timeout()), (Duration::from_secs(30), Duration::from_secs(30)));
+        assert_eq!((mail.report, webhook.report), (ReportMode::OnlyOnError, ReportMode::Always));
+        let (mail, webhook) = of(r#", "timeout_seconds": 7"#);
+        assert_eq!((mail.timeout(), webhook.timeout()), (Duration::from_secs(7), Duration::from_secs(7)));
+        // A bare URL is the same as an object with nothing else in it.
+        let bare = parse(r#"{"webhooks": ["https://h/"]}"#).unwrap();
+        let whole = parse(r#"{"webhooks": [{"url": "https://h/"}]}"#).unwrap();
+        assert_eq!(bare, whole);
+    }
+
+    #[test]
+    fn nobody_is_told_only_where_there_is_nobody() {
+        let mail = r#"{"mail": {"preset": "m365", "from": "a@b.example", "to": ["c@d.example"]}}"#;
+        assert!(!parse(mail).unwrap().is_empty());
+        assert!(!parse(r#"{"webhooks": ["https://h/"]}"#).unwrap().is_empty());
+        assert!(parse(r#"{"digest_minutes": 60}"#).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_password_is_refused_without_being_repeated() {
         for text in [
             r#"{"mail": {"preset": "m365", "from": "a@b", "to": ["c@d"], "password": "s3cret"}}"#,
@@ -569,6 +600,16 @@ mod tests {
             (mail(r#", "host": "mx.example", "tls": "none""#), "mail.tls", "on this host"),
             (mail(r#", "host": "mx.example", "port": 0"#), "mail.port", "65535"),
             (mail(r#", "host": "mx.example", "user": "u""#), "mail.user", "password_file"),
+            (
+                mail(r#", "host": "mx.example", "user": "", "password_file": "/p""#),
+                "mail.user",
+                "it is empty",
+            ),
+            (
+                mail(r#", "host": "mx.example", "user": "u\r\nRSET", "password_file": "/p""#),
+                "mail.user",
+                "characters",
+            ),
             (mail(r#", "host": "mx.example", "password_file": "p""#), "mail.password_file", "absolute"),
             (
                 mail(r#", "host": "mx.example", "password_file": "/p", "password_credential": "c""#),
@@ -616,7 +657,8 @@ mod tests {
         ] {
             assert_eq!(parse(&good).unwrap().problems(), [], "{good}");
         }
-        assert!(parse(r#"{"webhooks": [5]}"#).is_err() && parse(r#"{"mails": {}}"#).is_err());
+        assert!(parse(r#"{"webhooks": [5]}"#).unwrap_err().contains("a URL, or an object with a url"));
+        assert!(parse(r#"{"mails": {}}"#).is_err());
     }
 
     #[test]

@@ -230,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn a_window_says_its_zone_and_length_or_has_an_hour_of_utc() {
+        let window = |json: &str| policy(&format!(r#"{{"window": {json}}}"#)).window.unwrap();
+        let bare = window(r#"{"days": "Sun", "hour": 3}"#);
+        assert_eq!((bare.timezone.as_str(), bare.duration_minutes), ("UTC", 60));
+        for key in ["timezone", "time_zone"] {
+            let full = window(&format!(
+                r#"{{"days": "Sun", "hour": 3, "{key}": "Europe/Vienna", "duration_minutes": 90}}"#
+            ));
+            assert_eq!((full.timezone.as_str(), full.duration_minutes), ("Europe/Vienna", 90));
+        }
+    }
+
+    #[test]
     fn a_pause_ends_when_it_says_so() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let until = policy(r#"{"paused_until": "2026-01-02T00:00:00Z"}"#);

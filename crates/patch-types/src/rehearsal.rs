@@ -180,3 +180,59 @@ impl RehearsalReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
+
+    use super::*;
+
+    /// All words that are read as such a value, out of what is said of one that is not; each is shown as it is written.
+    fn words<T: Serialize + DeserializeOwned>(as_str: impl Fn(T) -> String) -> BTreeSet<String> {
+        let error = serde_json::from_value::<T>(json!("?")).err().unwrap().to_string();
+        let (_, expected) = error.split_once(", expected ").unwrap();
+        let words: BTreeSet<String> = expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        for word in &words {
+            let value: T = serde_json::from_value(json!(word)).unwrap();
+            assert_eq!(serde_json::to_value(&value).unwrap(), json!(word));
+            assert_eq!(as_str(value), *word);
+        }
+        words
+    }
+
+    #[test]
+    fn what_is_shown_is_what_stands_in_json() {
+        let choices = words(|choice: Unrehearsed| choice.as_str().to_owned());
+        assert_eq!(choices.len(), 2, "{choices:?}");
+        let verdicts = words(|verdict: RehearsalVerdict| {
+            assert_eq!(verdict.to_string(), verdict.as_str());
+            verdict.as_str().to_owned()
+        });
+        assert!(verdicts.contains("well") && verdicts.contains("not_rehearsed"), "{verdicts:?}");
+        let kinds = words(|kind: FindingKind| {
+            assert_eq!(kind.to_string(), kind.as_str());
+            kind.as_str().to_owned()
+        });
+        assert!(kinds.contains("file_conflict") && kinds.contains("other"), "{kinds:?}");
+    }
+
+    #[test]
+    fn without_a_rehearsal_nothing_is_changed_unless_it_was_asked_for() {
+        let rehearse: Rehearse = serde_json::from_str("{}").unwrap();
+        assert_eq!(rehearse, Rehearse { only: false, otherwise: Unrehearsed::Refuse });
+        assert!(serde_json::from_str::<Rehearse>(r#"{"onyl": true}"#).is_err());
+    }
+
+    #[test]
+    fn a_rehearsal_that_there_was_not_tells_why_and_nothing_else() {
+        let report = RehearsalReport::not_rehearsed("there is no room");
+        // As short as anybody may have written it.
+        let short = r#"{"verdict": "not_rehearsed", "reason": "there is no room"}"#;
+        assert_eq!(serde_json::from_str::<RehearsalReport>(short).unwrap(), report);
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<RehearsalReport>(&text).unwrap(), report);
+    }
+}

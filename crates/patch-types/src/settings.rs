@@ -364,6 +364,11 @@ mod tests {
             let problems = restart(names).problems();
             assert!(problems.iter().any(|(_, problem)| problem.contains(word)), "{names:?}: {problems:?}");
         }
+        let many: Vec<String> = (0..=MAX_RESTARTED).map(|n| format!("a{n}.service")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(restart(&many[1..]).problems().is_empty());
+        let problems = restart(&many).problems();
+        assert!(problems.len() == 1 && problems[0].1.contains("more than 200"), "{problems:?}");
         let own = restart(&["linux-patch-api.service"]);
         assert!(Restart { when: RestartTime::AtOnce, ..own }.problems().is_empty());
         assert!(Restart::default().problems().is_empty());

@@ -262,6 +262,8 @@ pub struct MicrocodeCode {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -287,6 +289,32 @@ mod tests {
             let json = serde_json::to_string(&owner).unwrap();
             assert_eq!(serde_json::from_str::<Owner>(&json).unwrap(), owner, "{json}");
         }
+    }
+
+    #[test]
+    fn whoever_is_to_restart_it_is_told_what_is_at_stake() {
+        let words = [
+            (Care::Database, "database"),
+            (Care::MessageBroker, "message"),
+            (Care::Virtualization, "guests"),
+            (Care::Storage, "storage"),
+            (Care::DisplayManager, "graphical"),
+            (Care::Sessions, "logged in"),
+            (Care::Network, "network"),
+            (Care::SystemBus, "everything"),
+        ];
+        // They follow a colon, so they are no sentences; and none stands for another.
+        let is_phrase = |reason: &str| {
+            reason.starts_with(|c: char| c.is_ascii_lowercase())
+                && !reason.ends_with('.')
+                && !reason.contains(['\n', ':'])
+        };
+        for (care, word) in words {
+            let reason = care.reason();
+            assert!(reason.contains(word) && is_phrase(reason), "{care:?}: {reason}");
+        }
+        let told_apart: BTreeSet<&str> = words.into_iter().map(|(care, _)| care.reason()).collect();
+        assert_eq!(told_apart.len(), words.len());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use patch_types::{
     Action, Grade, JobId, JobStatus, OnFailure, Operation, Outcome, PackageName, PackageVersion, Phase,
-    PlanHash, WayBack,
+    PlanHash, Query, WayBack,
     api::{AuditHead, PackageStatus},
     executor::{Checkpoint, RequestBody},
     operation::OperationError,
@@ -29,10 +29,10 @@ fn what_is_printed_is_what_stands_in_json() {
     let states = ["pending", "running", "completed", "failed", "cancelled", "timeout"];
     let states = words(JobStatus::to_string, &states);
     assert_eq!(states.iter().filter(|state| state.is_terminal()).count(), 4);
-    let phases =
-        ["planning", "downloading", "snapshotting", "applying", "verifying", "confirming", "rolling_back"];
-    let phases = words(Phase::to_string, &phases);
-    assert_eq!(phases.iter().filter(|phase| phase.is_cancellable()).count(), 2);
+    let before = ["planning", "downloading", "rehearsing", "waiting"];
+    let since = ["snapshotting", "applying", "verifying", "confirming", "rolling_back", "rebooting"];
+    assert!(words(Phase::to_string, &before).into_iter().all(Phase::is_cancellable));
+    assert!(!words(Phase::to_string, &since).into_iter().any(Phase::is_cancellable));
     words(Outcome::to_string, &["applied", "unchanged", "rolled_back", "partial", "rollback_failed"]);
     words(Grade::to_string, &["none", "rebuilt", "exact"]);
     words(|choice: &OnFailure| choice.as_str().to_owned(), &["group", "all", "keep"]);
@@ -73,6 +73,7 @@ fn an_operation_is_named_by_its_kind() {
         json!({"kind": "hold", "name": "aa", "hold": true}),
         json!({"kind": "apply_patches"}),
         json!({"kind": "rollback", "job": job}),
+        json!({"kind": "reboot"}),
     ];
     for operation in operations {
         let read: Operation = serde_json::from_value(operation.clone()).unwrap();
@@ -95,7 +96,14 @@ fn an_operation_is_named_by_its_kind() {
 fn only_root_may_lift_what_was_decided_on_the_host() {
     let job: JobId = "018f3f6e-0000-7000-8000-000000000001".parse().unwrap();
     let head = AuditHead { seq: 7, hash: "ab".repeat(32) };
+    let body = |body: Value| -> RequestBody { serde_json::from_value(body).unwrap() };
+    let limits = json!({"timeout_seconds": 1, "lock_wait_seconds": 1});
+    let hold = json!({"kind": "hold", "name": "aa", "hold": true});
     let bodies = [
+        // What is recorded of a change is what it does.
+        (body(json!({"request": "change", "operation": hold, "limits": limits})), "hold", false),
+        (body(json!({"request": "plan", "operation": hold})), "plan", false),
+        (RequestBody::Query { query: Query::Services }, "query", false),
         (RequestBody::Cancel { job }, "cancel", false),
         (RequestBody::Confirm { job }, "confirm", false),
         (RequestBody::Settle { job }, "settle", false),

@@ -129,6 +129,36 @@ fn silence_and_the_unknown_get_the_generic_code() {
 }
 
 #[test]
+fn what_failed_of_an_operation_is_told_by_its_kind() {
+    let job = "018f3f6e-0000-7000-8000-000000000001";
+    for (json, kind, code) in [
+        (r#"{"kind": "refresh"}"#, OperationKind::Refresh, ErrorCode::PkgManagerError),
+        (
+            r#"{"kind": "install", "packages": [{"name": "aa"}]}"#,
+            OperationKind::Install,
+            ErrorCode::PkgManagerError,
+        ),
+        (r#"{"kind": "update", "name": "aa"}"#, OperationKind::Update, ErrorCode::PkgManagerError),
+        (r#"{"kind": "remove", "name": "aa"}"#, OperationKind::Remove, ErrorCode::PkgManagerError),
+        (r#"{"kind": "hold", "name": "aa", "hold": true}"#, OperationKind::Hold, ErrorCode::PkgManagerError),
+        (r#"{"kind": "apply_patches"}"#, OperationKind::ApplyPatches, ErrorCode::PatchApplyError),
+        (
+            &format!(r#"{{"kind": "rollback", "job": "{job}"}}"#),
+            OperationKind::ApplyPatches,
+            ErrorCode::PatchApplyError,
+        ),
+    ] {
+        let operation: Operation = serde_json::from_str(json).unwrap();
+        assert_eq!(OperationKind::from(&operation), kind, "{json}");
+        // Nobody's words say more.
+        assert_eq!(classify(Some(1), "odd\n", (&operation).into()).code, code, "{json}");
+        // Words that say more count for any.
+        let full = "dpkg: error: No space left on device\n";
+        assert_eq!(classify(Some(1), full, (&operation).into()).code, ErrorCode::DiskSpace, "{json}");
+    }
+}
+
+#[test]
 fn a_fetch_that_exits_with_zero_is_understood() {
     let output = include_str!("fixtures/fail-resolve.txt");
     let detail = classify(Some(0), output, OperationKind::Refresh);

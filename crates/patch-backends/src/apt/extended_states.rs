@@ -83,5 +83,8 @@ mod tests {
     fn no_file_marks_nothing() {
         let root = tempfile::tempdir().unwrap();
         assert!(ExtendedStates::read(root.path()).unwrap().is_empty());
+        // One that cannot be read is not taken for none: what is marked would not be known.
+        fs::create_dir_all(root.path().join(EXTENDED_STATES)).unwrap();
+        assert!(ExtendedStates::read(root.path()).unwrap_err().path.ends_with(EXTENDED_STATES));
     }
 }

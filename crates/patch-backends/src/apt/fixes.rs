@@ -402,10 +402,14 @@ fn stem(path: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, io::Write as _};
 
-    use patch_types::stale::{Advice, Owner, StaleOwner};
+    use patch_types::{
+        compliance::AppliedBy,
+        stale::{Advice, Owner, StaleOwner},
+    };
     use proptest::prelude::*;
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 
     use super::*;
 
@@ -468,6 +472,237 @@ mod tests {
         assert_eq!(held_by(&report, &files, &[]).0, MemoryState::Effective);
         report.unread = 1;
         assert_eq!(held_by(&report, &files, &[]).0, MemoryState::Unknown);
+        report.unread = 0;
+        report.unnamed = 3;
+        let (state, doubts) = held_by(&report, &files, &[]);
+        assert_eq!((state, doubts), (MemoryState::Unknown, vec!["3 more processes run old code".to_owned()]));
+    }
+
+    #[test]
+    fn of_many_that_hold_it_some_are_named_and_all_are_counted() {
+        let files = ["/usr/lib/liba.so.1".to_owned()];
+        let of = |count: usize| {
+            let owners =
+                (0..count).map(|n| owner(&format!("a{n:02}.service"), &["/usr/lib/liba.so.1"], 1)).collect();
+            held_by(&StaleReport { owners, ..StaleReport::default() }, &files, &[]).1
+        };
+        assert_eq!(of(NAMED).last().unwrap(), "a19.service");
+        let held = of(NAMED + 5);
+        assert_eq!((held.len(), held.last().unwrap().as_str()), (NAMED, "a19.service and 5 more"));
+    }
+
+    /// A host with these packages, each with one file, and with an empty `/proc` of its own.
+    struct Host(tempfile::TempDir);
+
+    impl Host {
+        fn new(packages: &[(&str, &str)]) -> Self {
+            let host = Self(tempfile::tempdir().unwrap());
+            let mut status = String::new();
+            for (name, file) in packages {
+                status += &format!(
+                    "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2\n\n"
+                );
+                host.put(&format!("var/lib/dpkg/info/{name}.list"), &format!("/.\n{file}\n"));
+            }
+            host.put("var/lib/dpkg/status", &status);
+            host.put("proc/uptime", "100.5 10.0\n");
+            host.put("proc/sys/kernel/osrelease", "6.1.0-28-amd64\n");
+            host.put("proc/sys/kernel/random/boot_id", "11111111-2222-3333-4444-555555555555\n");
+            host
+        }
+
+        fn root(&self) -> &Path {
+            self.0.path()
+        }
+
+        fn put(&self, path: &str, text: &str) {
+            let path = self.root().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        /// A process of a service that maps the old code of a file.
+        fn holds(&self, id: u32, service: &str, file: &str) {
+            self.put(&format!("proc/{id}/comm"), "holds\n");
+            self.put(&format!("proc/{id}/cgroup"), &format!("0::/system.slice/{service}\n"));
+            self.put(&format!("proc/{id}/maps"), &format!("1-2 r-xp 0 0:1 5 {file} (deleted)\n"));
+        }
+
+        fn database(&self) -> Database {
+            Database::read_for_list(self.root()).unwrap()
+        }
+
+        fn evidence(&self, packages: &[&str]) -> Evidence {
+            let packages: Vec<PackageName> = packages.iter().map(|name| name.parse().unwrap()).collect();
+            evidence(self.root(), &self.database(), &packages, Timestamp::UNIX_EPOCH)
+        }
+
+        fn states(&self, packages: &[&str]) -> Vec<(String, MemoryState, Vec<String>)> {
+            let memory = self.evidence(packages).memory.into_iter();
+            memory.map(|m| (m.name.to_string(), m.state, m.held_by)).collect()
+        }
+    }
+
+    /// What dpkg logs of an upgrade from 1 to 2.
+    fn logged(name: &str) -> String {
+        format!(
+            "2026-11-20 06:30:02 upgrade {name}:amd64 1 2\n2026-11-20 06:30:04 status installed {name}:amd64 2\n"
+        )
+    }
+
+    #[test]
+    fn what_runs_is_told_of_those_that_are_asked_for_and_of_those_that_changed() {
+        let host = Host::new(&[
+            ("lp-a", "/usr/lib/liba.so.1"),
+            ("lp-asks", "/usr/lib/asks"),
+            ("lp-b", "/usr/lib/libb.so.1"),
+            ("lp-c", "/usr/lib/libc.so.1"),
+        ]);
+        host.holds(10, "a.service", "/usr/lib/liba.so.1");
+        host.put("run/reboot-required.pkgs", "lp-asks\n");
+        host.put("var/log/dpkg.log", &logged("lp-b"));
+        host.put(
+            "var/log/apt/history.log",
+            "Start-Date: 2026-11-20  06:30:00\nCommandline: /usr/bin/unattended-upgrade\n",
+        );
+        let reboot = "the host until it is rebooted, as the package asks";
+        let expected = [
+            ("lp-a", MemoryState::OldCode, vec!["a.service".to_owned()]),
+            ("lp-asks", MemoryState::OldCode, vec![reboot.to_owned()]),
+            ("lp-b", MemoryState::Effective, Vec::new()),
+        ];
+        assert_eq!(
+            host.states(&["lp-asks", "lp-a"]),
+            expected.map(|(name, state, held_by)| (name.to_owned(), state, held_by))
+        );
+        let evidence = host.evidence(&["lp-a"]);
+        assert_eq!(evidence.boot.as_deref(), Some("11111111-2222-3333-4444-555555555555"));
+        let changes: Vec<_> = evidence.changes.iter().map(|c| (c.name.as_str(), c.by)).collect();
+        assert_eq!(changes, [("lp-b", AppliedBy::UnattendedUpgrades)]);
+        assert!(evidence.remarks.is_empty() && evidence.memory_unknown.is_none(), "{evidence:?}");
+        // Its list tells which files are its own: without one it may be any.
+        let list = host.root().join("var/lib/dpkg/info/lp-c.list");
+        fs::remove_file(&list).unwrap();
+        fs::create_dir(&list).unwrap();
+        let told = host.states(&["lp-c"]);
+        assert_eq!((told[1].0.as_str(), told[1].1), ("lp-c", MemoryState::Unknown));
+        assert!(told[1].2[0].contains("lp-c.list"), "{told:?}");
+    }
+
+    #[test]
+    fn where_processes_cannot_be_seen_nothing_is_said_of_memory() {
+        let host = Host::new(&[("lp-a", "/usr/lib/liba.so.1")]);
+        assert_eq!(host.states(&["lp-a"])[0].1, MemoryState::Effective);
+        fs::remove_dir_all(host.root().join("proc")).unwrap();
+        let evidence = host.evidence(&["lp-a"]);
+        assert!(evidence.memory.is_empty());
+        let why = evidence.memory_unknown.unwrap();
+        assert!(
+            why.starts_with("what runs cannot be told: cannot read ") && why.contains("/proc: "),
+            "{why}"
+        );
+        // Who asks for nothing is not told that it is not known.
+        assert_eq!(host.evidence(&[]).memory_unknown, None);
+    }
+
+    #[test]
+    fn of_more_packages_than_there_is_room_for_the_newest_changes_count() {
+        let host = Host::new(&[]);
+        host.put("var/log/dpkg.log", &["lp-old", "lp-known", "lp-new", "lp-new"].map(logged).concat());
+        let asked: Vec<String> = (0..MAX_PACKAGES - 2).map(|n| format!("lp-{n}")).collect();
+        let mut asked: Vec<&str> = asked.iter().map(String::as_str).collect();
+        asked.push("lp-known");
+        let evidence = host.evidence(&asked);
+        assert_eq!((evidence.memory.len(), evidence.changes.len()), (MAX_PACKAGES, 4));
+        let is_told = |name: &str| evidence.memory.iter().any(|m| m.name.as_str() == name);
+        assert!(is_told("lp-new") && is_told("lp-known") && !is_told("lp-old"));
+        let expected = "what runs was looked at for 1000 packages only; of the others it is not known";
+        assert_eq!(evidence.remarks, [expected]);
+    }
+
+    #[test]
+    fn what_the_lists_of_packages_explain_is_not_unexplained() {
+        let host = Host::new(&[("lp-a", "/usr/lib/liba.so.1"), ("lp-b", "/lib/libb.so.1")]);
+        let unexplained = |files: &[&str]| {
+            let owners = vec![owner("a.service", files, files.len())];
+            unexplained(host.root(), &host.database(), &StaleReport { owners, ..StaleReport::default() })
+        };
+        assert_eq!(unexplained(&["/usr/lib/liba.so.0"]), [""; 0]);
+        assert_eq!(
+            unexplained(&["/usr/lib/libb.so.0", "/usr/lib/libx.so.1", "/usr/lib/liba.so.1"]),
+            ["/usr/lib/libx.so.1"]
+        );
+    }
+
+    #[test]
+    fn the_boot_is_dated_too_early_rather_than_too_late() {
+        let host = Host::new(&[]);
+        let before = Timestamp::now();
+        let booted_at = booted(host.root()).unwrap();
+        let ago = |seconds| Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).unwrap();
+        assert!(booted_at <= ago(100) && booted_at >= before - SignedDuration::from_secs(101));
+        for unknown in ["0.90 0.1\n", "soon\n"] {
+            host.put("proc/uptime", unknown);
+            assert_eq!(booted(host.root()), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn indexes_of_yesterday_are_said_to_be_old() {
+        let host = Host::new(&[]);
+        let now = Timestamp::now();
+        assert!(staleness(host.root(), now).unwrap().contains("never fetched"));
+        host.put("var/lib/apt/lists/x_InRelease", "");
+        assert_eq!(staleness(host.root(), now), None);
+        assert_eq!(staleness(host.root(), now + SignedDuration::from_hours(23)), None);
+        let old = staleness(host.root(), now + SignedDuration::from_mins(30 * 60 + 30)).unwrap();
+        assert!(old.contains("30 hours ago"), "{old}");
+    }
+
+    /// Indexes that change while they are read for so many times: each time the file is a pipe, and whoever reads it is
+    /// given the text when the next state is there.
+    fn read_while_they_change(times: usize) -> Fixes {
+        let host = Host::new(&[("lp-a", "/usr/lib/liba.so.1")]);
+        let index = host.root().join("var/lib/apt/lists/a_dists_s_main_binary-amd64_Packages");
+        let release = host.root().join("var/lib/apt/lists/a_dists_s_InRelease");
+        let state = |n: usize| {
+            let date = format!("Sun, 22 Nov 2026 0{n}:00:00 UTC");
+            fs::write(&release, format!("Label: Debian-Security\nSuite: s\nDate: {date}\n")).unwrap();
+            format!("Package: lp-a\nArchitecture: amd64\nVersion: {n}\n")
+        };
+        let pipe = || mknodat(CWD, &index, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        fs::create_dir_all(index.parent().unwrap()).unwrap();
+        let mut text = state(0);
+        pipe();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 1..=times {
+                    let mut writer = File::options().write(true).open(&index).unwrap();
+                    writer.write_all(text.as_bytes()).unwrap();
+                    text = state(n);
+                    fs::remove_file(&index).unwrap();
+                    if n < times { pipe() } else { fs::write(&index, &text).unwrap() }
+                }
+            });
+            let fixes = read(host.root(), &host.database()).unwrap();
+            // Should it have been read less often, nobody waits for the next reader.
+            (fixes, openat(CWD, &index, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()))
+        })
+        .0
+    }
+
+    #[test]
+    fn indexes_that_change_while_they_are_read_are_read_again() {
+        let fixes = read_while_they_change(1);
+        assert_eq!(fixes.offers.iter().map(|o| o.what.version.as_str()).collect::<Vec<_>>(), ["1"]);
+        assert_eq!(
+            fixes.archives.into_values().collect::<Vec<_>>(),
+            [Some("2026-11-22T01:00:00Z".parse().unwrap())]
+        );
+        assert!(fixes.remarks.is_empty(), "{:?}", fixes.remarks);
+        // Dates that may be of others than what was read bound nothing.
+        let fixes = read_while_they_change(2);
+        assert!(fixes.archives.is_empty() && fixes.remarks[0].contains("changed while"), "{fixes:?}");
     }
 
     #[test]
@@ -519,9 +754,24 @@ mod tests {
         for name in ["intel-microcode", "amd64-microcode", "linux-firmware"] {
             assert_eq!(state(name, &report), MemoryState::Unknown, "{name}");
         }
+        report.microcode.old = Some(true);
+        assert_eq!(state("intel-microcode", &report), MemoryState::OldCode);
+        assert_eq!(state("amd64-microcode", &report), MemoryState::Unknown, "it is not told");
         report.microcode.old = Some(false);
         assert_eq!(state("intel-microcode", &report), MemoryState::Effective);
         assert_eq!(state("amd64-microcode", &report), MemoryState::Unknown);
+        report.kernel.old = Some(false);
+        assert_eq!(state("linux-image-amd64", &report), MemoryState::Effective);
+        // What the package itself asks for comes first.
+        let asks = memory(
+            dir.path(),
+            &database,
+            &"linux-image-amd64".parse().unwrap(),
+            &report,
+            &["linux-image-amd64".to_owned()],
+            &[],
+        );
+        assert_eq!(asks.state, MemoryState::OldCode);
         assert_eq!(state("linux-libc-dev", &report), MemoryState::Effective);
     }
 

@@ -143,6 +143,7 @@ fn each_relation_binds() {
         ),
         ("nobody minds", upgrade(a, "", "Recommends: lp-b (>= 2)"), upgrade(b, "", ""), 2),
         ("only this word is understood", upgrade(a, "", "Depends: lp-b:any"), upgrade(b, "", ""), 1),
+        ("it is not told what this means", upgrade(a, "", "Depends: lp-b:native"), upgrade(b, "", ""), 1),
     ];
     for (what, one, other, expected) in rows {
         assert_eq!(split(&[one.clone(), other.clone()]).len(), expected, "{what}");
@@ -189,29 +190,68 @@ fn any_architecture_will_do_where_the_package_says_so() {
     assert_eq!(split(&packages).len(), 1);
 }
 
-#[test]
-fn what_no_index_knows_keeps_everything_together() {
-    let mut plan = Vec::new();
-    for name in ["lp-a", "lp-b"] {
-        plan.push(PlannedChange {
-            action: Action::Install,
-            name: name.parse().unwrap(),
-            architecture: "all".parse().unwrap(),
-            old_version: None,
-            new_version: Some("1".parse().unwrap()),
-            archive_sha256: None,
-            origin: None,
-            security: false,
-            archive_bytes: 0,
-            disk_delta_bytes: 0,
-        });
+fn planned(action: Action, name: &str, old: Option<&str>, new: Option<&str>) -> PlannedChange {
+    PlannedChange {
+        action,
+        name: name.parse().unwrap(),
+        architecture: "all".parse().unwrap(),
+        old_version: old.map(|version| version.parse().unwrap()),
+        new_version: new.map(|version| version.parse().unwrap()),
+        archive_sha256: None,
+        origin: None,
+        security: false,
+        archive_bytes: 0,
+        disk_delta_bytes: 0,
     }
+}
+
+/// The groups of changes where `installed` stands in the database, in version 1, and no index knows anything.
+fn without_indexes(installed: &[&str], changes: Vec<PlannedChange>) -> Vec<Vec<usize>> {
+    let stanza = |name: &&str| {
+        format!("Package: {name}\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n")
+    };
+    let status: String = installed.iter().map(stanza).collect();
     let inventory = Inventory {
         root: "/nowhere".into(),
-        database: Database::parse(b""),
+        database: Database::parse(status.as_bytes()),
         states: ExtendedStates::default(),
     };
-    assert_eq!(groups(&Plan::of(plan), &inventory, &Indexes::default()), [[0, 1]]);
+    groups(&Plan::of(changes), &inventory, &Indexes::default())
+}
+
+#[test]
+fn what_no_index_knows_keeps_everything_together() {
+    let install = |name| planned(Action::Install, name, None, Some("1"));
+    assert_eq!(without_indexes(&[], vec![install("lp-a"), install("lp-b")]), [[0, 1]]);
+}
+
+#[test]
+fn what_is_not_as_the_plan_says_keeps_everything_together() {
+    let removal = |name, old| planned(Action::Remove, name, old, None);
+    let known = || removal("lp-a", Some("1"));
+    let with = |change| without_indexes(&["lp-a", "lp-b"], vec![known(), change]);
+    assert_eq!(with(removal("lp-b", Some("1"))), [[0], [1]], "both are as planned");
+    for (what, change) in [
+        ("another version", removal("lp-b", Some("2"))),
+        ("it was not to be there", removal("lp-b", None)),
+        ("it was to be there", removal("lp-c", Some("1"))),
+    ] {
+        assert_eq!(with(change), [[0, 1]], "{what}");
+    }
+    // Configuration that is purged is of no version that anybody needs.
+    assert_eq!(with(planned(Action::Purge, "lp-c", Some("1"), None)), [[0], [1]]);
+    assert_eq!(with(planned(Action::Purge, "lp-c", None, None)), [[0], [1]]);
+}
+
+#[test]
+fn what_changes_no_version_stays_apart() {
+    // A hold says nothing of what is there.
+    let hold = planned(Action::Hold, "lp-a", Some("9"), Some("9"));
+    // The archive has gone from which it was installed: it is known by what is installed.
+    let again = |name| planned(Action::Reinstall, name, Some("1"), Some("1"));
+    let configure = planned(Action::Configure, "lp-d", Some("1"), Some("1"));
+    let plan = vec![hold, again("lp-b"), again("lp-c"), configure];
+    assert_eq!(without_indexes(&["lp-b", "lp-c", "lp-d"], plan), [[0], [1], [2], [3]]);
 }
 
 const COUNT: usize = 6;

@@ -84,6 +84,29 @@ mod tests {
     }
 
     #[test]
+    fn of_a_long_history_the_end_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        for directory in ["var/log/apt", "var/lib/dpkg"] {
+            fs::create_dir_all(root.path().join(directory)).unwrap();
+        }
+        fs::write(root.path().join(STATUS), "").unwrap();
+        let of_the_database = last_update_apply(root.path()).unwrap();
+        let end = "End-Date: 2001-02-03  04:05:06\n";
+        let ended = last_end(end, &TimeZone::system()).unwrap();
+        let most = usize::try_from(TAIL).unwrap();
+        for (before, after, expected) in [
+            ("", "", ended),
+            ("Start-Date: 2001-02-03  04:05:00\n", "\n", ended),
+            (&*"x".repeat(3 * most), "", ended),
+            // It is not the last run's: that of this root has not ended.
+            ("", &*"x".repeat(most), of_the_database),
+        ] {
+            fs::write(root.path().join(HISTORY), format!("{before}\n{end}{after}")).unwrap();
+            assert_eq!(last_update_apply(root.path()), Some(expected), "{} {}", before.len(), after.len());
+        }
+    }
+
+    #[test]
     fn a_bare_root_knows_neither() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!((last_update_check(root.path()), last_update_apply(root.path())), (None, None));

@@ -110,6 +110,26 @@ fn names_of_files_tell_archive_component_and_compression() {
 }
 
 #[test]
+fn what_cannot_be_read_is_named_and_the_others_are_read() {
+    let root = tempfile::tempdir().unwrap();
+    let lists = root.path().join(LISTS);
+    fs::create_dir_all(lists.join("a_dists_s_main_binary-amd64_Packages")).unwrap();
+    std::os::unix::fs::symlink("gone", lists.join("b_dists_s_main_binary-amd64_Packages")).unwrap();
+    let stanza = "Package: aa\nVersion: 1\nArchitecture: all\n";
+    fs::write(lists.join("c_dists_s_main_binary-amd64_Packages"), stanza).unwrap();
+    let indexes = Indexes::read(root.path(), ["aa"]).unwrap();
+    assert_eq!(indexes.versions("aa").len(), 1);
+    let skipped: Vec<_> = indexes.skipped().iter().map(|s| (&*s.origin.site, s.path.parent())).collect();
+    assert_eq!(skipped, [("a", Some(&*lists)), ("b", Some(&*lists))]);
+    assert!(indexes.skipped().iter().all(|skipped| skipped.reason.starts_with("it cannot be read: ")));
+    // Without the directory itself nothing is known of anything.
+    fs::remove_dir_all(&lists).unwrap();
+    fs::write(&lists, "").unwrap();
+    assert_eq!(Indexes::read(root.path(), ["aa"]).unwrap_err().path, lists);
+    assert!(Indexes::read(root.path(), [""; 0]).unwrap().origins().is_empty(), "nothing was asked for");
+}
+
+#[test]
 fn stanzas_are_found_whatever_comes_first_and_wherever_a_piece_ends() {
     let text = b"Filename: x\nPackage: aa\nVersion: 1\nArchitecture: all\n\n\n\nPackage: bb\nVersion: 2\nArchitecture: all\n\n\
                  Version: 3\nArchitecture: all\nPackage:cc";

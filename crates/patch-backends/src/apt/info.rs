@@ -137,3 +137,70 @@ fn md5_of(path: &Path) -> io::Result<String> {
     }
     Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apt::Database;
+
+    /// MD5 of "shipped\n".
+    const SHIPPED: &str = "fd3d1512c1f4af5f65da9313a20a3bbb";
+
+    fn database(conffiles: &[(&str, &str)]) -> Database {
+        let list: String = conffiles.iter().map(|(path, md5)| format!(" {path} {md5}\n")).collect();
+        let text = format!(
+            "Package: aa\nStatus: install ok installed\nArchitecture: all\nVersion: 1\nConffiles:\n{list}"
+        );
+        Database::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn configuration_is_changed_if_it_differs_or_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        fs::create_dir_all(etc.join("directory")).unwrap();
+        fs::write(etc.join("same"), "shipped\n").unwrap();
+        fs::write(etc.join("edited"), "edited\n").unwrap();
+        // Larger than is compared, whatever it holds; it takes no room.
+        File::create(etc.join("large")).unwrap().set_len(MAX_CONFFILE + 1).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            etc.join("pipe"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let database = database(&[
+            ("/etc/same", SHIPPED),
+            ("/etc/edited", SHIPPED),
+            ("/etc/gone", SHIPPED),
+            ("/etc/large", SHIPPED),
+            // What cannot be compared is not said to be changed.
+            ("/etc/directory", SHIPPED),
+            ("/etc/pipe", SHIPPED),
+            ("/etc/new", "newconffile"),
+            ("/etc/edited", &format!("{SHIPPED} obsolete")),
+            ("/../../etc/edited", SHIPPED),
+        ]);
+        let package = database.find("aa", None).unwrap();
+        let changed: Vec<String> =
+            changed_conffiles(root.path(), package).into_iter().map(|file| file.path).collect();
+        assert_eq!(changed, ["/etc/edited", "/etc/gone", "/etc/large", "/../../etc/edited"]);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_not_an_empty_one() {
+        let root = tempfile::tempdir().unwrap();
+        let database = database(&[]);
+        let package = database.find("aa", None).unwrap();
+        assert!(files(root.path(), package).unwrap().is_empty(), "dpkg keeps none");
+        let list = root.path().join(INFO).join("aa.list");
+        fs::create_dir_all(&list).unwrap();
+        assert_eq!(files(root.path(), package).unwrap_err().path, list);
+        fs::remove_dir(&list).unwrap();
+        fs::write(&list, "/.\n/usr\n/lib/systemd/system/b.service\n/usr/lib/systemd/system/a.service\n/lib/systemd/system/x@.service\n/usr/lib/systemd/system/a.service\n/lib/systemd/system/c.service.d/x.conf\n").unwrap();
+        assert_eq!(files(root.path(), package).unwrap().len(), 6);
+        assert_eq!(units(root.path(), package), ["a.service", "b.service"]);
+    }
+}

@@ -396,10 +396,32 @@ and the rest of it
         assert_eq!(names, ["broken", "later", "broken"]);
         assert!(logs.runs.is_empty());
         assert!(logs.remarks.len() == 1 && logs.remarks[0].contains("unattended-upgrades.log"), "{logs:?}");
+        // In the place of a log something else.
+        fs::create_dir(path("var/log/dpkg.log.1")).unwrap();
+        let logs = read(root.path(), &TimeZone::UTC, Timestamp::UNIX_EPOCH);
+        assert!(logs.remarks.iter().any(|remark| remark.contains("not a file")), "{logs:?}");
+        fs::remove_dir(path("var/log/dpkg.log.1")).unwrap();
         // A damaged one is said to be so.
         fs::write(path("var/log/dpkg.log.1.gz"), b"\x1f\x8bnonsense").unwrap();
         assert_eq!(read(root.path(), &TimeZone::UTC, Timestamp::UNIX_EPOCH).remarks.len(), 2);
         assert_eq!(read(&path("none"), &TimeZone::UTC, Timestamp::UNIX_EPOCH), Logs::default());
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let most = usize::try_from(TAIL).unwrap();
+        let text = [&b"begin"[..], &vec![b'x'; 5 * most], b"end"].concat();
+        fs::write(&path, &text).unwrap();
+        let end = end_of(&path, false).unwrap();
+        assert!(end.len() == most && end.ends_with(b"xend"));
+        // Of a packed one at most twice as much: how long it is is known at its end only.
+        let mut packed = GzEncoder::new(fs::File::create(&path).unwrap(), Compression::fast());
+        packed.write_all(&text).unwrap();
+        packed.finish().unwrap();
+        let end = end_of(&path, true).unwrap();
+        assert!((most..=2 * most).contains(&end.len()) && end.ends_with(b"xend"), "{}", end.len());
     }
 
     proptest! {

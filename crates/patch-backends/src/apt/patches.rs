@@ -305,16 +305,23 @@ impl After<'_> {
             let name = wanted.name;
             let offered = self.indexes.versions(name).iter().any(|o| wanted.accepts(o.version.as_str()));
             let installed = self.inventory.database.find(name, None).filter(|p| p.is_present());
-            words.push(match installed {
-                Some(p) if p.is_held() => format!("{name} is held at {}", p.version_text()),
-                Some(p) => format!("{name} stays at {}", p.version_text()),
-                None if offered => format!("{name} would be newly installed"),
-                None if self.indexes.newest(name, native).is_some() => {
+            let planned = self.simulation.change(name, None).map(|change| change.new.as_ref());
+            words.push(match (installed, planned) {
+                (Some(_), Some(Some(new))) => format!("{name} would be at {new}"),
+                (Some(_), Some(None)) => format!("{name} would be removed"),
+                (Some(p), None) if p.is_held() => format!("{name} is held at {}", p.version_text()),
+                (Some(p), None) => format!("{name} stays at {}", p.version_text()),
+                (None, _) if offered => format!("{name} would be newly installed"),
+                (None, _) if self.indexes.newest(name, native).is_some() => {
                     format!("no archive offers {name} in such a version")
                 }
-                None => format!("no archive offers {name}"),
+                (None, _) => format!("no archive offers {name}"),
             });
         }
         if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
     }
 }
+
+#[cfg(test)]
+#[path = "patches_tests.rs"]
+mod tests;

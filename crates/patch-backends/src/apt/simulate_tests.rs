@@ -104,6 +104,9 @@ fn the_lists_are_read_with_versions() {
     assert_eq!(names(&recorded("downgrade-pair").downgraded), ["pa-app", "pa-lib"]);
     assert_eq!(names(&recorded("purge").removed), ["pa-app", "pa-lib"]);
     assert_eq!(names(&recorded("conflict").removed), ["pa-victim"]);
+    let unauthenticated =
+        parse("WARNING: The following packages cannot be authenticated!\n  ex-rival-a pa-lib:i386\n");
+    assert_eq!(names(&unauthenticated.unauthenticated), ["ex-rival-a", "pa-lib:i386"]);
     let essential = recorded("essential");
     assert_eq!(names(&essential.essential), ["sysvinit-utils"]);
     assert_eq!(essential.no_longer_required.len(), 8);
@@ -123,6 +126,10 @@ fn what_cannot_be_is_told() {
     assert_eq!(unmet.errors, ["Unable to correct problems, you have held broken packages."]);
     assert!(recorded("held-refused").errors[0].starts_with("Held packages were changed"));
     assert!(recorded("broken-deps").errors[0].starts_with("Unmet dependencies"));
+    // A line that goes on with a package that was not named says nothing.
+    let lost =
+        parse("The following packages have unmet dependencies:\n   Depends: x but it is not installable\n");
+    assert_eq!(lost, Simulation::default());
     let several = parse(
         "The following packages have unmet dependencies:\n grep : Depends: dpkg (>= 1.15.4) but it is not going to be installed or\n\
          \x20                install-info but it is not installable\n        Recommends: x but it is not installable\nE: no\n",

@@ -157,6 +157,24 @@ fn unmerged_changes_are_applied_in_their_order() {
 }
 
 #[test]
+fn a_change_that_cannot_be_read_is_not_passed_over() {
+    let stanza = "Package: fresh\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5\n";
+    let root = root_with(MADE, &[("0000", stanza), ("0001", "Status: install ok installed\n")]);
+    let updates = root.path().join(UPDATES);
+    // A running dpkg has merged it between the listing and the reading.
+    std::os::unix::fs::symlink("merged", updates.join("0002")).unwrap();
+    let database = Database::read(root.path()).unwrap();
+    assert!(get(&database, "fresh").is_some());
+    assert_eq!((database.pending_updates(), database.skipped()), (2, made().skipped() + 1));
+    fs::create_dir(updates.join("0003")).unwrap();
+    assert_eq!(Database::read(root.path()).unwrap_err().path, updates.join("0003"));
+    fs::remove_dir_all(&updates).unwrap();
+    assert!(get(&Database::read(root.path()).unwrap(), "fresh").is_none());
+    fs::write(&updates, "").unwrap();
+    assert_eq!(Database::read(root.path()).unwrap_err().path, updates);
+}
+
+#[test]
 fn a_stamp_tells_a_change_and_the_compact_form_is_small() {
     let root = root_with(MADE, &[]);
     let database = Database::read_for_list(root.path()).unwrap();
@@ -164,6 +182,9 @@ fn a_stamp_tells_a_change_and_the_compact_form_is_small() {
     let package = get(&database, "libx").unwrap();
     assert_eq!((package.long_description().as_str(), package.conffiles().len()), ("", 0));
     assert_eq!((package.synopsis(), package.relations().depends.len()), ("first line", 2));
+    let whole = Database::read(root.path()).unwrap();
+    assert!(!database.is_empty() && database.memory() < whole.memory() && whole.memory() > MADE.len());
+    assert!(Database::parse(b"").is_empty());
     fs::write(root.path().join(STATUS), format!("{MADE}\n")).unwrap();
     assert_ne!(database.stamp(), Some(DatabaseStamp::now(root.path())));
     assert!(Database::read(Path::new("/nonexistent")).unwrap_err().to_string().contains("lib/dpkg/status"));

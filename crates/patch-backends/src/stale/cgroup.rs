@@ -171,6 +171,8 @@ mod tests {
             ("/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", manager(Some("a.service"))),
             ("/user.slice/user-1000.slice/user@1000.service/ssh.service", manager(Some("ssh.service"))),
             ("/user.slice/user-1000.slice/user@1000.service/\u{1b}x", manager(None)),
+            // Of a user, whoever it runs as.
+            ("/user.slice/user-1000.slice/run-r1.scope", Owner::Process { uid: 1000 }),
             ("/", Owner::Process { uid: 7 }),
             ("/system.slice", Owner::Process { uid: 7 }),
             ("/../../x", Owner::Process { uid: 7 }),

@@ -283,6 +283,37 @@ mod tests {
         }
     }
 
+    /// Text that comes in pieces, with errors in between.
+    struct Pieces(Vec<Result<&'static [u8], io::ErrorKind>>);
+
+    impl Read for Pieces {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() {
+                return Ok(0);
+            }
+            let piece = self.0.remove(0)?;
+            into[..piece.len()].copy_from_slice(piece);
+            Ok(piece.len())
+        }
+    }
+
+    #[test]
+    fn a_reading_that_is_interrupted_goes_on_and_one_that_fails_says_so() {
+        let read = |pieces: Vec<Result<&'static [u8], io::ErrorKind>>| {
+            let mut files = Vec::new();
+            let extent = read(Pieces(pieces), 1000, None, &mut [0; 100], |file| files.push(file.to_owned()));
+            (extent.map_err(|error| error.kind()), files)
+        };
+        let (begin, end) = (&b"1-2 r-xp 0 0:1 5 /usr/a"[..], &b".so (deleted)\n"[..]);
+        let interrupted = Err(io::ErrorKind::Interrupted);
+        assert_eq!(
+            read(vec![interrupted, Ok(begin), interrupted, Ok(end)]),
+            (Ok(Extent::Whole), vec![b"/usr/a.so".to_vec()])
+        );
+        let (extent, files) = read(vec![Ok(begin), Err(io::ErrorKind::PermissionDenied), Ok(end)]);
+        assert_eq!((extent, files.len()), (Err(io::ErrorKind::PermissionDenied), 0));
+    }
+
     #[test]
     fn homes_and_data_are_not_the_systems() {
         for path in ["/usr/lib/a.so", "/lib/x86_64-linux-gnu/a", "/lib64/a", "/opt/a", "/etc/a", "/var/lib/a"]

@@ -284,6 +284,16 @@ fn what_ends_meanwhile_is_left_out() {
     let report = host.report();
     assert_eq!((report.owners.len(), report.processes, report.unread), (0, 1, 1));
     assert_eq!(report.why_unread.failed, 1);
+    // Nor is what fails while it is read taken for one that maps nothing.
+    for file in ["maps", "comm"] {
+        let host = Recorded::new();
+        host.process(73, b"a", "/x", "pid:[1]", "/system.slice/a.service", &old);
+        let path = host.0.path().join("proc/73").join(file);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let report = host.report();
+        assert_eq!((report.owners.len(), report.why_unread.failed), (0, 1), "{file}");
+    }
     let nothing = tempfile::tempdir().unwrap();
     assert!(super::report(nothing.path(), None).unwrap_err().to_string().contains("proc"));
 }
