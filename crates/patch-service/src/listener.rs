@@ -155,7 +155,8 @@ impl Default for DoorSettings {
             max_handshakes_per_address: 64,
             max_connections: 1024,
             max_connections_per_address: 256,
-            max_connections_per_identity: 256,
+            // Fewer than of an address: behind most there is one identity.
+            max_connections_per_identity: 128,
             idle_timeout: Duration::from_secs(75),
             unread_timeout: Duration::from_secs(60),
             max_header_size: 16 * 1024,

@@ -468,9 +468,7 @@ async fn of_an_identity_with_too_many_connections_the_longest_wait_ends() {
     assert_eq!(overloads(), 1);
 
     // What does not wait does not give way.
-    while house.door.open_connections() > 2 {
-        tokio::task::yield_now().await;
-    }
+    remain(&house, 2).await;
     let mut more = [websocket(&house, "alice").await, websocket(&house, "alice").await];
     let config = house.pki.client(house.pki.path(), Some("alice"));
     let mut refused = connect(config, house.address).await.unwrap();
@@ -485,6 +483,48 @@ async fn of_an_identity_with_too_many_connections_the_longest_wait_ends() {
     // Another identity has nothing to do with it.
     bob.write_all(b"a: b\r\nConnection: close\r\n\r\n").await.unwrap();
     assert!(rest(&mut bob).await.ends_with(b"bob"));
+}
+
+#[tokio::test]
+async fn whoever_reads_an_answer_keeps_the_connection() {
+    let settings = DoorSettings { max_connections_per_identity: 2, ..DoorSettings::default() };
+    let house = open(Pki::new(), settings, TlsOptions::default(), "127.0.0.1").await;
+    let mut reader = begin(&house, "alice", ENDLESS).await;
+    let mut idle = begin(&house, "alice", b"").await;
+    known(&house, 2).await;
+    // More than the buffers of both sides hold, so that some of it is sent while it is read.
+    let mut bytes = vec![0; 16 << 20];
+    reader.read_exact(&mut bytes).await.unwrap();
+    let mut third = begin(&house, "alice", b"").await;
+    assert!(rest(&mut idle).await.is_empty());
+    reader.read_exact(&mut bytes).await.unwrap();
+    assert!(ask(&mut third, "/who").await.ends_with("alice"));
+}
+
+#[tokio::test]
+async fn one_address_with_one_certificate_can_always_come_again() {
+    let house = usual().await;
+    let bound = DoorSettings::default().max_connections_per_identity;
+    let mut idle = Vec::new();
+    for n in 1..=bound {
+        idle.push(begin(&house, "alice", b"").await);
+        // One after the other: the number of handshakes is bounded as well.
+        known(&house, n).await;
+    }
+    let mut one_more = begin(&house, "alice", b"").await;
+    assert!(ask(&mut one_more, "/who").await.ends_with("alice"));
+    assert!(rest(idle.first_mut().unwrap()).await.is_empty());
+    remain(&house, bound - 1).await;
+}
+
+/// Waits until no more than so many connections are open.
+async fn remain(house: &House, count: usize) {
+    let waiting = async {
+        while house.door.open_connections() > count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("the others are closed");
 }
 
 /// Waits until so many connections have shown who they are.

@@ -69,6 +69,13 @@ impl Attention {
         self.since.store(self.turns.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
+    /// Something of an answer went out: who still reads one has not left the connection idle.
+    fn goes_on(&self) {
+        if self.since().is_some() {
+            self.waits();
+        }
+    }
+
     /// It has one, or is something else than a connection of requests now.
     pub(crate) fn is_given(&self) {
         self.since.store(0, Ordering::Relaxed);
@@ -309,7 +316,7 @@ impl AsyncWrite for Socket {
             self.check()?;
             match self.wire.stream.try_write(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
+                done => return Poll::Ready(done.inspect(|_| self.attention.goes_on())),
             }
         }
     }
@@ -324,7 +331,7 @@ impl AsyncWrite for Socket {
             self.check()?;
             match self.wire.stream.try_write_vectored(bufs) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
+                done => return Poll::Ready(done.inspect(|_| self.attention.goes_on())),
             }
         }
     }
