@@ -230,11 +230,12 @@ fn tell(report: &Compliance, screen: &mut Screen) -> anyhow::Result<()> {
     }
     let summary = &report.summary;
     screen.remark(&format!(
-        "{} security fixes: {} to be installed, {} blocked, {} on disk only, {} effective. {} over the promise of {} \
+        "{} security fixes: {} to be installed, {} blocked{}, {} on disk only, {} effective. {} over the promise of {} \
          hours, {} perhaps.",
         summary.fixes,
         summary.open,
         summary.blocked,
+        if summary.barred > 0 { format!(" ({} taken back)", summary.barred) } else { String::new() },
         summary.on_disk,
         summary.effective,
         summary.over_promise,

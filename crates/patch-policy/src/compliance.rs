@@ -572,6 +572,8 @@ fn judge(fix: &Observed, seen: &Observations, known: &Known<'_>) -> Fix {
         None => FixState::Blocked,
     };
     let (hours, promise) = took(fix, known);
+    // Nobody is on the way to installing it, so there is nothing to wait for.
+    let promise = if is_barred(&blocked_by) { PromiseState::Broken } else { promise };
     let installed = seen.installed.get(&key(&fix.name, &fix.architecture));
     Fix {
         name: fix.name.clone(),
@@ -589,6 +591,11 @@ fn judge(fix: &Observed, seen: &Observations, known: &Known<'_>) -> Fix {
         promise,
         blocked_by,
     }
+}
+
+/// Whether a fix that is not installed was taken back on this host.
+fn is_barred(blocked_by: &[Cause]) -> bool {
+    blocked_by.iter().any(|cause| cause.kind == CauseKind::TakenBack)
 }
 
 /// What keeps a package from being patched.
@@ -638,6 +645,7 @@ fn summary(fixes: &[Fix]) -> Summary {
         fixes: fixes.len(),
         open: of(FixState::Open),
         blocked: of(FixState::Blocked),
+        barred: fixes.iter().filter(|fix| is_barred(&fix.blocked_by)).count(),
         on_disk: of(FixState::OnDisk),
         effective: of(FixState::Effective),
         over_promise: fixes.iter().filter(broken).count(),

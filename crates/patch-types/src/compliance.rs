@@ -56,11 +56,14 @@ pub struct Summary {
     pub open: usize,
     /// Not installed, and kept away by something.
     pub blocked: usize,
+    /// Of these, how many were taken back on this host, so that nothing installs them by itself.
+    #[serde(default)]
+    pub barred: usize,
     /// Patched on disk, but not known to be safe in memory.
     pub on_disk: usize,
     /// Patched on disk and safe in memory.
     pub effective: usize,
-    /// Certainly longer under way than promised.
+    /// Certainly longer under way than promised, or taken back and not installed.
     pub over_promise: usize,
     /// Of these, how many are still not installed.
     pub over_promise_open: usize,
@@ -247,7 +250,8 @@ pub enum PromiseState {
     Running,
     /// Perhaps too late: when it was published is not known well enough.
     Uncertain,
-    /// Certainly later than promised, or not installed by then.
+    /// Certainly later than promised, or not installed by then; or taken back on this host, so that nothing installs it by
+    /// itself.
     Broken,
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     for kept in &plan.kept_back {
         text.push_str(&format!("Kept back: {}: {}\n", kept.name, clean::line(&kept.reason)));
     }
+    text.push_str(&barred(plan));
     for conffile in &plan.conffiles {
         text.push_str(&format!(
             "Changed by you, stays as it is: {} ({})\n",
@@ -52,6 +53,11 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     }
     text.push_str(&format!("Plan: {}\n", plan.hash));
     text
+}
+
+/// The security fixes that it leaves out, a line each.
+pub(crate) fn barred(plan: &Plan) -> String {
+    plan.barred.iter().map(|one| format!("Not patched: {}\n", clean::line(&one.sentence()))).collect()
 }
 
 /// What another plan changes about the one that was shown, and its sums and hash.

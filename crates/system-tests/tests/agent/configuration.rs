@@ -260,6 +260,12 @@ fn a_check_reads_as_the_service_does() -> Result<()> {
         ("chmod 777 certs", "others than root"),
         ("chmod 644 certs/server.key.pem", "read by everybody"),
         ("chown nobody whitelist.yaml", "belongs to nobody"),
+        // Between the name that is configured and the file there is a link that others may exchange.
+        (
+            "mkdir -m 777 /srv/between && cp -a certs /srv/real && ln -s ../real /srv/between/now && mv certs old && ln -s \
+             /srv/between/now certs",
+            "/srv/between may be changed by others than root",
+        ),
     ] {
         host.shell(&format!("cd /etc/linux_patch_api && {spoil}"))?;
         let checked = check()?;

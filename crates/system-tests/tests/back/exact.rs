@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use patch_types::{Grade, Operation, Outcome};
+use patch_types::{ErrorCode, Grade, Operation, Outcome};
 use system_tests::place::{self, Place};
 use system_tests::trials::trial;
 
@@ -98,11 +98,8 @@ fn going_back_twice_is_refused() -> Result<()> {
     let before = place.state()?;
     let (job, _) = place.must(place::update("lp-plain")?, Outcome::Applied)?;
     place.take_back(job, &before)?;
-    let seen = place.executor.change(place::rollback(job), patch_types::ChangeOptions::default(), None);
-    if let Ok(again) = seen {
-        let ended = place.executor.ended(again)?;
-        ensure!(ended.outcome == Some(Outcome::Unchanged), "{ended:?}");
-    }
+    let error = place.refusal(place::rollback(job), patch_types::ChangeOptions::default())?;
+    ensure!(error.code == ErrorCode::JobConflict, "{error:?}");
     before.assert_same(&place.state()?)
 }
 
