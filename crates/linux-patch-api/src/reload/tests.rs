@@ -195,6 +195,27 @@ async fn what_is_wrong_is_refused_whole_and_what_ran_goes_on() {
 }
 
 #[tokio::test]
+async fn a_pipe_in_place_of_a_configured_file_is_refused_and_waited_for_by_nobody() {
+    let mut house = House::new(Some("server: {timeout: 30}\n")).await;
+    let pipe = |path: &Path| {
+        let new = path.with_extension("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &new, rustix::fs::Mode::RUSR).unwrap();
+        fs::rename(new, path).unwrap();
+    };
+    pipe(&house.root.path().join(config::CONFIG));
+    house.read().await;
+    assert!(house.refused().unwrap().contains("named pipe"), "{:?}", house.refused());
+    house.put("server: {timeout: 31}\n");
+    house.read().await;
+    assert_eq!(house.refused(), None);
+    pipe(&house.root.path().join("etc/linux_patch_api/certs/crl.pem"));
+    house.read().await;
+    let report = house.reloader.reload().await;
+    assert!(report.problems.iter().any(|problem| problem.contains("named pipe")), "{report:?}");
+    assert_eq!(house.reloader.settings.timeout, Duration::from_secs(31));
+}
+
+#[tokio::test]
 async fn a_host_without_a_file_keeps_the_defaults_until_there_is_one() {
     let mut house = House::new(None).await;
     assert_eq!(house.reloader.reload().await, Report::default());
