@@ -350,6 +350,9 @@ pub struct Evidence {
     /// Why nothing is patched through the agent at present, if root has said so.
     #[serde(default)]
     pub frozen: Option<String>,
+    /// The versions that were taken back and are not installed again by themselves.
+    #[serde(default)]
+    pub barred: Vec<InVersion>,
 }
 
 /// What still runs the old code of a package.
@@ -364,7 +367,7 @@ pub struct PackageMemory {
 }
 
 /// A package in a version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InVersion {
     /// The package, without architecture.
     pub name: PackageName,

@@ -20,13 +20,20 @@ struct Failure {
     error: String,
     /// The characters of `error`.
     length: usize,
+    /// Whether it begins with the panic that ended the test.
+    is_reason: bool,
 }
 
 impl Failures {
     /// Takes note of a line.
     pub(crate) fn hear(&mut self, line: &str) {
         if let Some(name) = head(line) {
-            self.known.push(Failure { name: name.to_owned(), error: String::new(), length: 0 });
+            self.known.push(Failure {
+                name: name.to_owned(),
+                error: String::new(),
+                length: 0,
+                is_reason: false,
+            });
             self.is_within = true;
             return;
         }
@@ -37,6 +44,10 @@ impl Failures {
             return;
         }
         let Some(failure) = self.known.last_mut() else { return };
+        // What the test printed before says less than why it failed.
+        if !failure.is_reason && line.starts_with("thread '") && line.contains(" panicked at ") {
+            (failure.error, failure.length, failure.is_reason) = (String::new(), 0, true);
+        }
         if failure.length > MOST || (failure.error.is_empty() && line.trim().is_empty()) {
             return;
         }
@@ -48,7 +59,12 @@ impl Failures {
     /// Takes note of something that failed without a harness.
     pub(crate) fn add(&mut self, name: &str, error: &anyhow::Error) {
         let error = format!("{error:#}");
-        self.known.push(Failure { name: name.to_owned(), length: error.chars().count(), error });
+        self.known.push(Failure {
+            name: name.to_owned(),
+            length: error.chars().count(),
+            error,
+            is_reason: false,
+        });
     }
 
     /// What is told at the end; empty if nothing failed.
@@ -144,6 +160,11 @@ test result: FAILED. 0 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         assert!(told.ends_with(" …\n\n") && !told.contains('b'), "{told}");
         let many = format!("---- a ----\n{}", "line\n".repeat(1000));
         assert!(heard(&many).chars().count() < MOST + 30);
+        let printed = format!(
+            "---- a stdout ----\n{}thread 'a' (17) panicked at x.rs:1:2:\nwhy\n",
+            "noise\n".repeat(1000)
+        );
+        assert_eq!(heard(&printed), "── failed: a\nthread 'a' (17) panicked at x.rs:1:2:\nwhy\n\n");
         let mut failures = Failures::default();
         failures.add("chaos", &anyhow::anyhow!("inner").context("round 3"));
         assert_eq!(failures.summary(), "── failed: chaos\nround 3: inner\n\n");
