@@ -86,7 +86,8 @@ static DRIFTED: AtomicBool = AtomicBool::new(false);
 #[expect(clippy::disallowed_methods, reason = "the program itself is what is tested")]
 fn patchctl(fake: &Fake, arguments: &[&str], typed: Option<&str>) -> Output {
     let host = format!("localhost:{}", fake.port);
-    let mut words = vec![env!("CARGO_BIN_EXE_patchctl"), "--host", &host];
+    // One that waits for more than is typed must not wait for ever.
+    let mut words = vec!["timeout", "--foreground", "60", env!("CARGO_BIN_EXE_patchctl"), "--host", &host];
     words.extend(arguments);
     let mut command = match typed {
         Some(_) => {
