@@ -4,6 +4,7 @@ mod audit;
 mod check;
 mod local;
 mod manual;
+mod reach;
 mod reload;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use patch_types::terminal;
 
 use crate::config;
 
@@ -127,7 +129,7 @@ impl Cli {
             Command::Status(Json { json }) => local::status(root, json)?,
             Command::Pki(command) => local::pki(command)?,
             Command::Openapi => {
-                print(crate::http::openapi::CHECKED_IN)?;
+                print_as_is(crate::http::openapi::CHECKED_IN)?;
                 exit::OK
             }
             Command::Completions { shell } => manual::completions(shell)?,
@@ -137,8 +139,19 @@ impl Cli {
     }
 }
 
-/// Prints to standard output; a reader that has seen enough is no error.
+/// Prints text for people. What stands in files, and their names, may be anybody's: a terminal obeys nothing of it. One line
+/// made of several is for the caller to prevent.
 fn print(text: &str) -> anyhow::Result<()> {
+    print_as_is(&terminal::text(text))
+}
+
+/// Prints a value for programs, whole, with nothing in it that a terminal would obey.
+fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
+    print_as_is(&terminal::json(&format!("{value:#}\n")))
+}
+
+/// Prints to standard output what is this program's own, or was made safe; a reader that has seen enough is no error.
+fn print_as_is(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to standard output"),
@@ -160,11 +173,17 @@ fn run(root: &Path) -> anyhow::Result<ExitCode> {
     let settings = match config::load(root) {
         Ok(settings) => settings,
         Err(error) => {
-            eprintln!("linux-patch-api: {error}");
+            for problem in error.problems() {
+                eprintln!("linux-patch-api: {}", terminal::escaped(&problem));
+            }
             return Ok(exit::NOT_IN_ORDER.into());
         }
     };
     let level = crate::log::start(settings.level);
+    // It serves all the same: who may have changed the files could have changed this program's mind before.
+    for problem in check::changeable(root, Some(&settings)) {
+        tracing::warn!("{}", terminal::escaped(&problem));
+    }
     // Two workers: the host's work is patching, and an answer from the cache takes microseconds.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -33,6 +33,9 @@ pub const STATE_DIR: &str = "var/lib/linux_patch_api";
 /// The directory of the audit trail, below the root prefix.
 pub const LOG_DIR: &str = "var/log/linux_patch_api";
 
+/// The longest that it may be, in bytes, as for the root side.
+const MAX_SIZE: u64 = 1 << 20;
+
 /// Why there are no settings. `Display` is one or more lines, each with the place and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -86,7 +89,7 @@ impl ConfigError {
 /// See [`ConfigError`].
 pub fn read(root: &Path) -> Result<Option<Settings>, ConfigError> {
     let path = root.join(CONFIG);
-    match std::fs::read_to_string(&path) {
+    match patch_files::read_text(&path, MAX_SIZE) {
         // A file that a crash has emptied would otherwise make every certificate an administrator.
         Ok(text) if text.trim().is_empty() => Err(ConfigError::Empty { path }),
         Ok(text) => parse(&text, root, &path).map(Some),

@@ -41,6 +41,9 @@ pub struct Report {
     /// What has changed by itself since somebody asked last, with when.
     #[serde(default)]
     pub earlier: Vec<String>,
+    /// How many more such changes there were before those; the audit trail has them.
+    #[serde(default)]
+    pub forgotten: usize,
     /// What was refused and why; what ran before goes on then.
     pub problems: Vec<String>,
     /// What is wrong, and in effect all the same: nobody is let in.

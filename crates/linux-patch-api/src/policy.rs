@@ -15,7 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use patch_audit::{AuditEvent, AuditKind, Caller};
 use patch_policy::{Declared, Window, handover, schedule};
 use patch_types::{
-    ChangeOptions, PackageName, Phase,
+    ChangeOptions, PackageName, Phase, TakenBack,
     api::{Cause, CauseKind, Job, PolicyRun, PolicyState, Requester},
     executor::Limits,
     policy::{Policy, PolicyMode, Updates},
@@ -50,8 +50,11 @@ const LEAST: u64 = 60;
 /// Where the host's own number is, below the root.
 const MACHINE_ID: &str = "etc/machine-id";
 
-/// The most that is read of a freeze file, in bytes.
+/// The most that is told of a freeze file, in bytes.
 const MAX_REASON: usize = 500;
+
+/// The largest of root's files that is read here, in bytes.
+const MAX_FILE: u64 = 1 << 20;
 
 /// The window of a policy.
 ///
@@ -89,7 +92,8 @@ fn host(root: &Path) -> Vec<u8> {
 
 /// Why the host is frozen, if it can be seen that it is. The root side decides by itself, and knows better.
 pub(crate) fn frozen(root: &Path) -> Option<String> {
-    let ceiling = std::fs::read_to_string(root.join("etc/linux_patch_api/ceiling.yaml")).unwrap_or_default();
+    let ceiling = patch_files::read_text(&root.join("etc/linux_patch_api/ceiling.yaml"), MAX_FILE);
+    let ceiling = ceiling.unwrap_or_default();
     let ceiling = serde_saphyr::from_str::<serde_json::Value>(&ceiling).unwrap_or_default();
     let named = ceiling.get("freeze_file").and_then(serde_json::Value::as_str);
     let path = root.join(named.unwrap_or("/etc/linux_patch_api/freeze").trim_start_matches('/'));
@@ -97,7 +101,7 @@ pub(crate) fn frozen(root: &Path) -> Option<String> {
     if !meta.is_file() {
         return Some(String::new());
     }
-    let mut text = std::fs::read(&path).unwrap_or_default();
+    let mut text = patch_files::read(&path, MAX_FILE).unwrap_or_default();
     text.truncate(MAX_REASON);
     Some(String::from_utf8_lossy(&text).replace(char::is_control, " ").trim().to_owned())
 }
@@ -266,10 +270,16 @@ impl Scheduler {
             _ if state.failures > 0 => Some("see the job"),
             _ => None,
         };
+        let barred = state.last_run.as_ref().map_or(&[][..], |run| run.barred.as_slice());
         let trouble = match failed {
             _ if policy.mode == PolicyMode::Off => None,
             Some(error) => Some(format!("{}; the last run ended so: {error}", state.decision)),
             None if trouble => Some(state.decision.clone()),
+            None if !barred.is_empty() => Some(format!(
+                "the last run left out security fixes that were taken back on this host: {}; they come with newer versions, or when \
+                 root lets them (linux-patch-host taken-back says why, linux-patch-host clear NAME=VERSION lets one)",
+                barred.join(", ")
+            )),
             None => window(policy).is_ok_and(|window| handover::opens_too_seldom(&window, now)).then(|| {
                 "policy.window opens too seldom for the agent to be relied upon: unattended-upgrades is given back between its \
                  openings; let it open once a week at least"
@@ -355,7 +365,9 @@ impl Scheduler {
             }
             return;
         }
-        self.memory.ended(&job, now);
+        let plan = self.jobs.get(job.job_id).await.and_then(|whole| whole.plan);
+        let barred = plan.map_or_else(Vec::new, |plan| plan.barred);
+        self.memory.ended(&job, barred.iter().map(TakenBack::named).collect(), now);
         self.save_or_warn().await;
     }
 
@@ -467,6 +479,7 @@ impl Scheduler {
             status: running.job.and_then(|id| self.jobs.summary(id)).map(|job| job.status),
             outcome: None,
             error: None,
+            barred: memory.last.as_ref().map_or_else(Vec::new, |last| last.barred.clone()),
         });
         PolicyState {
             mode,

@@ -157,6 +157,8 @@ pub struct Reloader {
     refused: Option<String>,
     /// What took effect by itself since somebody asked for a reload last.
     untold: VecDeque<String>,
+    /// How many more there were before those.
+    forgotten: usize,
     listening: Listening,
     files: FileSetWatcher,
 }
@@ -168,8 +170,8 @@ impl Reloader {
     pub fn start(running: Running, settings: Settings, listener: TcpListener, files: FileSetWatcher) -> Self {
         let listening = Listening::start(&running, listener);
         let had_file = running.root.join(config::CONFIG).exists();
-        let untold = VecDeque::new();
-        Self { running, settings: Arc::new(settings), had_file, refused: None, untold, listening, files }
+        let (settings, untold) = (Arc::new(settings), VecDeque::new());
+        Self { running, settings, had_file, refused: None, untold, forgotten: 0, listening, files }
     }
 
     /// What is running.
@@ -209,6 +211,7 @@ impl Reloader {
         let mut report = Report { earlier: self.untold.drain(..).collect(), ..Report::default() };
         let asked_at = Timestamp::now();
         let list = self.running.allow_list.reload().await;
+        report.forgotten = std::mem::take(&mut self.forgotten).saturating_add(list.forgotten);
         for change in &list.changes {
             let text = whitelist_change(change);
             if change.at < asked_at {
@@ -217,6 +220,8 @@ impl Reloader {
                 report.changes.push(text);
             }
         }
+        // Each begins with its time, in a form that sorts.
+        report.earlier.sort_by(|a, b| a.split(' ').next().cmp(&b.split(' ').next()));
         match list.problem {
             Some(problem) if list.denies_all => report.shut_out.push(format!(
                 "whitelist: {problem}; everyone is denied until there is a list that can be used (a sample is \
@@ -361,6 +366,7 @@ impl Reloader {
         if cause == Cause::Changed {
             if self.untold.len() >= MAX_UNTOLD {
                 self.untold.pop_front();
+                self.forgotten = self.forgotten.saturating_add(1);
             }
             self.untold.push_back(format!("{:.0}: {diff}", Timestamp::now()));
         }

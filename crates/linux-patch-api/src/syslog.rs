@@ -22,6 +22,9 @@ pub fn configuration(settings: &Settings) -> Reconfiguration {
     Reconfiguration { keep_days: Some(settings.retention_days), remote }
 }
 
+/// The largest file of CAs that is read, in bytes.
+const LARGEST: u64 = 4 << 20;
+
 /// Trusts one CA's servers, or those that the system trusts.
 struct Tls {
     ca: Option<std::path::PathBuf>,
@@ -56,7 +59,8 @@ fn of_file(path: &Path) -> io::Result<RootCertStore> {
     let unusable =
         |why: String| io::Error::other(format!("the CA of the syslog server, {}: {why}", path.display()));
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unusable(e.to_string()))? {
+    let text = patch_files::read(path, LARGEST).map_err(|e| unusable(e.to_string()))?;
+    for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
         roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
     }

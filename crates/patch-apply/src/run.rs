@@ -5,15 +5,18 @@
 //! so a line is seen within milliseconds and an idle tool costs nothing.
 
 use std::{
+    borrow::Cow,
     fs::File,
     io::{self, Read},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    string::FromUtf8Error,
     time::{Duration, Instant},
 };
 
+use patch_types::logins;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FlockOperation, flock, inotify},
@@ -347,10 +350,18 @@ impl Tail {
             if self.overlong {
                 text.push('…');
             }
-            line(text);
+            line(without_logins(text));
         }
         self.partial.clear();
         self.overlong = false;
+    }
+}
+
+/// Passwords of sources and proxies, which a tool may repeat, go no further.
+fn without_logins(text: String) -> String {
+    match logins::hidden(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(hidden) => hidden,
     }
 }
 
@@ -434,7 +445,8 @@ pub fn capture(argv: &Argv, limit: Duration) -> Result<Captured, RunError> {
     }
     let status = child.wait().map_err(follow)?;
     let text = |bytes: Vec<u8>| {
-        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+        let lossy = |e: FromUtf8Error| String::from_utf8_lossy(e.as_bytes()).into_owned();
+        without_logins(String::from_utf8(bytes).unwrap_or_else(lossy))
     };
     Ok(Captured { code: status.code(), stdout: text(stdout), stderr: text(stderr) })
 }
@@ -516,6 +528,17 @@ mod tests {
             assert!(lines.contains(&Line::Output(text.into())), "{lines:?}");
         }
         assert!(lines.contains(&Line::Status("dl".into())));
+    }
+
+    #[test]
+    fn passwords_in_addresses_go_no_further() {
+        let (lines, _) =
+            follow(|fd| shell(&format!("echo Err:1 https://me:s3cret@h x; echo http://t0ken@h >&{fd}")));
+        assert!(lines.contains(&Line::Output("Err:1 https://***@h x".into())), "{lines:?}");
+        assert!(lines.contains(&Line::Status("http://***@h".into())), "{lines:?}");
+        let said =
+            capture(&shell("echo https://me:s3cret@h; echo ftp://me:s3cret@h >&2"), Duration::from_secs(20));
+        assert_eq!(said.unwrap().text(), "https://***@h\nftp://***@h\n");
     }
 
     #[test]

@@ -99,13 +99,15 @@ pub struct Trail {
     pub files: Vec<TrailFile>,
     /// Those that were found damaged and set aside.
     pub set_aside: Vec<TrailFile>,
+    /// Which of them cannot be opened, and why. The others are no less worth reading for that.
+    pub unopened: Vec<io::Error>,
 }
 
 impl Trail {
     /// Opens all files.
     ///
     /// # Errors
-    /// When the directory or one of the files cannot be read.
+    /// When the directory or one of the files of the chain cannot be read.
     pub fn open(log: &Path) -> io::Result<Self> {
         let mut trail = Self::open_once(log)?;
         // A file that was begun meanwhile may say which others are gone. Nobody begins so many in a row.
@@ -136,7 +138,10 @@ impl Trail {
         }
         trail.files.extend(live);
         for path in set_aside(log) {
-            trail.set_aside.extend(TrailFile::open_aside(path)?);
+            match TrailFile::open_aside(path) {
+                Ok(file) => trail.set_aside.extend(file),
+                Err(error) => trail.unopened.push(error),
+            }
         }
         Ok(trail)
     }
@@ -246,23 +251,29 @@ pub(crate) fn next_name(log: &Path, day: &str) -> Option<PathBuf> {
     }
 }
 
-/// The files of a trail that were found damaged and set aside, oldest first. Empty if the directory cannot be read.
+/// The files of a trail that were found damaged and set aside, oldest first. Empty if the directory cannot be read. What is no
+/// file counts as well: whoever puts something else in the place of one must not make it look as if there had been none.
 #[must_use]
 pub fn set_aside(log: &Path) -> Vec<PathBuf> {
-    let aside = siblings(log).filter(|(_, suffix)| suffix.starts_with(SET_ASIDE));
-    let mut paths: Vec<_> = aside.map(|(path, _)| path).collect();
+    let aside = beside(log).filter(|(_, suffix, _)| suffix.starts_with(SET_ASIDE));
+    let mut paths: Vec<_> = aside.map(|(path, ..)| path).collect();
     paths.sort();
     paths
 }
 
 /// Files beside ours whose names are ours and a suffix.
 fn siblings(path: &Path) -> impl Iterator<Item = (PathBuf, String)> {
+    beside(path).filter_map(|(path, suffix, kind)| kind.is_file().then_some((path, suffix)))
+}
+
+/// What is beside ours and has our name and a suffix.
+fn beside(path: &Path) -> impl Iterator<Item = (PathBuf, String, fs::FileType)> {
     let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
     let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok());
     entries.into_iter().flatten().flatten().filter_map(move |entry| {
         let name = entry.file_name().into_string().ok()?;
         let suffix = name.strip_prefix(&prefix)?.to_owned();
-        entry.file_type().ok()?.is_file().then(|| (entry.path(), suffix))
+        Some((entry.path(), suffix, entry.file_type().ok()?))
     })
 }
 

@@ -278,6 +278,10 @@ pub fn examine_opened(log: &Path, trail: Trail, known: &Known) -> io::Result<Rep
         report.problems.push(format!("{}: there is not one record", log.display()));
     }
     conclude(&mut report, said, known);
+    for error in trail.unopened {
+        // That its name was acknowledged says nothing of what is in it now.
+        report.problems.push(format!("{error}; it was found damaged and set aside, and cannot be opened; find out who put it there, then remove it as root"));
+    }
     for file in trail.set_aside {
         let name = file.path().display().to_string();
         let base = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -316,6 +316,16 @@ fn a_version_that_was_taken_back_is_named_with_its_job_and_reason() {
 }
 
 #[test]
+fn what_apt_says_of_a_cause_is_plain_bounded_and_without_passwords() {
+    let many = "E: one of \u{1b}[31mthem\u{1b}[0m\n".repeat(1000);
+    let alone = format!("E: Unable to use https://me:s3cret@h/x\n{many}");
+    let answer = reasons("pa-breaks", "", recorded!("sim-upgrade"), Some(&alone), 1);
+    let message = &answer.causes[0].message;
+    assert!(message.contains("apt says: Unable to use https://***@h/x; one of them;"), "{message}");
+    assert!(message.chars().count() < 2000 && !message.contains('\u{1b}'), "{message}");
+}
+
+#[test]
 fn each_cause_is_found_and_has_a_next_step() {
     let upgrade = recorded!("sim-upgrade");
     for (name, policy, patching, alone, expected, words) in [

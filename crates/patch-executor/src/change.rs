@@ -701,6 +701,10 @@ impl<'a> Change<'a> {
             _ => solver::plan(self.paths, &operation).map_err(|error| self.log_words(error))?,
         };
         self.events.emit_durably(EventKind::Planned { plan: planned.plan.clone() });
+        for barred in &planned.plan.barred {
+            self.remark(barred.sentence());
+        }
+        self.journal.record.barred.clone_from(&planned.plan.barred);
         if let Some(approved) =
             self.journal.record.if_plan.as_ref().filter(|approved| **approved != planned.plan.hash)
         {

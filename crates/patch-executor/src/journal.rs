@@ -218,6 +218,9 @@ pub(crate) struct Record {
     /// What went back so far.
     #[serde(default)]
     pub(crate) taken_back: Vec<TakenBack>,
+    /// The security fixes that it leaves out, since they were taken back by an earlier one: for whoever tells of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) barred: Vec<patch_types::TakenBack>,
     pub(crate) state: State,
 }
 
@@ -289,6 +292,7 @@ impl Journal {
             failure: None,
             resumed: 0,
             taken_back: Vec::new(),
+            barred: Vec::new(),
             state: State::Accepted,
         };
         // Whole or not at all: a directory without a record could neither be begun nor settled.

@@ -4,8 +4,9 @@
 use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Plan, Query,
+    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Plan, Query, TakenBack,
     api::{Cause, CauseKind, WhyNot},
+    compliance::InVersion,
     event::{Ended, QueryResult},
     operation::{ApplyPatches, Install, MAX_PACKAGES, PackageSpec},
 };
@@ -95,6 +96,14 @@ fn answer(paths: &Paths, query: &Query) -> Result<QueryResult, ErrorDetail> {
             let patching = Operation::ApplyPatches(ApplyPatches::default());
             let admitted = Ceiling::load(root).and_then(|ceiling| ceiling.admits(&patching));
             evidence.frozen = admitted.err().map(|error| error.message);
+            evidence.barred = solver::taken_back(paths)
+                .into_iter()
+                .map(|TakenBack { name, architecture, version, .. }| InVersion {
+                    name,
+                    architecture,
+                    version,
+                })
+                .collect();
             Ok(QueryResult::Evidence(Box::new(evidence)))
         }
     }

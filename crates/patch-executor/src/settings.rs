@@ -4,9 +4,9 @@
 //! The checks' commands run as root, so the file must be root's own.
 
 use std::{
-    fs::{File, Metadata},
+    fs::Metadata,
     io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf},
 };
 
@@ -150,9 +150,7 @@ impl Settings {
 fn read(root: &Path) -> Result<Option<String>, ErrorDetail> {
     let path = root.join(CONFIG);
     let unreadable = |error: &io::Error| invalid(&path, None, &format!("it cannot be read: {error}"));
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    // Not blocking, so that a named pipe in its place does not stop everything.
-    let file = match File::options().read(true).custom_flags(flags).open(&path) {
+    let file = match patch_files::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(&error)),
@@ -183,9 +181,7 @@ pub(crate) fn policy(root: &Path) -> Option<policy::Policy> {
 
 /// Why a file is not to be acted upon by a process of user `me`, which is root.
 fn distrusted(meta: &Metadata, me: u32) -> Option<&'static str> {
-    if !meta.is_file() {
-        Some("it is not a regular file; replace it by one")
-    } else if meta.uid() != 0 && meta.uid() != me {
+    if meta.uid() != 0 && meta.uid() != me {
         Some(
             "it belongs to somebody else than root, and commands in it run as root; look through it, then chown root it",
         )

@@ -14,7 +14,7 @@ use patch_backends::{
     apt::{
         self, Indexes, Installed, Inventory, OperationKind, Simulation, classify, last_update_check,
         simulate::{self, Verb},
-        versions,
+        versions, words,
     },
 };
 use patch_types::{
@@ -71,7 +71,7 @@ pub(crate) fn simulation(root: &Path, task: &Task, kind: OperationKind) -> Resul
         let error = classify(said.code, &said.text(), kind);
         Err(match error.code {
             // They may name every package of the host: not for a message, but for whoever wants to know.
-            ErrorCode::PkgDependencyError => error.with(WORDS, bounded(said.text())),
+            ErrorCode::PkgDependencyError => error.with(WORDS, bounded(words::foreign(&said.text()))),
             _ => error,
         })
     }
@@ -206,8 +206,10 @@ pub(crate) fn plan(paths: &Paths, operation: &Operation) -> Result<Planned, Erro
         Operation::ApplyPatches(apply) => match choose_patches(paths, apply, &inventory)? {
             Some(task) => task,
             None => {
-                let plan = Plan::of(Vec::new());
-                nothing_taken_back(operation, &plan, &taken_back(paths), &inventory)?;
+                let mut plan = Plan::of(Vec::new());
+                let taken_back = taken_back(paths);
+                nothing_taken_back(operation, &plan, &taken_back, &inventory)?;
+                plan.barred = barred(root, apply, &plan, taken_back, &inventory);
                 return Ok(Planned { plan, task: None, auto: Vec::new() });
             }
         },
@@ -218,7 +220,7 @@ pub(crate) fn plan(paths: &Paths, operation: &Operation) -> Result<Planned, Erro
     })?;
     understood(&simulation)?;
     let indexes = Indexes::for_simulations(&inventory, &[&simulation]).map_err(|error| unreadable(&error))?;
-    let plan = apt::plan(&simulation, &inventory, &indexes);
+    let mut plan = apt::plan(&simulation, &inventory, &indexes);
     if let Operation::ApplyPatches(apply) = operation {
         exclusions_hold(apply, &plan)?;
     }
@@ -233,7 +235,11 @@ pub(crate) fn plan(paths: &Paths, operation: &Operation) -> Result<Planned, Erro
         can_tell_security(&indexes)?;
     }
     downgrades_are_allowed(operation, &plan)?;
-    nothing_taken_back(operation, &plan, &taken_back(paths), &inventory)?;
+    let taken_back = taken_back(paths);
+    nothing_taken_back(operation, &plan, &taken_back, &inventory)?;
+    if let Operation::ApplyPatches(apply) = operation {
+        plan.barred = barred(root, apply, &plan, taken_back, &inventory);
+    }
     protect::check(&plan, &inventory)?;
     Ceiling::load(root)?.check(&plan, &inventory)?;
     holds_are_kept(&plan, &inventory)?;
@@ -284,10 +290,60 @@ fn nothing_taken_back(
     Err(error.with("package", name.as_str()).with("version", version.as_str()))
 }
 
+/// The security fixes that are wanted and that neither are installed nor will be by a plan, since they were taken back. The
+/// solver does not see them: without this a run that leaves them out would look as if it had installed all there is.
+fn barred(
+    root: &Path,
+    apply: &ApplyPatches,
+    plan: &Plan,
+    taken_back: Vec<TakenBack>,
+    inventory: &Inventory,
+) -> Vec<TakenBack> {
+    let names = |names: &[PackageName], entry: &TakenBack| {
+        names.iter().any(|name| {
+            name.name() == entry.name.name()
+                && name.architecture().is_none_or(|a| a == entry.architecture.as_str())
+        })
+    };
+    let before =
+        |entry: &TakenBack, version: &str| versions::compare(version, entry.version.as_str()).is_lt();
+    let comes = |entry: &TakenBack| {
+        plan.changes.iter().any(|change| {
+            change.name.name() == entry.name.name()
+                && change.architecture == entry.architecture
+                && change.new_version.as_ref().is_none_or(|version| !before(entry, version.as_str()))
+        })
+    };
+    let present = |entry: &TakenBack| {
+        let found = inventory.database.find(entry.name.name(), Some(entry.architecture.as_str()));
+        found.filter(|package| package.is_present()).map(|package| package.version_text().to_owned())
+    };
+    let mut missing: Vec<(TakenBack, String)> = taken_back
+        .into_iter()
+        .filter(|entry| !names(&apply.exclude, entry))
+        .filter(|entry| apply.packages.is_empty() || names(&apply.packages, entry))
+        .filter(|entry| !comes(entry))
+        .filter_map(|entry| present(&entry).filter(|now| before(&entry, now)).map(|now| (entry, now)))
+        .collect();
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    // Where that cannot be told, better one too many is named than none.
+    if let Ok(indexes) = Indexes::read(root, missing.iter().map(|(entry, _)| entry.name.name().to_owned()))
+        && indexes.skipped().is_empty()
+    {
+        missing.retain(|(entry, now)| {
+            let (name, architecture) = (entry.name.name(), entry.architecture.as_str());
+            indexes.brings_security(name, architecture, Some(now), entry.version.as_str())
+        });
+    }
+    missing.into_iter().map(|(entry, _)| entry).collect()
+}
+
 /// A plan is only as good as the reading of what the solver printed.
 fn understood(simulation: &Simulation) -> Result<(), ErrorDetail> {
     let what = match simulation.errors.first() {
-        Some(error) => format!("apt-get said: {error}"),
+        Some(error) => format!("apt-get said: {}", words::quoted(error)),
         None if simulation.malformed > 0 => {
             format!("{} lines of what apt-get printed were not understood", simulation.malformed)
         }

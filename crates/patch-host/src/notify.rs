@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use patch_backends::{apt::Database, stale};
 use patch_notify::{Message, NotifyError, Outbox, Report, RunResult, Secrets, send_mail, send_webhook};
 use patch_types::{
-    JobId, JobStatus, Outcome,
+    JobId, JobStatus, Outcome, TakenBack,
     event::Ended,
     executor::{JOURNAL_DIR, STATE_DIR},
     stale::StaleReport,
@@ -80,10 +80,14 @@ pub(crate) fn deliver(root: &Root, screen: &mut Screen) -> anyhow::Result<Exit> 
     let mut old_code: Option<Vec<String>> = None;
     for (job, at, state) in ended(root, &journals, &outbox) {
         let Some(mut report) = report(job, at, &state, &host(root)) else { continue };
-        if report.result == RunResult::Changed {
+        // Also where the result is called something else, because fixes are left out.
+        if report.data["status"] == "completed" && report.data["outcome"] == "applied" {
             let lines = old_code.get_or_insert_with(|| running(root));
             report.lines.extend(lines.iter().cloned());
             report.data["old_code"] = json!(lines);
+        }
+        if report.result == RunResult::Failed && is_told_already(root, &journals, job, at, &report) {
+            report.result = RunResult::Unchanged;
         }
         if let Err(error) = outbox.queue(&report, now) {
             failed.push((format!("the report of {job}"), error));
@@ -175,15 +179,26 @@ fn report(job: JobId, at: Timestamp, state: &Value, host: &str) -> Option<Report
     if matches!(kind, "hold" | "refresh") && result != RunResult::Failed {
         return None;
     }
+    // A host that leaves security fixes out is not patched, however well its runs end.
+    let barred = state.pointer("/barred").cloned().unwrap_or_default();
+    let barred = serde_json::from_value::<Vec<TakenBack>>(barred).unwrap_or_default();
+    let result = if barred.is_empty() { result } else { RunResult::Failed };
     let changed = ended.results.iter().filter(|result| result.done).count();
     let outcome = ended.outcome.map_or("", Outcome::as_str);
     let summary = match (&ended.error, result) {
         (Some(error), _) => format!("{kind}: {} ({outcome}): {}", ended.status, error.message),
         (None, RunResult::Changed) if kind == "reboot" => "reboot: the host was rebooted".to_owned(),
+        (None, _) if !barred.is_empty() => {
+            let names = barred.iter().map(TakenBack::named).collect::<Vec<_>>().join(", ");
+            format!(
+                "{kind}: {changed} packages changed, and security fixes are left out, as they were taken back: {names}"
+            )
+        }
         (None, RunResult::Changed) => format!("{kind}: {changed} packages changed"),
         (None, _) => format!("{kind}: {} ({outcome})", ended.status),
     };
-    let mut lines: Vec<String> = Vec::new();
+    let mut lines: Vec<String> =
+        barred.iter().map(|one| format!("Not patched: {}", one.sentence())).collect();
     for result in &ended.results {
         let version = |version: &Option<patch_types::PackageVersion>| {
             version.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
@@ -204,8 +219,43 @@ fn report(job: JobId, at: Timestamp, state: &Value, host: &str) -> Option<Report
     lines.push(format!("The whole: linux-patch-host watch {job}"));
     let data = json!({
         "kind": kind, "status": ended.status, "outcome": ended.outcome, "error": ended.error, "packages": ended.results,
+        "barred": barred,
     });
     Some(Report { id: job.0, at, host: host.to_owned(), result, summary, lines, data })
+}
+
+/// Whether a run that has changed nothing only leaves out what an earlier one of the same day (UTC) has left out: once a day is
+/// told what is no news, and not with each run.
+fn is_told_already(
+    root: &Root,
+    journals: &BTreeSet<JobId>,
+    job: JobId,
+    at: Timestamp,
+    report: &Report,
+) -> bool {
+    let barred = &report.data["barred"];
+    if barred.as_array().is_none_or(Vec::is_empty)
+        || report.data["status"] != "completed"
+        || report.data["outcome"] != "unchanged"
+    {
+        return false;
+    }
+    let files = root.files();
+    let day = |at: Timestamp| at.to_zoned(jiff::tz::TimeZone::UTC).date();
+    journals.iter().filter(|other| **other != job).any(|other| {
+        let path = Path::new(JOURNAL_DIR).join(other.to_string()).join("state.json");
+        let written = files.file(&path).and_then(|file| file.metadata()?.modified());
+        let ended = written.ok().and_then(|time| Timestamp::try_from(time).ok());
+        ended.is_some_and(|ended| ended < at && day(ended) == day(at))
+            && files
+                .read(&path)
+                .ok()
+                .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+                .is_some_and(|state| {
+                    state.pointer("/barred") == Some(barred)
+                        && state.pointer("/state/ended/status").is_some_and(|status| status == "completed")
+                })
+    })
 }
 
 /// What is patched on disk and not in memory.
@@ -411,6 +461,59 @@ mod tests {
         }
         let running = json!({"state": {"state": "applying"}});
         assert!(report(JobId(uuid::Uuid::nil()), Timestamp::UNIX_EPOCH, &running, "h").is_none());
+    }
+
+    #[test]
+    fn a_run_that_leaves_a_fix_out_has_not_patched() {
+        let of = |outcome: &str, barred: Value| {
+            let state = json!({"operation": {"kind": "apply_patches"}, "barred": barred,
+                "state": {"state": "ended", "ended": {"status": "completed", "outcome": outcome}}});
+            report(JobId(uuid::Uuid::nil()), Timestamp::UNIX_EPOCH, &state, "h").unwrap()
+        };
+        let barred = json!([{"name": "openssl", "architecture": "amd64", "version": "3.0.15",
+            "job": "01890000-0000-7000-8000-000000000001", "at": "2026-01-01T00:00:00Z", "reason": "nobody confirmed it."}]);
+        for outcome in ["applied", "unchanged"] {
+            let report = of(outcome, barred.clone());
+            assert_eq!(report.result, RunResult::Failed, "{outcome}");
+            assert!(
+                report.summary.ends_with("as they were taken back: openssl=3.0.15"),
+                "{}",
+                report.summary
+            );
+            assert!(report.lines[0].contains("linux-patch-host clear openssl=3.0.15"), "{:?}", report.lines);
+            assert_eq!(report.data["barred"], barred);
+        }
+        assert_eq!(of("applied", json!([])).result, RunResult::Changed);
+        assert_eq!(of("unchanged", Value::Null).result, RunResult::Unchanged);
+    }
+
+    #[test]
+    fn what_every_run_leaves_out_is_told_once_a_day() {
+        let (dir, root) = configured("");
+        let entry = |version: &str| {
+            json!({"name": "openssl", "architecture": "amd64", "version": version,
+                "job": "01890000-0000-7000-8000-000000000001", "at": "2026-01-01T00:00:00Z", "reason": "it failed"})
+        };
+        let mut journals = BTreeSet::new();
+        let mut ended = |number: u128, at: &str, barred: Value, outcome: &str| {
+            let (job, at) = (JobId(uuid::Uuid::from_u128(number)), at.parse::<Timestamp>().unwrap());
+            let state = json!({"operation": {"kind": "apply_patches"}, "barred": barred,
+                "state": {"state": "ended", "ended": {"status": "completed", "outcome": outcome}}});
+            let path = dir.path().join(JOURNAL_DIR).join(job.to_string()).join("state.json");
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, state.to_string()).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(at.into()).unwrap();
+            journals.insert(job);
+            let report = report(job, at, &state, "h").unwrap();
+            is_told_already(&root, &journals, job, at, &report)
+        };
+        let (one, other) = (json!([entry("1")]), json!([entry("2")]));
+        assert!(!ended(1, "2026-01-01T06:00:00Z", one.clone(), "unchanged"));
+        assert!(ended(2, "2026-01-01T12:00:00Z", one.clone(), "unchanged"));
+        assert!(!ended(3, "2026-01-01T13:00:00Z", one.clone(), "applied"), "something was changed");
+        assert!(!ended(4, "2026-01-01T18:00:00Z", other, "unchanged"), "another fix is left out");
+        assert!(!ended(5, "2026-01-02T06:00:00Z", one, "unchanged"), "another day");
+        assert!(!ended(6, "2026-01-02T12:00:00Z", json!([]), "unchanged"));
     }
 
     #[test]

@@ -22,8 +22,8 @@ use patch_types::{
     EventKind, PackageName, Query,
     api::{Cause, CauseKind},
     compliance::{
-        Accuracy, AppliedBy, Compliance, FORMAT, Fix, MAX_STORE, MemoryState, Observations, PromiseState,
-        STORE, UnattendedRun,
+        Accuracy, AppliedBy, Compliance, FORMAT, Fix, InVersion, MAX_STORE, MemoryState, Observations,
+        PromiseState, STORE, UnattendedRun,
     },
     event::QueryResult,
     executor::RequestBody,
@@ -36,6 +36,7 @@ use crate::{
     exit::Exit,
     follow::{Follow, Look as Seen},
     screen::Screen,
+    taken_back,
 };
 
 /// Of how many packages the root side is asked why they are not patched, and for how long it is waited all together.
@@ -95,6 +96,10 @@ fn report(
     }
     let mut evidence = fixes::evidence(root, &database, &packages, since);
     evidence.frozen = files.is_there(FREEZE).then(|| format!("/{FREEZE} freezes this host for the agent"));
+    match taken_back::read(files) {
+        Ok(entries) => evidence.barred = entries.iter().filter_map(barred).collect(),
+        Err(error) => not_known.push(format!("which versions were taken back: {error:#}")),
+    }
     let observed_since = before.since;
     let look = Look {
         now,
@@ -125,6 +130,15 @@ fn report(
             cannot_tell: cannot_tell.as_deref(),
         },
     ))
+}
+
+/// A version that was taken back.
+fn barred(entry: &taken_back::Entry) -> Option<InVersion> {
+    Some(InVersion {
+        name: entry.name.parse().ok()?,
+        architecture: entry.architecture.parse().ok()?,
+        version: entry.version.parse().ok()?,
+    })
 }
 
 /// What the agent remembers, or why that cannot be told. Not a word of the file itself: it may be any file.
@@ -230,11 +244,12 @@ fn tell(report: &Compliance, screen: &mut Screen) -> anyhow::Result<()> {
     }
     let summary = &report.summary;
     screen.remark(&format!(
-        "{} security fixes: {} to be installed, {} blocked, {} on disk only, {} effective. {} over the promise of {} \
+        "{} security fixes: {} to be installed, {} blocked{}, {} on disk only, {} effective. {} over the promise of {} \
          hours, {} perhaps.",
         summary.fixes,
         summary.open,
         summary.blocked,
+        if summary.barred > 0 { format!(" ({} taken back)", summary.barred) } else { String::new() },
         summary.on_disk,
         summary.effective,
         summary.over_promise,

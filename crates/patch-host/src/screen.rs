@@ -107,6 +107,11 @@ impl Screen {
     }
 }
 
+/// A remark of what is done without a screen, as by a timer; the journal has it.
+pub(crate) fn aside(text: &str) {
+    eprintln!("linux-patch-host: {}", terminal::line(text));
+}
+
 fn put(to: &mut Box<dyn Write>, text: &str) -> io::Result<()> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {

@@ -1,9 +1,8 @@
 //! `notifications:` of `config.yaml`, for programs that take nothing else from it.
 
 use std::{
-    fs::OpenOptions,
     io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::Path,
 };
 
@@ -31,16 +30,14 @@ struct Sections {
 /// When the file cannot be read, others than root may write it, or it says something that is not acceptable.
 pub fn load(root: &Path) -> Result<Notifications, NotifyError> {
     let path = root.join(CONFIG);
-    // A named pipe in its place would be waited for.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+    let file = match patch_files::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Notifications::default()),
         Err(error) => return Err(refused(&path, &format!("it cannot be read: {error}"))),
     };
     let meta = file.metadata().map_err(|error| refused(&path, &error.to_string()))?;
     let me = rustix::process::geteuid().as_raw();
-    if !meta.is_file() || (meta.uid() != 0 && meta.uid() != me) || meta.mode() & 0o022 != 0 {
+    if (meta.uid() != 0 && meta.uid() != me) || meta.mode() & 0o022 != 0 {
         return Err(refused(
             &path,
             "it is not a file that root alone may write: chown root it, and chmod go-w it",
@@ -127,5 +124,8 @@ mod tests {
         assert_eq!(load(root.path()).unwrap().digest_minutes, 5);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
         assert!(load(root.path()).unwrap_err().to_string().contains("chmod go-w"));
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        assert!(load(root.path()).unwrap_err().to_string().contains("named pipe"), "nobody waits for it");
     }
 }

@@ -1,6 +1,6 @@
 //! Whose certificates are trusted.
 
-use std::{fs::File, io::Read, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -19,10 +19,7 @@ pub(crate) fn ca_file(path: &Path) -> Result<Vec<u8>, NotifyError> {
             "name a file with the CA's certificate as PEM, or remove the key to trust the system's own CAs",
         )
     };
-    let mut text = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MOST).read_to_end(&mut text))
-        .map_err(|error| refused(&error.to_string()))?;
+    let text = patch_files::read(path, MOST).map_err(|error| refused(&error.to_string()))?;
     if !CertificateDer::pem_slice_iter(&text).any(|certificate| certificate.is_ok()) {
         return Err(refused("there is no certificate in it"));
     }

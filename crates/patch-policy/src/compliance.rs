@@ -547,7 +547,10 @@ pub fn report(seen: &Observations, known: &Known<'_>) -> Compliance {
     Compliance {
         promise_hours: u32::try_from(known.promise.as_hours()).unwrap_or_default(),
         observed_since: seen.since,
-        summary: summary(&fixes),
+        summary: Summary {
+            barred: seen.fixes.iter().filter(|fix| is_barred(fix, known)).count(),
+            ..summary(&fixes)
+        },
         fixes,
         unattended_runs: known.evidence.map(|evidence| evidence.runs.clone()).unwrap_or_default(),
         not_known,
@@ -572,6 +575,8 @@ fn judge(fix: &Observed, seen: &Observations, known: &Known<'_>) -> Fix {
         None => FixState::Blocked,
     };
     let (hours, promise) = took(fix, known);
+    // Nobody is on the way to installing it, so there is nothing to wait for.
+    let promise = if is_barred(fix, known) { PromiseState::Broken } else { promise };
     let installed = seen.installed.get(&key(&fix.name, &fix.architecture));
     Fix {
         name: fix.name.clone(),
@@ -589,6 +594,19 @@ fn judge(fix: &Observed, seen: &Observations, known: &Known<'_>) -> Fix {
         promise,
         blocked_by,
     }
+}
+
+/// Whether a fix is not installed because just this version was taken back on this host. That another version of its package was
+/// keeps nobody from installing it; nor does its own having been, once a newer one comes.
+fn is_barred(fix: &Observed, known: &Known<'_>) -> bool {
+    let is_it = |barred: &InVersion| {
+        barred.name.name() == fix.name.name()
+            && is_same(&barred.architecture, &fix.architecture)
+            && (known.compare)(barred.version.as_str(), fix.version.as_str()).is_eq()
+    };
+    fix.applied.is_none()
+        && known.evidence.is_some_and(|evidence| evidence.barred.iter().any(is_it))
+        && in_the_way(&fix.name, known).iter().any(|cause| cause.kind == CauseKind::TakenBack)
 }
 
 /// What keeps a package from being patched.
@@ -638,6 +656,7 @@ fn summary(fixes: &[Fix]) -> Summary {
         fixes: fixes.len(),
         open: of(FixState::Open),
         blocked: of(FixState::Blocked),
+        barred: 0,
         on_disk: of(FixState::OnDisk),
         effective: of(FixState::Effective),
         over_promise: fixes.iter().filter(broken).count(),

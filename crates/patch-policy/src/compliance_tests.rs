@@ -301,6 +301,37 @@ fn causes_block_and_order_is_by_urgency() {
 }
 
 #[test]
+fn a_fix_that_was_taken_back_breaks_the_promise_at_once() {
+    let seen = Host::new(10, 1, Some(2), 9).look(Host::new(0, 1, None, -5).look(Observations::default()));
+    assert_eq!(only(&seen, 11).promise, PromiseState::Running);
+    let of = |kind, taken_back: u64| {
+        let cause = Cause { kind, message: "x".to_owned(), next_step: "y".to_owned() };
+        let evidence = Evidence { barred: vec![package("aa", taken_back)], ..Evidence::default() };
+        let known = Known {
+            now: hour(11),
+            promise: SignedDuration::from_hours(24),
+            compare,
+            causes: &BTreeMap::from([(name("aa"), vec![cause])]),
+            evidence: Some(&evidence),
+            not_known: &[],
+            cannot_tell: None,
+        };
+        let report = report(&seen, &known);
+        let Summary { blocked, barred, over_promise, over_promise_open, .. } = report.summary;
+        (report.fixes[0].promise, blocked, barred, over_promise, over_promise_open)
+    };
+    assert_eq!(of(CauseKind::TakenBack, 2), (PromiseState::Broken, 1, 1, 1, 1));
+    assert_eq!(of(CauseKind::Held, 2), (PromiseState::Running, 1, 0, 0, 0));
+    assert_eq!(of(CauseKind::TakenBack, 3), (PromiseState::Running, 1, 0, 0, 0), "another version was");
+    // A newer version brings the fix as well, and in time.
+    let seen = Host::new(12, 3, Some(3), 11)
+        .evidence(Evidence { changes: vec![change(12, 1, 3)], ..Evidence::default() })
+        .look(seen);
+    let fix = seen.fixes.iter().find(|fix| fix.version.as_str() == "2").unwrap();
+    assert!(fix.applied.is_some());
+}
+
+#[test]
 fn a_frozen_host_is_blocked() {
     let open = Host::new(0, 1, Some(2), -1).look(Observations::default());
     let evidence = Evidence { frozen: Some("quarter".into()), ..Evidence::default() };

@@ -287,6 +287,8 @@ type Answer = oneshot::Sender<ListReport>;
 pub struct ListReport {
     /// What took effect since somebody asked last, by itself or now, the oldest first.
     pub changes: Vec<ListChange>,
+    /// How many more took effect before those.
+    pub forgotten: usize,
     /// What is wrong with the file, with its name and line.
     pub problem: Option<String>,
     /// Whether everyone is denied because of that: there is no file, and was no usable one before.
@@ -326,6 +328,7 @@ impl AllowListWatcher {
             failing: BTreeSet::new(),
             reported: None,
             untold: VecDeque::new(),
+            forgotten: 0,
         };
         keeper.take(now);
         keeper.untold.clear();
@@ -378,6 +381,8 @@ struct Keeper {
     reported: Option<String>,
     /// What took effect since somebody asked last.
     untold: VecDeque<ListChange>,
+    /// How many more there were before those.
+    forgotten: usize,
 }
 
 impl Keeper {
@@ -409,6 +414,7 @@ impl Keeper {
                     // Who asked may be gone.
                     let _ = answer.send(ListReport {
                         changes: self.untold.drain(..).collect(),
+                        forgotten: std::mem::take(&mut self.forgotten),
                         problem: self.reported.clone(),
                         denies_all: self.reported.is_some() && self.list.load().entries().is_empty(),
                     });
@@ -508,6 +514,7 @@ impl Keeper {
         if !(added.is_empty() && removed.is_empty()) {
             if self.untold.len() >= MAX_UNTOLD {
                 self.untold.pop_front();
+                self.forgotten = self.forgotten.saturating_add(1);
             }
             let (at, added_now, removed_now) = (Timestamp::now(), added.clone(), removed.clone());
             self.untold.push_back(ListChange { at, added: added_now, removed: removed_now });

@@ -168,6 +168,29 @@ async fn a_change_takes_effect_and_a_fault_keeps_the_last_good_list() {
 }
 
 #[tokio::test]
+async fn a_pipe_in_place_of_the_list_holds_nobody_up_and_keeps_the_last_good_list() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("whitelist.yaml");
+    let put_pipe = || {
+        let new = dir.path().join("new");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &new, rustix::fs::Mode::RUSR).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    put_pipe();
+    let memory = Memory::new();
+    let watcher = AllowListWatcher::start(&file, Arc::clone(&memory) as Arc<dyn DoorObserver>).await;
+    let (error, denies_all) = refused(&memory).await;
+    assert!(error.contains("named pipe") && denies_all, "{error}");
+    fs::write(dir.path().join("new"), "allowed_ips: [10.0.0.1]").unwrap();
+    fs::rename(dir.path().join("new"), &file).unwrap();
+    assert_eq!(changed(&memory).await.0, ["10.0.0.1"]);
+    put_pipe();
+    let (error, denies_all) = refused(&memory).await;
+    assert!(error.contains("named pipe") && !denies_all, "{error}");
+    assert!(watcher.list().load().permits("10.0.0.1".parse().unwrap()));
+}
+
+#[tokio::test]
 async fn names_are_resolved_and_failing_ones_reported() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("whitelist.yaml");

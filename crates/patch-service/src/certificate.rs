@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
@@ -186,10 +187,10 @@ impl PemInput {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When it cannot be read, or is no regular file.
     pub fn read(path: &Path) -> Result<Self, TlsError> {
         let name = path.display().to_string();
-        match std::fs::read(path) {
+        match patch_files::read(path, crate::watch::LARGEST) {
             Ok(bytes) => Ok(Self::new(name, bytes)),
             Err(error) => Err(TlsError::Unreadable { file: name, error: error.to_string() }),
         }
@@ -276,6 +277,27 @@ impl PemInput {
         };
         TlsError::NoBlock { file: self.name.clone(), wanted, found, remedy }
     }
+}
+
+/// A revocation list in PEM.
+#[must_use]
+pub fn crl_in_pem(der: &[u8]) -> String {
+    armoured_crl(&STANDARD.encode(der))
+}
+
+/// A revocation list in PEM, of its base64.
+#[must_use]
+pub fn armoured_crl(base64: &str) -> String {
+    let mut text = String::from("-----BEGIN X509 CRL-----\n");
+    let mut rest = base64;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str("-----END X509 CRL-----\n");
+    text
 }
 
 /// What a certificate says of itself.

@@ -14,10 +14,15 @@ use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    RevocationReason, RevokedCertParams, SanType, SerialNumber,
+    PublicKeyData as _, RevocationReason, RevokedCertParams, SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::certificate::{CertificateFacts, CrlFacts, PemInput, TlsError};
+use crate::{
+    certificate::{CertificateFacts, CrlFacts, PemInput, TlsError, crl_in_pem},
+    tls::{self, VerifiedCrl},
+};
 
 const DAY: u64 = 24 * 60 * 60;
 const CA_DAYS: u64 = 3650;
@@ -60,6 +65,26 @@ pub enum PkiError {
         path: PathBuf,
         /// What was looked for.
         what: &'static str,
+    },
+    /// Of the CA's certificates none belongs to the key.
+    #[error("no certificate in {} belongs to the key in {}; nothing was written", certificates.display(), key.display())]
+    KeyOfAnother {
+        /// The file of the certificates.
+        certificates: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+    },
+    /// A certificate is another CA's, whatever name that has.
+    #[error(
+        "{} was not signed by the CA whose key is in {}, so a list of that CA does not revoke it; use the CA that signed it: nothing \
+         was written",
+        path.display(), key.display()
+    )]
+    NotOfCa {
+        /// Which certificate.
+        path: PathBuf,
+        /// The file of the CA's key.
+        key: PathBuf,
     },
     /// The library refuses.
     #[error("the certificate cannot be made")]
@@ -137,7 +162,7 @@ pub fn init(
 /// As for [`init`], and when the CA's files cannot be used.
 pub fn add_client(directory: &Path, name: &str, existing: Existing) -> Result<Report, PkiError> {
     check_name(name)?;
-    let issuer = issuer(directory)?;
+    let (issuer, _) = authority(directory)?;
     let mut files =
         Files { directory, existing, report: Report { files: Vec::new(), certificates: Vec::new() } };
     files.check(&format!("{name}.key.pem"))?;
@@ -147,38 +172,41 @@ pub fn add_client(directory: &Path, name: &str, existing: Existing) -> Result<Re
 }
 
 /// Writes `crl.pem` anew, with the next number, revoking these clients, the server if that is named, and whoever was revoked
-/// before.
+/// before. Where `ca.pem` holds several CAs, it is the one whose key is there, also among CAs of the same name; lists of the
+/// others stay in the file as they are.
 ///
 /// # Errors
-/// When a certificate or the CA's files cannot be read, or the list cannot be written.
+/// When a certificate or the CA's files cannot be read, a certificate or the list before is not of these CAs, or the list
+/// cannot be written.
 pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiError> {
     revoke.iter().filter(|name| *name != "server").try_for_each(|name| check_name(name))?;
-    let issuer = issuer(directory)?;
+    let (issuer, ca) = authority(directory)?;
     let path = directory.join("crl.pem");
     // What it revokes must not get lost.
     let is_missing = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     let before = if is_missing {
-        None
+        Vec::new()
     } else {
-        let facts = PemInput::read(&path)?.crls()?.first().and_then(|der| CrlFacts::from_der(der));
-        Some(facts.ok_or_else(|| not_understood(&path, "revocation list"))?)
+        tls::verify_crl(&PemInput::read(&path)?, &PemInput::read(&directory.join("ca.pem"))?)?
     };
+    let signer = tls::signer_of(&ca)?;
+    let (own, others): (Vec<VerifiedCrl>, Vec<VerifiedCrl>) =
+        before.into_iter().partition(|list| list.facts.signer == signer);
     // Agents refuse a list whose number is not higher.
-    let number = match before.as_ref().and_then(|facts| facts.number.as_deref()) {
-        None => 0,
-        Some(text) => u64::from_str_radix(text, 16)
-            .ok()
-            .filter(|number| *number < u64::MAX)
-            .ok_or_else(|| not_understood(&path, "revocation list with a number below 2^64"))?,
-    };
-    let mut serials: Vec<String> =
-        before.map(|facts| facts.revoked.into_iter().collect()).unwrap_or_default();
+    let mut number = 0;
+    for text in own.iter().filter_map(|list| list.facts.number.as_deref()) {
+        let before = u64::from_str_radix(text, 16).ok().filter(|number| *number < u64::MAX);
+        let too_high = || not_understood(&path, "revocation list with a number below 2^64");
+        number = number.max(before.ok_or_else(too_high)?);
+    }
+    let mut serials: Vec<String> = own.into_iter().flat_map(|list| list.facts.revoked).collect();
     for name in revoke {
-        serials.push(serial(directory, name)?);
+        serials.push(serial(directory, name, Some(&ca))?);
     }
     serials.sort();
     serials.dedup();
-    let pem = usual_crl(&issuer, &serials, number + 1)?;
+    let mut pem = usual_crl(&issuer, &serials, number + 1)?;
+    pem.extend(others.iter().map(|list| crl_in_pem(list.der())));
     let mut files = Files {
         directory,
         existing: Existing::Replace,
@@ -190,12 +218,17 @@ pub fn write_crl(directory: &Path, revoke: &[String]) -> Result<CrlFacts, PkiErr
     facts.ok_or(PkiError::Make(rcgen::Error::CouldNotParseCertificate))
 }
 
-/// That of a client's certificate.
-fn serial(directory: &Path, name: &str) -> Result<String, PkiError> {
+/// That of a client's certificate, which has to be of a CA, if one is given.
+fn serial(directory: &Path, name: &str, ca: Option<&CertificateDer<'_>>) -> Result<String, PkiError> {
     let path = directory.join(format!("{name}.pem"));
     let input = PemInput::read(&path)?;
-    let facts = input.certificates()?.first().and_then(|der| CertificateFacts::from_der(der));
-    Ok(facts.ok_or_else(|| not_understood(&path, "certificate"))?.serial)
+    let certificates = input.certificates()?;
+    let known = certificates.first().and_then(|der| Some((der, CertificateFacts::from_der(der)?)));
+    let (der, facts) = known.ok_or_else(|| not_understood(&path, "certificate"))?;
+    if ca.is_some_and(|ca| !tls::is_signed_by(der, ca)) {
+        return Err(PkiError::NotOfCa { path, key: directory.join(CA_KEY) });
+    }
+    Ok(facts.serial)
 }
 
 fn not_understood(path: &Path, what: &'static str) -> PkiError {
@@ -216,10 +249,10 @@ pub fn make_crl(
     revoke.iter().try_for_each(|name| check_name(name))?;
     let mut serials = Vec::new();
     for name in revoke {
-        serials.push(serial(directory, name)?);
+        serials.push(serial(directory, name, None)?);
     }
     let seconds = |at: Timestamp| u64::try_from(at.as_second()).unwrap_or_default();
-    crl(&issuer(directory)?, &serials, number, seconds(this_update), seconds(next_update))
+    crl(&authority(directory)?.0, &serials, number, seconds(this_update), seconds(next_update))
 }
 
 fn check_name(name: &str) -> Result<(), PkiError> {
@@ -262,14 +295,25 @@ fn leaf(common_name: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams 
     params
 }
 
-fn issuer(directory: &Path) -> Result<Issuer<'static, KeyPair>, PkiError> {
-    let read = |name: &str| {
-        let path = directory.join(name);
-        fs::read_to_string(&path)
-            .map_err(|e| TlsError::Unreadable { file: path.display().to_string(), error: e.to_string() })
+/// Where the CA's key is.
+const CA_KEY: &str = "ca.key.pem";
+
+/// The longest file of a key, in bytes.
+const MAX_KEY: u64 = 64 << 10;
+
+/// The CA of a directory: of the certificates there the one that belongs to the key. Others may have the same name.
+fn authority(directory: &Path) -> Result<(Issuer<'static, KeyPair>, CertificateDer<'static>), PkiError> {
+    let (key_file, certificates) = (directory.join(CA_KEY), directory.join("ca.pem"));
+    let unreadable =
+        |e: io::Error| TlsError::Unreadable { file: key_file.display().to_string(), error: e.to_string() };
+    let key = KeyPair::from_pem(&patch_files::read_text(&key_file, MAX_KEY).map_err(unreadable)?)?;
+    let is_of_key = |der: &CertificateDer<'_>| {
+        X509Certificate::from_der(der)
+            .is_ok_and(|(_, parsed)| *parsed.public_key().subject_public_key.data == *key.der_bytes())
     };
-    let key = KeyPair::from_pem(&read("ca.key.pem")?)?;
-    Ok(Issuer::from_ca_cert_pem(&read("ca.pem")?, key)?)
+    let found = PemInput::read(&certificates)?.certificates()?.into_iter().find(is_of_key);
+    let ca = found.ok_or_else(|| PkiError::KeyOfAnother { certificates, key: key_file.clone() })?;
+    Ok((Issuer::from_ca_cert_der(&ca, key)?, ca))
 }
 
 fn usual_crl(issuer: &Issuer<'_, KeyPair>, serials: &[String], number: u64) -> Result<String, PkiError> {
@@ -319,7 +363,7 @@ pub(crate) fn dated_client(
     not_before: u64,
     not_after: u64,
 ) -> Result<(), PkiError> {
-    let issuer = issuer(directory)?;
+    let (issuer, _) = authority(directory)?;
     let mut params = leaf(name, ExtendedKeyUsagePurpose::ClientAuth);
     params.not_before = in_seconds!(not_before);
     params.not_after = in_seconds!(not_after);

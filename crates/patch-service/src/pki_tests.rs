@@ -51,6 +51,56 @@ fn a_list_that_is_not_understood_is_not_replaced() {
     assert!(!list.exists());
 }
 
+/// Both CAs have the name that `init` gives.
+#[test]
+fn a_ca_of_the_same_name_is_another_one() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&one, &other] {
+        init(dir.path(), &[], &[], &["ops".to_owned()], Existing::Keep).unwrap();
+    }
+    write_crl(other.path(), &["ops".to_owned()]).unwrap();
+    let read = |dir: &tempfile::TempDir, file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+    // A bundle in which the other one comes first, and both their lists.
+    let bundle = [read(&other, "ca.pem"), read(&one, "ca.pem")].concat();
+    fs::write(one.path().join("ca.pem"), &bundle).unwrap();
+    let theirs = read(&other, "crl.pem");
+    fs::write(one.path().join("crl.pem"), [theirs.clone(), read(&one, "crl.pem")].concat()).unwrap();
+    let facts = write_crl(one.path(), &["ops".to_owned()]).unwrap();
+    assert_eq!((facts.revoked.len(), facts.number.as_deref()), (1, Some("2")), "its own number goes on");
+    let text = read(&one, "crl.pem");
+    assert!(text.ends_with(&theirs), "the other one's list is as it was");
+    let lists =
+        crate::tls::verify_crl(&PemInput::new("f", text.clone()), &PemInput::new("ca", bundle)).unwrap();
+    let serials = [&one, &other].map(|dir| serial(dir.path(), "ops", None).unwrap());
+    let revoked: Vec<Vec<_>> =
+        lists.iter().map(|list| list.facts.revoked.iter().cloned().collect()).collect();
+    assert_eq!(revoked, serials.map(|serial| vec![serial]));
+    assert_ne!(lists[0].facts.signer, lists[1].facts.signer);
+    // The other one's client is for the other one to revoke.
+    fs::copy(other.path().join("ops.pem"), one.path().join("guest.pem")).unwrap();
+    let error = write_crl(one.path(), &["guest".to_owned()]).unwrap_err();
+    assert!(matches!(&error, PkiError::NotOfCa { .. }) && error.to_string().contains("guest.pem"), "{error}");
+    assert_eq!(read(&one, "crl.pem"), text);
+    // Alone, the other one's certificate belongs to no key here.
+    fs::write(one.path().join("ca.pem"), read(&other, "ca.pem")).unwrap();
+    let error = write_crl(one.path(), &[]).unwrap_err();
+    assert!(matches!(error, PkiError::KeyOfAnother { .. }), "{error}");
+}
+
+#[test]
+fn a_list_of_no_ca_at_hand_is_not_replaced() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&one, &other] {
+        init(dir.path(), &[], &[], &[], Existing::Keep).unwrap();
+    }
+    let list = one.path().join("crl.pem");
+    fs::copy(other.path().join("crl.pem"), &list).unwrap();
+    let before = fs::read(&list).unwrap();
+    let error = write_crl(one.path(), &[]).unwrap_err();
+    assert!(matches!(error, PkiError::Ca(TlsError::CrlSignature { .. })), "{error}");
+    assert_eq!(fs::read(&list).unwrap(), before);
+}
+
 #[test]
 fn nothing_is_overwritten_unasked() {
     let dir = tempfile::tempdir().unwrap();

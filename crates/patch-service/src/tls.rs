@@ -570,6 +570,30 @@ pub fn is_good_at(until: Timestamp, now: Timestamp) -> bool {
     until.as_second() >= now.as_second()
 }
 
+/// Who a CA's certificate makes its lists' signer, in the way of [`CrlFacts::signer`].
+pub(crate) fn signer_of(ca: &CertificateDer<'_>) -> Result<String, TlsError> {
+    parse(ca, "ca.pem", "a CA certificate").map(|parsed| signer(&parsed))
+}
+
+/// Whether a certificate was signed with a CA's key. Names are not compared: two CAs may have the same.
+pub(crate) fn is_signed_by(certificate: &CertificateDer<'_>, ca: &CertificateDer<'_>) -> bool {
+    let (Ok((_, certificate)), Ok((_, ca))) =
+        (X509Certificate::from_der(certificate), X509Certificate::from_der(ca))
+    else {
+        return false;
+    };
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    verifies(&ca, certificate.tbs_certificate.as_ref(), &certificate.signature_value.data, &provider)
+}
+
+/// Whether a signature is one of a CA's key. An algorithm that does not fit the key fails, so trying each needs no table of
+/// identifiers.
+fn verifies(ca: &X509Certificate<'_>, what: &[u8], signature: &[u8], provider: &CryptoProvider) -> bool {
+    let key = &ca.public_key().subject_public_key.data;
+    let mut algorithms = provider.signature_verification_algorithms.all.iter();
+    algorithms.any(|algorithm| algorithm.verify_signature(key, what, signature).is_ok())
+}
+
 fn signer(ca: &X509Certificate<'_>) -> String {
     hex::encode(Sha256::digest(ca.public_key().raw))
 }
@@ -600,13 +624,7 @@ fn verify_one(
         });
     }
     let signer = issuers.iter().find(|issuer| {
-        let key = &issuer.public_key().subject_public_key.data;
-        // An algorithm that does not fit the key fails, so trying each needs no table of identifiers.
-        provider.signature_verification_algorithms.all.iter().any(|algorithm| {
-            algorithm
-                .verify_signature(key, parsed.tbs_cert_list.as_ref(), &parsed.signature_value.data)
-                .is_ok()
-        })
+        verifies(issuer, parsed.tbs_cert_list.as_ref(), &parsed.signature_value.data, provider)
     });
     let Some(signer) = signer else {
         return Err(TlsError::CrlSignature { file: file.to_owned(), ca_file: ca_file.to_owned() });

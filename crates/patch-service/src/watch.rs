@@ -22,6 +22,8 @@ use crate::notices::Notices;
 const SETTLE: Duration = Duration::from_millis(100);
 /// How many such pauses there are at most while hints go on coming.
 const SETTLE_ROUNDS: usize = 4;
+/// The largest file that is read, in bytes. Revocation lists are the longest: this one would revoke hundreds of thousands.
+pub(crate) const LARGEST: u64 = 16 << 20;
 /// A file changed this recently may change again within the clock's grain, so its time stamp proves nothing yet.
 const RECENT: Duration = Duration::from_secs(3);
 
@@ -40,7 +42,7 @@ impl FileState {
     /// Reads the file.
     #[must_use]
     pub fn read(path: &Path) -> Self {
-        match std::fs::read(path) {
+        match patch_files::read(path, LARGEST) {
             Ok(bytes) => Self::Present(bytes.into()),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Self::Missing

@@ -891,6 +891,9 @@ pub struct PolicyRun {
     pub outcome: Option<Outcome>,
     /// Why it did not end as it should.
     pub error: Option<String>,
+    /// The security fixes that it left out, as they were taken back on this host, each as `NAME=VERSION`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barred: Vec<String>,
 }
 
 /// What the agent does by itself.
@@ -905,7 +908,7 @@ pub struct PolicyState {
     pub next_run: Option<Timestamp>,
     /// The run that is at work, or the last one.
     pub last_run: Option<PolicyRun>,
-    /// When a run last ended well.
+    /// When a run last ended well that left no security fix out.
     pub last_success: Option<Timestamp>,
     /// How many runs have failed since.
     pub failures: u32,

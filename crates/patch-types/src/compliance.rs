@@ -56,11 +56,14 @@ pub struct Summary {
     pub open: usize,
     /// Not installed, and kept away by something.
     pub blocked: usize,
+    /// Of these, how many were taken back on this host, so that nothing installs them by itself.
+    #[serde(default)]
+    pub barred: usize,
     /// Patched on disk, but not known to be safe in memory.
     pub on_disk: usize,
     /// Patched on disk and safe in memory.
     pub effective: usize,
-    /// Certainly longer under way than promised.
+    /// Certainly longer under way than promised, or taken back and not installed.
     pub over_promise: usize,
     /// Of these, how many are still not installed.
     pub over_promise_open: usize,
@@ -247,7 +250,8 @@ pub enum PromiseState {
     Running,
     /// Perhaps too late: when it was published is not known well enough.
     Uncertain,
-    /// Certainly later than promised, or not installed by then.
+    /// Certainly later than promised, or not installed by then; or taken back on this host, so that nothing installs it by
+    /// itself.
     Broken,
 }
 
@@ -346,6 +350,9 @@ pub struct Evidence {
     /// Why nothing is patched through the agent at present, if root has said so.
     #[serde(default)]
     pub frozen: Option<String>,
+    /// The versions that were taken back and are not installed again by themselves.
+    #[serde(default)]
+    pub barred: Vec<InVersion>,
 }
 
 /// What still runs the old code of a package.
@@ -360,7 +367,7 @@ pub struct PackageMemory {
 }
 
 /// A package in a version.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InVersion {
     /// The package, without architecture.
     pub name: PackageName,

@@ -9,6 +9,7 @@ pub mod error;
 pub mod event;
 pub mod executor;
 pub mod job;
+pub mod logins;
 pub mod name;
 pub mod notifications;
 pub mod operation;

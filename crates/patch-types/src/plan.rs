@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     job::JobId,
     name::{Architecture, PackageName, PackageVersion},
+    rollback::TakenBack,
 };
 
 /// What happens to one package.
@@ -223,6 +224,10 @@ pub struct Plan {
     /// not be there any more when it has ended. Not part of the hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub during: Option<JobId>,
+    /// Security fixes that it is to bring and does not, since they were taken back on this host and are pinned away. Not part
+    /// of the hash.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barred: Vec<TakenBack>,
 }
 
 impl Plan {
@@ -239,6 +244,7 @@ impl Plan {
             needs_reboot: false,
             kept_back: Vec::new(),
             during: None,
+            barred: Vec::new(),
         }
     }
 

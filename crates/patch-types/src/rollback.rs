@@ -197,6 +197,7 @@ pub struct WentBack {
 /// A version that was taken back, and that is not installed again until it is cleared or superseded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TakenBack {
     /// The package, without architecture.
     pub name: PackageName,
@@ -210,6 +211,28 @@ pub struct TakenBack {
     pub at: Timestamp,
     /// Why: one sentence.
     pub reason: String,
+}
+
+impl TakenBack {
+    /// Name and version, as `linux-patch-host clear` takes them.
+    #[must_use]
+    pub fn named(&self) -> String {
+        format!("{}={}", self.name, self.version)
+    }
+
+    /// That a security fix is left out for this reason, and what root can do, in one sentence.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        format!(
+            "the security fix {} {} is not installed, since job {} took it back ({}); it comes with a newer version, or when root \
+             lets it, on the host: linux-patch-host clear {}",
+            self.name,
+            self.version,
+            self.job,
+            self.reason.trim_end_matches('.'),
+            self.named()
+        )
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Package output and descriptions come from whoever made the package. A terminal obeys some of what it is shown: it can
 //! be made to rename its window, to hide lines, to show text in another order. So escape sequences go, whole, and so do
-//! control characters and those that reorder text.
+//! control characters and those that reorder text. Where it matters what was there, as in the name of a file that somebody is
+//! to look for, they are escaped instead.
 
 use std::borrow::Cow;
 
@@ -16,6 +17,24 @@ pub fn line(text: &str) -> Cow<'_, str> {
 #[must_use]
 pub fn text(text: &str) -> Cow<'_, str> {
     clean(text, true)
+}
+
+/// One line in which nothing is left out: what a terminal would obey, and line feeds, stand there as Rust writes them in a
+/// string, such as `\u{1b}` and `\n`.
+#[must_use]
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unwelcome) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_unwelcome(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// JSON: the same value, with what a terminal might obey written as `\uXXXX`. Such characters can only stand inside
@@ -127,10 +146,17 @@ mod tests {
         assert_eq!(text("a\u{1b}]0;x\nshown\r\nlast"), "a\nshown\nlast");
     }
 
+    #[test]
+    fn what_is_escaped_is_all_there() {
+        assert_eq!(escaped("a\u{1b}[2J\r\nb\u{202e}\u{9b}"), r"a\u{1b}[2J\r\nb\u{202e}\u{9b}");
+        assert!(matches!(escaped("plain äöü \\ 漢字"), Cow::Borrowed(_)));
+    }
+
     proptest! {
         #[test]
         fn nothing_unwelcome_remains(dirty in ".*|(\\x1b|\\x9b|\\x9d|[\\[\\];0-9m\\\\ab\n\r\t\\x07\u{202e}\u{9c}]){0,40}") {
             prop_assert!(!line(&dirty).contains(is_unwelcome));
+            prop_assert!(!escaped(&dirty).contains(is_unwelcome));
             prop_assert!(!text(&dirty).contains(|c| is_unwelcome(c) && c != '\n'));
             prop_assert_eq!(line(&line(&dirty)).into_owned(), line(&dirty).into_owned());
         }

@@ -52,8 +52,23 @@ impl Milestone {
 /// Follows a job to its end and shows how it went.
 pub(crate) async fn to_end(client: &Client, out: &Output, id: JobId) -> anyhow::Result<Exit> {
     let Some(ended) = step(client, out, id).await? else { return Ok(Exit::Interrupted) };
-    out.answer(&ended.raw, |style| job::ending(style, &ended, out.verbose))?;
-    Ok(Exit::of_job(&ended))
+    Ok(told(out, &ended)?)
+}
+
+/// Follows a job that was accepted just now to its end. `None` if the user did not want to wait for it.
+pub(crate) async fn accepted(
+    client: &Client,
+    out: &Output,
+    id: JobId,
+) -> anyhow::Result<Option<Answer<Job>>> {
+    out.remark(&format!("Job {id}"));
+    step(client, out, id).await
+}
+
+/// Shows how a job ended.
+pub(crate) fn told(out: &Output, ended: &Answer<Job>) -> io::Result<Exit> {
+    out.answer(&ended.raw, |style| job::ending(style, ended, out.verbose))?;
+    Ok(Exit::of_job(ended))
 }
 
 /// Follows a job to its end on the way to something else: how it went is for the caller to say. `None` if the user did

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use patch_types::operation::{ApplyPatches, Hold, Install, PackageSpec, Remove, Rollback, Update};
-use patch_types::{ChangeOptions, ErrorCode, JobId, JobStatus, Operation, Outcome};
+use patch_types::{ChangeOptions, ErrorCode, ErrorDetail, JobId, JobStatus, Operation, Outcome};
 
 use crate::executor::{ExecutorIn, Refusal, Seen};
 use crate::packages::Packages;
@@ -169,8 +169,16 @@ impl Place {
     /// # Errors
     /// When it is not refused, or something has changed.
     pub fn refused(&self, operation: Operation, options: ChangeOptions) -> Result<ErrorCode> {
+        self.refusal(operation, options).map(|error| error.code)
+    }
+
+    /// The same, with what was said.
+    ///
+    /// # Errors
+    /// As for [`Self::refused`].
+    pub fn refusal(&self, operation: Operation, options: ChangeOptions) -> Result<ErrorDetail> {
         let before = self.state()?;
-        let code = match self.executor.change(operation, options, None) {
+        let error = match self.executor.change(operation, options, None) {
             Ok(job) => {
                 let seen = self.executor.follow(job)?;
                 let ended = seen.ended().context("no end")?;
@@ -179,15 +187,15 @@ impl Place {
                     "{ended:#?}\n{}",
                     seen.log()
                 );
-                ended.error.as_ref().context("no error")?.code
+                ended.error.clone().context("no error")?
             }
             Err(error) => match error.downcast::<Refusal>() {
-                Ok(refusal) => refusal.code,
+                Ok(refusal) => ErrorDetail::new(refusal.code, refusal.message),
                 Err(error) => return Err(error),
             },
         };
         before.assert_same(&self.state()?).context("refused, and something changed")?;
-        Ok(code)
+        Ok(error)
     }
 
     /// Writes a file of the configuration.

@@ -28,6 +28,12 @@ const RULES: &[Rule] = &[
         reason: "the root side and the network side share it",
     },
     Rule {
+        name: "patch-files",
+        may_use: &[],
+        must_not_have: &["tokio", "axum", "hyper", "reqwest", "rustls"],
+        reason: "every program opens what is configured by it",
+    },
+    Rule {
         name: "patch-policy",
         may_use: &["patch-types"],
         must_not_have: &["tokio", "axum", "hyper", "reqwest", "rustls"],
@@ -35,13 +41,13 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "patch-backends",
-        may_use: &["patch-types"],
+        may_use: &["patch-types", "patch-files"],
         must_not_have: &["tokio", "reqwest", "hyper", "axum"],
         reason: "reading is testable without root, a network or a runtime",
     },
     Rule {
         name: "patch-apply",
-        may_use: &["patch-types", "patch-backends"],
+        may_use: &["patch-types", "patch-files", "patch-backends"],
         must_not_have: &["tokio", "axum", "hyper", "reqwest"],
         reason: "the only crate that changes packages belongs to the root side",
     },
@@ -53,7 +59,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "patch-service",
-        may_use: &["patch-types", "patch-audit"],
+        may_use: &["patch-types", "patch-files", "patch-audit"],
         must_not_have: &["sqlx"],
         reason: "all servers need the same door and nothing of each other",
     },
@@ -77,13 +83,20 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "patch-notify",
-        may_use: &["patch-types"],
+        may_use: &["patch-types", "patch-files"],
         must_not_have: &["tokio", "axum", "hyper", "reqwest"],
         reason: "it sends without a runtime, from programs that have none",
     },
     Rule {
         name: "patch-executor",
-        may_use: &["patch-types", "patch-policy", "patch-backends", "patch-apply", "patch-audit"],
+        may_use: &[
+            "patch-types",
+            "patch-files",
+            "patch-policy",
+            "patch-backends",
+            "patch-apply",
+            "patch-audit",
+        ],
         must_not_have: &["tokio", "axum", "hyper", "rustls", "sqlx"],
         reason: "what runs as root is short enough to be read whole",
     },
@@ -91,6 +104,7 @@ const RULES: &[Rule] = &[
         name: "patch-host",
         may_use: &[
             "patch-types",
+            "patch-files",
             "patch-policy",
             "patch-backends",
             "patch-audit",
@@ -104,6 +118,7 @@ const RULES: &[Rule] = &[
         name: "linux-patch-api",
         may_use: &[
             "patch-types",
+            "patch-files",
             "patch-policy",
             "patch-backends",
             "patch-audit",

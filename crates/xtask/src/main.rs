@@ -7,6 +7,7 @@ mod check_deps;
 mod coverage;
 mod demo;
 mod dist;
+mod failures;
 mod fuzz;
 mod host;
 mod hostile;

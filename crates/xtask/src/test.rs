@@ -13,6 +13,7 @@ use clap::Args;
 use crate::{
     chaos, check_deps,
     dist::{self, Profile},
+    failures::Failures,
     week, workspace,
 };
 
@@ -103,8 +104,9 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
     }
     let mut count = Count::default();
     let mut ok = true;
+    let mut failures = Failures::default();
     steps.step("tests", || {
-        (count, ok) = tests(args, &packages)?;
+        (count, ok) = tests(args, &packages, &mut failures)?;
         Ok(())
     })?;
     let (mut chaos, mut week) = ("", "");
@@ -112,17 +114,20 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
         // Told at the end with all else: one failure does not hide another.
         if let Err(error) = steps.step("chaos", || chaos::sample(&packages)) {
             println!("{error:#}");
+            failures.add("chaos", &error);
             chaos = ", and chaos failed";
             ok = false;
         }
         if let Err(error) = steps.step("a week in two days", || week::sample(&packages)) {
             println!("{error:#}");
+            failures.add("the week", &error);
             week = ", and the week failed";
             ok = false;
         }
     }
     let minutes = begun.elapsed().as_secs_f64() / 60.0;
     println!("\n{}", steps.summary());
+    print!("{}", failures.summary());
     println!("The whole run took {minutes:.1} minutes.");
     println!("{} passed, {} failed, {} skipped{chaos}{week}", count.passed, count.failed, count.skipped);
     if root && count.skipped > 0 && args.filter.is_none() {
@@ -202,7 +207,7 @@ fn says_nothing(line: &str) -> bool {
         || line.starts_with("test result: ok. 0 passed; 0 failed; 0 ignored")
 }
 
-fn tests(args: &Test, packages: &std::path::Path) -> Result<(Count, bool)> {
+fn tests(args: &Test, packages: &std::path::Path, failures: &mut Failures) -> Result<(Count, bool)> {
     let mut command = Command::new(workspace::cargo());
     command
         .current_dir(workspace::root()?)
@@ -220,6 +225,7 @@ fn tests(args: &Test, packages: &std::path::Path) -> Result<(Count, bool)> {
         if !says_nothing(&line) {
             println!("{line}");
         }
+        failures.hear(&line);
         if let Some(result) = line.strip_prefix("test result: ") {
             for part in result.split(['.', ';']) {
                 let mut words = part.split_whitespace();

@@ -13,9 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use patch_service::{CrlFacts, PemInput, TlsError, VerifiedCrl, tls};
+use patch_service::{CrlFacts, PemInput, TlsError, VerifiedCrl, certificate, tls};
 use serde::{Deserialize, Serialize};
 
 use crate::config::STATE_DIR;
@@ -382,20 +381,7 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// The lists in PEM.
 fn pem(lists: &[VerifiedCrl]) -> String {
-    lists.iter().map(|list| armour(&STANDARD.encode(list.der()))).collect()
-}
-
-fn armour(base64: &str) -> String {
-    let mut text = String::from("-----BEGIN X509 CRL-----\n");
-    let mut rest = base64;
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
-        text.push_str(line);
-        text.push('\n');
-        rest = after;
-    }
-    text.push_str("-----END X509 CRL-----\n");
-    text
+    lists.iter().map(|list| certificate::crl_in_pem(list.der())).collect()
 }
 
 /// A list as a client sends it: PEM, or the DER of one list in base64.
@@ -404,11 +390,12 @@ pub(super) fn uploaded(text: &str) -> PemInput {
     let bare: String = text.split_ascii_whitespace().collect();
     let is_base64 =
         !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
-    if is_base64 { PemInput::new(name, armour(&bare)) } else { PemInput::new(name, text) }
+    if is_base64 { PemInput::new(name, certificate::armoured_crl(&bare)) } else { PemInput::new(name, text) }
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
     use jiff::{SignedDuration, Timestamp};
     use patch_service::pki;
 

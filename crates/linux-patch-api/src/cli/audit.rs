@@ -15,7 +15,7 @@ use patch_types::{
     terminal,
 };
 
-use super::{Json, exit, print};
+use super::{Json, exit, print, print_as_is, print_json};
 use crate::config;
 
 #[derive(Debug, Subcommand)]
@@ -89,8 +89,11 @@ pub(super) fn execute(root: &Path, command: &Command) -> anyhow::Result<u8> {
         Command::Verify(Verify { json, head }) => {
             let report = verified(root, *head)?;
             // Texts of the trail and names of files are the network side's, and whoever reads this may be root.
-            let text = if json.json { as_json(&report) } else { as_text(&report) };
-            print(&if json.json { terminal::json(&text) } else { text.into() })?;
+            if json.json {
+                print_json(&as_json(&report))?;
+            } else {
+                print(&as_text(&report))?;
+            }
             Ok(if report.is_intact() { exit::OK } else { exit::NOT_IN_ORDER })
         }
         Command::Acknowledge(Acknowledge { json, damage, reason }) => {
@@ -151,7 +154,7 @@ fn acknowledge(root: &Path, digest: &str, reason: &str, json: bool) -> anyhow::R
     };
     if json {
         let report = serde_json::json!({ "acknowledged": what, "intact": left.is_intact(), "problems": left.problems });
-        print(&terminal::json(&format!("{report:#}\n")))?;
+        print_json(&report)?;
     } else {
         let mut text: String =
             what.iter().map(|one| format!("acknowledged: {}\n", terminal::line(one))).collect();
@@ -279,15 +282,14 @@ fn retention(root: &Path) -> anyhow::Result<Retention> {
     Ok(Retention { keep_days, since })
 }
 
-fn as_json(report: &Report) -> String {
+fn as_json(report: &Report) -> serde_json::Value {
     let head = report.head.map(|h| serde_json::json!({ "seq": h.seq, "hash": h.hash.to_string() }));
-    let report = serde_json::json!({
+    serde_json::json!({
         "intact": report.is_intact(), "records": report.records, "first_seq": report.first.map(|f| f.seq),
         "head": head, "vouched_seq": report.vouched, "checkpoints": report.checkpoints,
         "problems": report.problems, "notes": report.notes, "damage": report.damage,
         "damage_digest": report.damage.digest(), "being_written": report.is_being_written,
-    });
-    format!("{report:#}\n")
+    })
 }
 
 fn as_text(report: &Report) -> String {
@@ -344,7 +346,8 @@ fn show_last(files: Vec<TrailFile>, show: &Show) -> anyhow::Result<u8> {
         }
         text.push('\n');
     }
-    print(&text)?;
+    // Each record was made safe, by the way that its form asks for.
+    print_as_is(&text)?;
     Ok(exit::OK)
 }
 

@@ -5,33 +5,30 @@
 //! side's to read, so these two are read as root.
 
 use std::{
-    collections::BTreeSet,
     ffi::CString,
-    fs::{self, File},
+    fs,
     io::ErrorKind,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 use nix::unistd::{User, getgrouplist};
-use patch_types::executor::DAEMON_USER;
+use patch_types::{executor::DAEMON_USER, terminal::escaped};
 use rustix::{
     fs::{Access, AtFlags, CWD, accessat},
     process::{geteuid, getuid},
     thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-use super::{exit, print};
+use super::{exit, print, print_json, reach::Reach};
 use crate::{
     certificates,
     config::{self, Settings},
 };
 
-/// The bits of a mode by which others than the owner may change something.
-const OTHERS_WRITE: u32 = 0o022;
-/// In a directory with this bit only the owner of a file may replace it.
-const STICKY: u32 = 0o1000;
+/// The longest allow list that is read, in bytes, as the service reads it.
+const MAX_LIST: u64 = 16 << 20;
 
 pub(super) fn execute(root: &Path, json: bool, configuration_only: bool) -> anyhow::Result<u8> {
     let findings = examine(root, configuration_only)?;
@@ -43,14 +40,16 @@ pub(super) fn execute(root: &Path, json: bool, configuration_only: bool) -> anyh
             "notes": findings.notes,
             "inactive": findings.inactive,
         });
-        print(&format!("{report:#}\n"))?;
+        print_json(&report)?;
     } else {
-        let mut text: String = findings.problems.iter().map(|p| format!("error: {p}\n")).collect();
+        // Names and texts of others, a line each, and all of them to be seen.
+        let lines = findings.problems.iter().map(|problem| format!("error: {}\n", escaped(problem)));
+        let mut text: String = lines.collect();
         for section in findings.inactive {
             text.push_str(&format!("note: {section} is valid, but this version does not act upon it\n"));
         }
         for note in &findings.notes {
-            text.push_str(&format!("note: {note}\n"));
+            text.push_str(&format!("note: {}\n", escaped(note)));
         }
         if valid {
             text.push_str("the configuration is valid\n");
@@ -131,40 +130,9 @@ pub(super) fn changeable(root: &Path, settings: Option<&Settings>) -> Vec<String
     }
     // A tree of whoever tries it is that one's own.
     let owner = if root == Path::new("/") { 0 } else { geteuid().as_raw() };
-    let mut examined = BTreeSet::new();
-    for file in &files {
-        // By the name that is configured, and by where links lead.
-        let real = fs::canonicalize(file).ok();
-        for path in std::iter::once(file).chain(&real) {
-            for part in path.ancestors().take_while(|part| part.starts_with(root) && *part != root) {
-                if examined.insert(part.to_owned()) {
-                    problems.extend(may_be_changed(part, owner));
-                }
-            }
-        }
-    }
+    let mut reach = Reach::new(root, owner);
+    problems.extend(files.iter().flat_map(|file| reach.problems(file)));
     problems
-}
-
-/// Whether somebody else than root, or another accepted owner, may change a file or a directory, and what to do then. What
-/// is not there is nobody's.
-fn may_be_changed(path: &Path, accepted: u32) -> Option<String> {
-    let meta = fs::symlink_metadata(path).ok()?;
-    let (what, mode) = (path.display(), meta.mode());
-    if ![0, accepted].contains(&meta.uid()) {
-        let owner = User::from_uid(nix::unistd::Uid::from_raw(meta.uid())).ok().flatten();
-        let owner = owner.map_or_else(|| format!("user {}", meta.uid()), |user| user.name);
-        // A link itself, not what it names.
-        let option = if meta.is_symlink() { "-h " } else { "" };
-        return Some(format!("{what} belongs to {owner}, who may change it: chown {option}root:root {what}"));
-    }
-    let is_safe = meta.is_symlink() || mode & OTHERS_WRITE == 0 || meta.is_dir() && mode & STICKY != 0;
-    (!is_safe).then(|| {
-        format!(
-            "{what} may be changed by others than root (its mode is {:o}): chmod go-w {what}",
-            mode & 0o7777
-        )
-    })
 }
 
 /// What the service reads itself, the key and the allow list apart.
@@ -291,7 +259,7 @@ impl Reader {
 
     fn allow_list(&self, root: &Path, problems: &mut Vec<String>) -> anyhow::Result<()> {
         let path = root.join(config::WHITELIST);
-        match self.run(|| fs::read_to_string(&path))? {
+        match self.run(|| patch_files::read_text(&path, MAX_LIST))? {
             Ok(text) => {
                 if let Err(error) = patch_service::AllowList::parse(&text, &path.display().to_string()) {
                     problems.push(error.to_string());
@@ -333,7 +301,7 @@ impl Reader {
 }
 
 pub(super) fn is_unreadable(path: &Path) -> bool {
-    File::open(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    patch_files::open(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 /// Whether the modes let the calling thread, as the user that it acts as.
@@ -343,11 +311,8 @@ fn may(path: &Path, access: Access) -> bool {
 
 /// What keeps the calling thread from reading a file, and what to do.
 fn refused(path: &Path, real: Option<&Path>, who: &str) -> Option<String> {
-    // A pipe would hold up whoever opens it; that it is no file is said where it is read.
-    if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo()) {
-        return None;
-    }
-    let error = File::open(path).err().filter(|error| error.kind() == ErrorKind::PermissionDenied)?;
+    // What is no file is told where it is read.
+    let error = patch_files::open(path).err().filter(|error| error.kind() == ErrorKind::PermissionDenied)?;
     let above = |path: &'_ Path| {
         let mut above: Vec<PathBuf> = path.ancestors().skip(1).map(Path::to_owned).collect();
         above.reverse();
@@ -439,7 +404,79 @@ mod tests {
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(problems[0].starts_with(&elsewhere.display().to_string()), "{problems:?}");
         mode(&elsewhere, 0o1777);
-        assert_eq!(changeable(root.path(), None), Vec::<String>::new(), "nobody replaces root's file there");
+        let problems = changeable(root.path(), None);
+        assert!(problems.len() == 1 && problems[0].contains("move "), "{problems:?}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_told_and_holds_nobody_up() {
+        let root = tree();
+        let replaced = |file: &str, say: &dyn Fn() -> Vec<String>| {
+            let path = root.path().join(file);
+            let text = fs::read(&path).ok();
+            drop(fs::remove_file(&path));
+            let fifo = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mkfifoat(CWD, &path, fifo).unwrap();
+            let said = say();
+            fs::remove_file(&path).unwrap();
+            if let Some(text) = text {
+                fs::write(&path, text).unwrap();
+                mode(&path, 0o644);
+            }
+            said
+        };
+        let examined = || examine(root.path(), false).unwrap().problems;
+        for file in [config::CONFIG, config::WHITELIST] {
+            let said = replaced(file, &examined);
+            let named = |said: &&String| said.contains(file) && said.contains("named pipe");
+            assert_eq!(said.iter().filter(named).count(), 1, "{said:?}");
+        }
+        // As the root side words it.
+        let said = replaced(patch_backends::ceiling::FILE, &examined);
+        assert!(said.iter().any(|said| said.contains("ceiling.yaml") && said.contains("not a")), "{said:?}");
+        // Every certificate that it names.
+        let pki = root.path().join("pki");
+        patch_service::pki::init(&pki, &["h".to_owned()], &[], &[], patch_service::pki::Existing::Keep)
+            .unwrap();
+        let configured = [
+            ("ca_cert", "ca.pem"),
+            ("server_cert", "server.pem"),
+            ("server_key", "server.key.pem"),
+            ("crl", "crl.pem"),
+        ];
+        let lines = configured.map(|(key, file)| format!("  {key}: /pki/{file}\n"));
+        let path = root.path().join(config::CONFIG);
+        fs::write(&path, format!("tls:\n{}", lines.concat())).unwrap();
+        let settings = config::load(root.path()).unwrap();
+        let certificates = || {
+            let mut found = Findings::default();
+            Reader { service: None }.certificates(&settings, &mut found).unwrap();
+            found.problems
+        };
+        assert_eq!(certificates(), Vec::<String>::new());
+        for (_, file) in configured {
+            let said = replaced(&format!("pki/{file}"), &certificates);
+            assert!(said.len() == 1 && said[0].contains(file) && said[0].contains("named pipe"), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_instead() {
+        let root = tree();
+        fs::write(
+            root.path().join(config::CONFIG),
+            "server: {\"a\\e[2J\\nthe configuration is valid\": 1}\n",
+        )
+        .unwrap();
+        let problems = examine(root.path(), false).unwrap().problems;
+        let said: String = problems.iter().map(|problem| format!("error: {}\n", escaped(problem))).collect();
+        assert!(problems.iter().any(|problem| problem.contains('\u{1b}')), "it is in there: {problems:?}");
+        assert!(
+            said.contains(r"\u{1b}[2J\nthe")
+                && !said.contains('\u{1b}')
+                && said.lines().count() == problems.len(),
+            "{said}"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use patch_service::pki::{self, Existing};
 use patch_types::{api::Job, terminal};
 use serde::Deserialize;
 
-use super::{exit, print};
+use super::{exit, print, print_json};
 use crate::{
     audit,
     config::{LOG_DIR, STATE_DIR},
@@ -57,8 +57,7 @@ pub(super) fn jobs(root: &Path, limit: usize, json: bool) -> anyhow::Result<u8> 
     let total = jobs.len();
     jobs.truncate(limit);
     if json {
-        let report = serde_json::json!({ "jobs": jobs, "total": total, "damaged": damaged });
-        print(&format!("{report:#}\n"))?;
+        print_json(&serde_json::json!({ "jobs": jobs, "total": total, "damaged": damaged }))?;
         return Ok(exit::OK);
     }
     let mut rows = vec![["ID", "KIND", "STATUS", "OUTCOME", "CREATED", "BY", "ERROR"].map(str::to_owned)];
@@ -84,12 +83,15 @@ pub(super) fn jobs(root: &Path, limit: usize, json: bool) -> anyhow::Result<u8> 
     Ok(exit::OK)
 }
 
-/// Columns as wide as their widest cell; the last one as it comes.
+/// Columns as wide as their widest cell; the last one as it comes. What stands in the cells is the network side's and the
+/// packages', and whoever reads this may be root.
 fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| terminal::line(cell).into_owned())).collect();
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells: Vec<String> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
@@ -124,8 +126,7 @@ pub(super) fn status(root: &Path, json: bool) -> anyhow::Result<u8> {
             "trail_set_aside": set_aside.as_ref().ok().map(|aside| &aside.files),
             "acknowledgements_error": set_aside.as_ref().ok().and_then(|aside| aside.unread.as_ref()),
         });
-        // Names of files are the network side's, and whoever reads this may be root.
-        print(&terminal::json(&format!("{report:#}\n")))?;
+        print_json(&report)?;
         return Ok(exit::OK);
     }
     let trail = match &set_aside {

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::CommandFactory as _;
 use patch_manual::{Manual, Shell};
 
-use super::{Cli, exit, print};
+use super::{Cli, exit, print_as_is};
 
 const MANUAL: Manual = Manual {
     section: "8",
@@ -51,7 +51,7 @@ const MANUAL: Manual = Manual {
 };
 
 pub(super) fn completions(shell: Shell) -> anyhow::Result<u8> {
-    print(&patch_manual::completions(Cli::command(), shell))?;
+    print_as_is(&patch_manual::completions(Cli::command(), shell))?;
     Ok(exit::OK)
 }
 
@@ -63,7 +63,7 @@ pub(super) fn man(command: Option<&str>, directory: Option<&Path>) -> anyhow::Re
     }
     let page = patch_manual::page(Cli::command(), &MANUAL, command)?
         .with_context(|| format!("there is no command {}", command.unwrap_or_default()))?;
-    print(&page)?;
+    print_as_is(&page)?;
     Ok(exit::OK)
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use patch_backends::ceiling;
 use patch_types::terminal;
 
-use super::{check, exit, print};
+use super::{check, exit, print, print_json};
 use crate::{
     config,
     control::{self, Report},
@@ -20,7 +20,7 @@ pub(super) fn execute(root: &Path, json: bool) -> anyhow::Result<u8> {
         if let Some(fields) = value.as_object_mut() {
             fields.insert("notes".to_owned(), notes.into());
         }
-        print(&terminal::json(&format!("{value:#}\n")))?;
+        print_json(&value)?;
     } else {
         let notes: String = notes.iter().map(|note| format!("note: {}\n", terminal::line(note))).collect();
         print(&format!("{}{notes}", text(&report)))?;
@@ -38,8 +38,15 @@ fn notes(root: &Path) -> Vec<String> {
     notes
 }
 
-fn text(Report { changes, earlier, problems, shut_out }: &Report) -> String {
+fn text(Report { changes, earlier, forgotten, problems, shut_out }: &Report) -> String {
     let mut text = String::new();
+    if *forgotten > 0 {
+        let (what, these) = if *forgotten == 1 { ("change", "it") } else { ("changes", "them") };
+        text.push_str(&format!(
+            "config reload: in effect already: {forgotten} earlier {what}; linux-patch-api audit show has {these}, with --kind \
+             config_changed and --kind allow_list_changed\n"
+        ));
+    }
     for change in earlier {
         text.push_str(&format!("config reload: in effect already since {}\n", terminal::line(change)));
     }
@@ -78,6 +85,14 @@ mod tests {
         let earlier =
             report(|report| report.earlier.push("2026-01-01T00:00:00Z: whitelist: added 10.0.0.5".into()));
         assert!(earlier.contains("already since 2026") && !earlier.contains("the same"), "{earlier}");
+        let many = report(|report| {
+            report.forgotten = 3;
+            report.earlier.push("2026-01-01T00:00:00Z: x".into());
+        });
+        assert!(many.starts_with("config reload: in effect already: 3 earlier changes; "), "{many}");
+        assert_eq!(many.lines().count(), 2, "{many}");
+        let one = report(|report| report.forgotten = 1);
+        assert!(one.contains("1 earlier change; linux-patch-api audit show has it,"), "{one}");
         let refused = report(|report| report.problems.push("line 2".into()));
         assert!(refused.contains("what ran before goes on: line 2"), "{refused}");
     }

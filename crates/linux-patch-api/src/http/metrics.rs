@@ -109,6 +109,7 @@ struct Scraped {
     upgradable: Gauge,
     security: Gauge,
     fixes: Family<StateLabel, Gauge>,
+    fixes_barred: Gauge,
     fixes_over_promise: Gauge,
     fixes_uncertain: Gauge,
     last_good_look: Gauge,
@@ -237,6 +238,11 @@ impl Default for Metrics {
         registry.register("packages_upgradable", "Packages with an update", s.upgradable.clone());
         registry.register("packages_security", "Packages with a security update", s.security.clone());
         registry.register("fixes", "Security fixes by state, as in GET /compliance", s.fixes.clone());
+        registry.register(
+            "fixes_barred",
+            "Security fixes that are not installed, since they were taken back on this host",
+            s.fixes_barred.clone(),
+        );
         registry.register(
             "fixes_over_promise",
             "Security fixes that certainly took or take longer than promised",
@@ -430,6 +436,7 @@ impl Metrics {
         ] {
             s.fixes.get_or_create(&StateLabel { state: state.as_str() }).set(signed(count as u64));
         }
+        s.fixes_barred.set(signed(fixes.barred as u64));
         s.fixes_over_promise.set(signed(fixes.over_promise as u64));
         s.fixes_uncertain.set(signed(fixes.uncertain as u64));
         s.last_good_look.set(app.compliance().last_good_look().map_or(0, Timestamp::as_second));

@@ -107,17 +107,21 @@ impl Memory {
             status: None,
             outcome: None,
             error: Some(error.to_owned()),
+            barred: Vec::new(),
         });
     }
 
-    /// The job of the run has ended.
-    pub(super) fn ended(&mut self, job: &Job, now: Timestamp) {
+    /// The job of the run has ended, and left these security fixes out. Then it is no failure, which would be tried again soon,
+    /// and no success either.
+    pub(super) fn ended(&mut self, job: &Job, barred: Vec<String>, now: Timestamp) {
         let Some(running) = self.running.take() else { return };
         let ended = job.completed_at.unwrap_or(now);
         self.last_attempt = Some(running.began);
         self.failures = match job.status {
             JobStatus::Completed => {
-                self.last_success = Some(ended);
+                if barred.is_empty() {
+                    self.last_success = Some(ended);
+                }
                 0
             }
             // Whoever called it off does not want it to begin again at once. One that never had its turn is a failure, whether
@@ -136,6 +140,7 @@ impl Memory {
             status: Some(job.status),
             outcome: job.outcome,
             error: job.error_detail.as_ref().map(|error| error.message.clone()).or_else(|| job.error.clone()),
+            barred,
         });
     }
 }

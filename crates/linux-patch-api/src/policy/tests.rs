@@ -123,6 +123,55 @@ async fn each_opening_has_one_run_and_what_is_decided_is_said_once() {
 }
 
 #[tokio::test]
+async fn a_run_that_leaves_a_fix_out_is_no_success_and_no_failure() {
+    let root = Root::new();
+    let mut daemon = Daemon::new(&root, NIGHTLY, "2026-01-01T00:00:00Z").await;
+    let mut successes = Vec::new();
+    for (night, barred) in
+        [("2026-01-01", false), ("2026-01-02", true), ("2026-01-03", true), ("2026-01-04", false)]
+    {
+        let state = daemon.look_at(&format!("{night}T02:00:00Z")).await;
+        let id = state.last_run.as_ref().unwrap().job_id.unwrap();
+        root.begun(id).await;
+        let mut plan = patch_types::Plan::of(Vec::new());
+        if barred {
+            plan.barred.push(TakenBack {
+                name: "openssl".parse().unwrap(),
+                architecture: "amd64".parse().unwrap(),
+                version: "3.0.15".parse().unwrap(),
+                job: id,
+                at: at("2025-12-31T00:00:00Z"),
+                reason: "nobody confirmed it".to_owned(),
+            });
+        }
+        root.emit(id, patch_types::EventKind::Planned { plan });
+        daemon.end(&root, &state, JobStatus::Completed, Outcome::Unchanged).await;
+        let done = daemon.look_at(&format!("{night}T02:10:00Z")).await;
+        let run = done.last_run.unwrap();
+        assert_eq!((run.status, done.failures), (Some(JobStatus::Completed), 0), "{night}");
+        let trouble = daemon.app.policy().trouble.clone();
+        let success = done.last_success.unwrap();
+        if barred {
+            assert_eq!(run.barred, ["openssl=3.0.15"], "{night}");
+            assert!(trouble.unwrap().contains("taken back on this host: openssl=3.0.15;"), "{night}");
+        } else {
+            assert_eq!((run.barred.len(), trouble), (0, None), "{night}");
+        }
+        daemon.restart();
+        let kept = daemon.look_at(&format!("{night}T02:20:00Z")).await;
+        assert_eq!(
+            (kept.last_success, kept.last_run.unwrap().barred.len()),
+            (Some(success), usize::from(barred))
+        );
+        successes.push(success);
+    }
+    assert!(
+        successes[0] == successes[1] && successes[1] == successes[2] && successes[2] < successes[3],
+        "{successes:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_failure_is_tried_again_later_and_not_after_the_window() {
     let root = Root::new();
     let mut daemon = Daemon::new(&root, NIGHTLY, "2026-01-01T00:00:00Z").await;

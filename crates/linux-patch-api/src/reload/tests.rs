@@ -128,6 +128,21 @@ async fn a_changed_file_is_in_force_and_recorded_and_the_same_again_is_silent() 
 }
 
 #[tokio::test]
+async fn what_has_changed_too_often_to_be_told_is_counted() {
+    let mut house = House::new(Some("server: {timeout: 30}\n")).await;
+    let path = house.root.path().join(config::CONFIG);
+    for round in 1..=MAX_UNTOLD + 3 {
+        house.put(&format!("server: {{timeout: {}}}\n", 30 + round));
+        house.reloader.read(std::slice::from_ref(&path)).await;
+    }
+    let told = house.reloader.reload().await;
+    assert_eq!((told.earlier.len(), told.forgotten), (MAX_UNTOLD, 3), "{told:?}");
+    assert!(told.earlier[0].contains("33 s -> 34 s"), "the oldest are left out: {told:?}");
+    assert_eq!(house.records("config_changed").len(), told.earlier.len() + told.forgotten);
+    assert_eq!(house.reloader.reload().await, Report::default(), "it is told once");
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_refused_whole_and_what_ran_goes_on() {
     let mut house = House::new(Some("server: {timeout: 30}\n")).await;
     let before = Arc::clone(&house.reloader.settings);
@@ -177,6 +192,27 @@ async fn what_is_wrong_is_refused_whole_and_what_ran_goes_on() {
     house.read().await;
     assert_eq!((house.refused(), house.reloader.running.app.config_refused()), (None, None));
     assert!(house.records("config_changed").is_empty());
+}
+
+#[tokio::test]
+async fn a_pipe_in_place_of_a_configured_file_is_refused_and_waited_for_by_nobody() {
+    let mut house = House::new(Some("server: {timeout: 30}\n")).await;
+    let pipe = |path: &Path| {
+        let new = path.with_extension("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &new, rustix::fs::Mode::RUSR).unwrap();
+        fs::rename(new, path).unwrap();
+    };
+    pipe(&house.root.path().join(config::CONFIG));
+    house.read().await;
+    assert!(house.refused().unwrap().contains("named pipe"), "{:?}", house.refused());
+    house.put("server: {timeout: 31}\n");
+    house.read().await;
+    assert_eq!(house.refused(), None);
+    pipe(&house.root.path().join("etc/linux_patch_api/certs/crl.pem"));
+    house.read().await;
+    let report = house.reloader.reload().await;
+    assert!(report.problems.iter().any(|problem| problem.contains("named pipe")), "{report:?}");
+    assert_eq!(house.reloader.settings.timeout, Duration::from_secs(31));
 }
 
 #[tokio::test]

@@ -296,6 +296,35 @@ fn acknowledgements_are_written_whole_and_no_more_than_are_read() {
 }
 
 #[test]
+fn what_was_set_aside_and_cannot_be_opened_is_named_and_the_rest_is_read() {
+    let place = Place::new();
+    let log = place.open();
+    log.record(event("one")).unwrap();
+    log.close();
+    let aside = |stamp: &str| place.dir.path().join(format!("audit.log.set-aside-{stamp}"));
+    fs::write(aside("20261120T000000Z"), "rubbish\n").unwrap();
+    // Whoever runs this can read every file, but nobody opens these: a link, a directory, a pipe.
+    std::os::unix::fs::symlink("audit.log", aside("20261121T000000Z")).unwrap();
+    fs::create_dir(aside("20261122T000000Z")).unwrap();
+    let fifo = rustix::fs::Mode::RUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, aside("20261123T000000Z"), fifo).unwrap();
+    assert_eq!(patch_audit::set_aside(&place.path()).len(), 4, "none of them is overlooked");
+    let report = examine(&place.path(), &Known::default()).unwrap();
+    assert_eq!(report.records, 1);
+    for (stamp, said) in [
+        ("20261120", "it holds no record"),
+        ("20261121", "cannot be opened"),
+        ("20261122", "cannot be opened"),
+        ("20261123", "cannot be opened"),
+    ] {
+        let named = |problem: &&String| problem.contains(stamp) && problem.contains(said);
+        assert_eq!(report.problems.iter().filter(named).count(), 1, "{stamp}: {report:?}");
+    }
+    // What cannot be looked at is nothing to acknowledge.
+    assert_eq!(report.damage.files.len(), 1);
+}
+
+#[test]
 fn what_was_set_aside_is_taken_as_it_lies_there() {
     let place = Place::new();
     let log = place.open();

@@ -6,6 +6,8 @@
 
 use patch_types::{ErrorCode, ErrorDetail, Operation};
 
+use super::words;
+
 /// What was being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OperationKind {
@@ -42,9 +44,6 @@ impl From<&Operation> for OperationKind {
 /// Of so many packages a message says what they miss.
 const FEW: usize = 5;
 
-/// The most of the tool's words that a message repeats, in characters.
-const MAX_WORDS: usize = 1500;
-
 /// Classifies a failed run by its exit code (none if a signal ended it) and its output, stderr included. `details` of
 /// the result hold `exit_code`, `packages` (those that the tool names) and, of a failing maintainer script, `script` and
 /// `script_status`.
@@ -52,6 +51,8 @@ const MAX_WORDS: usize = 1500;
 /// It is also of use for `apt-get update`, which exits with 0 when it could not fetch something.
 #[must_use]
 pub fn classify(exit: Option<i32>, output: &str, kind: OperationKind) -> ErrorDetail {
+    let output = words::foreign(output);
+    let output = output.as_str();
     let words = Words::of(output);
     let scripts = failed_scripts(output);
     let rule = RULES.iter().find(|rule| rule.applies(&words, output));
@@ -101,7 +102,7 @@ pub fn classify(exit: Option<i32>, output: &str, kind: OperationKind) -> ErrorDe
         };
     }
     let mut detail =
-        ErrorDetail::new(code, format!("{}. Next: {next}.", shortened(&said).trim_end_matches('.')))
+        ErrorDetail::new(code, format!("{}. Next: {next}.", words::quoted(&said).trim_end_matches('.')))
             .with("exit_code", exit);
     if !packages.is_empty() {
         let mut distinct: Vec<String> = Vec::new();
@@ -473,13 +474,6 @@ fn failed_packages(output: &str) -> Vec<String> {
 fn last_lines(output: &str, count: usize) -> Vec<String> {
     let lines: Vec<&str> = output.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     lines[lines.len().saturating_sub(count)..].iter().map(|l| (*l).to_owned()).collect()
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MAX_WORDS) {
-        Some((end, _)) => format!("{} …", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -183,6 +183,20 @@ proptest! {
 }
 
 #[test]
+fn what_is_repeated_is_plain_and_without_passwords() {
+    let output = "The following packages have unmet dependencies:\n\taa\u{1b}]0;x\u{7} : Depends: bb\nE: Unmet \u{1b}[31mdependencies\nE: \
+                  Failed to fetch https://me:s3cret@h/x\n";
+    let error = classify(Some(100), output, OperationKind::Install);
+    let text = serde_json::to_string(&error).unwrap();
+    assert!(
+        !text.contains("s3cret") && !text.contains("u001b") && text.contains("https://***@h/x"),
+        "{text}"
+    );
+    let error = classify(Some(100), "last https://me:s3cret@h\u{9b}2J words\n", OperationKind::Install);
+    assert!(error.message.starts_with("last https://***@h words."), "{error:?}");
+}
+
+#[test]
 fn a_wall_of_unmet_dependencies_is_cut_and_counted() {
     let wall: String = (0..40)
         .map(|n| format!(" aa{n} : Depends: bb but it is not going to be installed\n        Depends: cc\n"))

@@ -16,6 +16,7 @@ use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 use patch_types::{
     Architecture, PackageName, PackageVersion,
     compliance::{AppliedBy, LoggedChange, RunResult, UnattendedRun},
+    logins,
 };
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -193,7 +194,7 @@ pub fn unattended(text: &[u8], zone: &TimeZone) -> Vec<UnattendedRun> {
         }
         let is_error = matches!(level, "ERROR" | "CRITICAL");
         if (is_error || level == "WARNING") && run.problems.len() < MOST_PROBLEMS {
-            run.problems.push(shown(message.as_bytes()));
+            run.problems.push(shown(logins::hidden(message).as_bytes()));
         }
         if is_error {
             run.result = RunResult::Failed;

@@ -9,7 +9,7 @@
 //! | [`fixes`], [`logs`] | which security fixes concern the host; what came of them |
 //! | [`simulate`], [`policy`] | what apt's solver and policy printed |
 //! | [`versions`], [`relations`] | version order; dependencies |
-//! | [`mod@classify`] | what a failed run means |
+//! | [`mod@classify`], [`words`] | what a failed run means; what of its words may be repeated |
 //!
 //! [`groups`](groups()) splits a plan into parts that do not need each other.
 //!
@@ -35,6 +35,7 @@ pub mod simulate;
 pub mod status;
 pub mod versions;
 pub mod why_not;
+pub mod words;
 
 use std::path::{Path, PathBuf};
 

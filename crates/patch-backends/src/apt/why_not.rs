@@ -13,7 +13,7 @@ use super::{
     policy::{Policy, PolicyVersion},
     simulate::{Simulation, Verb},
     status::Installed,
-    versions,
+    versions, words,
 };
 
 /// Indexes that are older than this are named as a cause.
@@ -312,7 +312,7 @@ fn kept_back(name: &PackageName, reason: &str, evidence: &Evidence<'_>) -> Cause
             .map(|u| format!("{}: {}", u.package, u.problem))
             .chain(alone.errors.clone())
             .collect();
-        message = format!("{message}. apt says: {}", problems.join("; "));
+        message = format!("{message}. apt says: {}", words::quoted(&problems.join("; ")));
         "wait until the archives are consistent again, or add the archive that has what is missing; then refresh the \
          indexes: POST /api/v1/patches/refresh"
             .to_owned()

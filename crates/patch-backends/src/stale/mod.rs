@@ -383,11 +383,7 @@ pub fn shown(bytes: &[u8]) -> String {
                 return text;
             }
             count += 1;
-            if patch_types::terminal::line(c.encode_utf8(&mut [0; 4])) == c.encode_utf8(&mut [0; 4]) as &str {
-                text.push(c);
-            } else {
-                text.extend(c.escape_default());
-            }
+            text.push_str(&patch_types::terminal::escaped(c.encode_utf8(&mut [0; 4])));
         }
         for byte in chunk.invalid() {
             if count == SHOWN {

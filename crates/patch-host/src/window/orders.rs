@@ -17,6 +17,7 @@ use patch_types::{
 };
 
 use super::machine::Machine;
+use crate::screen::aside;
 
 /// The freeze file unless that names another one.
 const FREEZE: &str = "/etc/linux_patch_api/freeze";
@@ -94,7 +95,7 @@ impl Machine {
         match ceiling::load(&self.root).and_then(|limits| admits(&limits, &self.root, order.force)) {
             Ok(()) => true,
             Err(why) => {
-                eprintln!("linux-patch-host: the order of job {} is not carried out: {why}", order.job);
+                aside(&format!("the order of job {} is not carried out: {why}", order.job));
                 false
             }
         }
@@ -141,18 +142,15 @@ impl Machine {
                         && self.order_file(order.job, OVER).exists() =>
                 {
                     if let Err(error) = fs::remove_file(&path) {
-                        eprintln!(
-                            "linux-patch-host: {} is over and cannot be removed: {error}",
-                            path.display()
-                        );
+                        aside(&format!("{} is over and cannot be removed: {error}", path.display()));
                     }
                 }
                 Ok(order) if path == self.order_file(order.job, suffix) => orders.push(order),
                 Ok(order) => {
-                    eprintln!("linux-patch-host: {} is the order of job {}", path.display(), order.job);
+                    aside(&format!("{} is the order of job {}", path.display(), order.job));
                 }
                 // It was taken back at this moment, or is damaged: nothing is rebooted for it.
-                Err(error) => eprintln!("linux-patch-host: {} is passed over: {error:#}", path.display()),
+                Err(error) => aside(&format!("{} is passed over: {error:#}", path.display())),
             }
         }
         orders.sort_by_key(|order| order.job);

@@ -3,9 +3,9 @@
 //! What they name is run as root, so whoever could write them would be root: they must be root's alone.
 
 use std::{
-    fs::{File, Metadata},
+    fs::Metadata,
     io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -314,9 +314,7 @@ fn an_hour() -> u32 {
 /// A file's text, if it is there and nobody but whoever runs this (who is root) can write it.
 pub(crate) fn read_trusted(path: &Path) -> anyhow::Result<Option<String>> {
     let unreadable = || format!("{} cannot be read", path.display());
-    // A named pipe would be waited for otherwise.
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = match File::options().read(true).custom_flags(flags).open(path) {
+    let file = match patch_files::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(unreadable),
@@ -333,9 +331,7 @@ pub(crate) fn read_trusted(path: &Path) -> anyhow::Result<Option<String>> {
 
 fn distrusted(meta: &Metadata) -> Option<&'static str> {
     let me = rustix::process::geteuid().as_raw();
-    if !meta.is_file() {
-        Some("it is not a file")
-    } else if meta.uid() != me && meta.uid() != 0 {
+    if meta.uid() != me && meta.uid() != 0 {
         Some("it does not belong to root; chown root it")
     } else if meta.mode() & 0o022 != 0 {
         Some("others than root can write it; chmod go-w it")
@@ -450,6 +446,7 @@ mod tests {
         assert!(error.contains("chmod go-w"), "{error}");
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(Settings::load(root.path()).unwrap_err().to_string().contains("not a file"));
+        let error = format!("{:#}", Settings::load(root.path()).unwrap_err());
+        assert!(error.contains("not a regular file"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ use super::{
     settings::Settings,
     state::{Back, Pending, Phase, State, Told},
 };
+use crate::screen::aside;
 
 const LOCK: &str = "reboot-window.lock";
 
@@ -185,7 +186,7 @@ impl Tick<'_> {
         let report = RebootReport { is_rebooted, is_well, what: what.to_owned() };
         // What was done was done, whether or not anybody can be told.
         if let Err(error) = self.machine.report(order, &report) {
-            eprintln!("linux-patch-host: job {} is not told: {error:#}", order.job);
+            aside(&format!("job {} is not told: {error:#}", order.job));
         }
     }
 
@@ -193,7 +194,7 @@ impl Tick<'_> {
     fn put_back(&self, order: &RebootOrder) {
         // Taking back what was done for the reboot goes before this, and a later look finds the order.
         if let Err(error) = self.machine.put_back(order) {
-            eprintln!("linux-patch-host: the order of job {} is not put back: {error:#}", order.job);
+            aside(&format!("the order of job {} is not put back: {error:#}", order.job));
         }
     }
 

@@ -6,7 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use patch_client::{Answer, Client, Error, Submit};
 use patch_types::{
-    ErrorCode, JobId, PackageName, Plan, PlanHash,
+    ErrorCode, JobId, JobStatus, Outcome, PackageName, Plan, PlanHash,
     api::{ApplyRequest, InstallRequest, Job, RebootRequest, RemoveRequest, RollbackRequest, UpdateRequest},
 };
 
@@ -55,14 +55,15 @@ impl Change {
         }
     }
 
-    fn approve(&mut self, hash: PlanHash) {
+    /// Has the request carry the hash of the approved plan; without one it is a request as it was typed.
+    fn approve(&mut self, hash: Option<PlanHash>) {
         let place = match self {
             Self::Install(request) => &mut request.options.if_plan,
             Self::Update(_, request) => &mut request.if_plan,
             Self::Remove(_, request) => &mut request.if_plan,
             Self::Apply(request) => &mut request.if_plan,
         };
-        *place = Some(hash);
+        *place = hash;
     }
 
     fn is_rehearsed(&self) -> bool {
@@ -103,10 +104,23 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
         return ask(context, change, planned.into_data(), args.detach).await;
     }
     if let Some(hash) = args.if_plan {
-        change.approve(hash);
+        change.approve(Some(hash));
     }
     match change.submit(client).await {
-        Ok(job) => accepted(context, &job, args.detach).await,
+        Ok(job) if args.detach => accepted(context, &job, true).await,
+        Ok(job) => {
+            let Some(ended) = follow::accepted(client, out, job.job_id).await? else {
+                return Ok(Exit::Interrupted);
+            };
+            let exit = follow::told(out, &ended)?;
+            if let Some(now) = ended.plan.as_ref().filter(|_| has_drifted(&ended)) {
+                out.remark(&format!(
+                    "The plan when it was its turn:\n{}",
+                    plan::plan(&out.style, now).trim_end()
+                ));
+            }
+            Ok(exit)
+        }
         Err(error) => {
             if let Some(now) = drifted(&error) {
                 out.remark(&different(&error));
@@ -144,7 +158,8 @@ fn to_wait_for(during: Option<JobId>, waited_for: &[JobId]) -> Option<JobId> {
     during.filter(|job| waited_for.len() < MOST_WAITS && !waited_for.contains(job))
 }
 
-/// Asks whether to carry out a plan that was shown. If it is outdated by then, shows what is different and asks again.
+/// Asks whether to carry out a plan that was shown. If it is outdated by then, or when it is its turn, shows what is different
+/// and asks again.
 async fn ask(context: &Context, mut change: Change, mut plan: Plan, detach: bool) -> anyhow::Result<Exit> {
     let Context { client, out } = context;
     loop {
@@ -155,9 +170,22 @@ async fn ask(context: &Context, mut change: Change, mut plan: Plan, detach: bool
             out.remark("Nothing was changed.");
             return Ok(Exit::Stopped);
         }
-        change.approve(plan.hash.clone());
+        change.approve(Some(plan.hash.clone()));
         match change.submit(client).await {
-            Ok(job) => return accepted(context, &job, detach).await,
+            Ok(job) if detach => return accepted(context, &job, true).await,
+            Ok(job) => {
+                let Some(ended) = follow::accepted(client, out, job.job_id).await? else {
+                    return Ok(Exit::Interrupted);
+                };
+                if !has_drifted(&ended) {
+                    return Ok(follow::told(out, &ended)?);
+                }
+                out.remark("Nothing was changed: when it was this change's turn the plan was another one.");
+                change.approve(None);
+                let Some(now) = planned(context, &change).await? else { return Ok(Exit::Interrupted) };
+                out.print(&plan::difference(&out.style, &plan, &now))?;
+                plan = now.into_data();
+            }
             Err(error) => {
                 let Some(now) = drifted(&error) else { return Err(error.into()) };
                 out.remark("Nothing was changed: the plan is another one by now.");
@@ -176,6 +204,13 @@ fn drifted(error: &Error) -> Option<Plan> {
         }
         _ => None,
     }
+}
+
+/// Whether a job found another plan than the approved one when it was its turn, and did nothing for that reason.
+fn has_drifted(job: &Job) -> bool {
+    job.status == JobStatus::Failed
+        && job.outcome.is_none_or(|outcome| outcome == Outcome::Unchanged)
+        && job.error_detail.as_ref().is_some_and(|error| error.code == ErrorCode::PlanDrift)
 }
 
 /// What is different from the approved plan, a line a package, if the agent remembers that one.
@@ -308,8 +343,8 @@ async fn accepted(context: &Context, job: &Answer<Job>, detach: bool) -> anyhow:
         out.answer(&job.raw, |_| job.job_id.to_string())?;
         return Ok(Exit::Done);
     }
-    out.remark(&format!("Job {}", job.job_id));
-    follow::to_end(client, out, job.job_id).await
+    let Some(ended) = follow::accepted(client, out, job.job_id).await? else { return Ok(Exit::Interrupted) };
+    Ok(follow::told(out, &ended)?)
 }
 
 #[cfg(test)]
@@ -368,6 +403,21 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_did_something_else_has_not_drifted() {
+        use crate::render::job::tests::job;
+        let ended = |status, outcome, code| Job {
+            outcome,
+            error_detail: Some(patch_types::ErrorDetail::new(code, "x")),
+            ..job(status)
+        };
+        assert!(has_drifted(&ended(JobStatus::Failed, Some(Outcome::Unchanged), ErrorCode::PlanDrift)));
+        assert!(has_drifted(&ended(JobStatus::Failed, None, ErrorCode::PlanDrift)));
+        assert!(!has_drifted(&ended(JobStatus::Failed, Some(Outcome::RolledBack), ErrorCode::PlanDrift)));
+        assert!(!has_drifted(&ended(JobStatus::Failed, Some(Outcome::Unchanged), ErrorCode::LockTimeout)));
+        assert!(!has_drifted(&ended(JobStatus::Completed, Some(Outcome::Unchanged), ErrorCode::PlanDrift)));
+    }
+
+    #[test]
     fn a_drift_tells_what_is_different_if_the_agent_does() {
         let error = |difference: serde_json::Value| Error::Api {
             status: 409,
@@ -389,8 +439,13 @@ mod tests {
     #[test]
     fn an_approved_plan_goes_with_the_request() {
         let mut change = Change::Apply(ApplyRequest::default());
-        change.approve(PlanHash::of(&[]));
-        let Change::Apply(request) = change else { panic!("apply") };
-        assert_eq!(request.if_plan, Some(PlanHash::of(&[])));
+        change.approve(Some(PlanHash::of(&[])));
+        let approved = |change: &Change| match change {
+            Change::Apply(request) => request.if_plan.clone(),
+            _ => panic!("apply"),
+        };
+        assert_eq!(approved(&change), Some(PlanHash::of(&[])));
+        change.approve(None);
+        assert_eq!(approved(&change), None);
     }
 }

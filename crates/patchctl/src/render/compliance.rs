@@ -46,10 +46,11 @@ pub(crate) fn report(style: &Style, report: &Compliance) -> String {
     }
     let summary = &report.summary;
     text.push_str(&format!(
-        "{}: {} to be installed, {} blocked, {} on disk only, {} effective; {} over the promise of {} hours, {} perhaps\n",
+        "{}: {} to be installed, {} blocked{}, {} on disk only, {} effective; {} over the promise of {} hours, {} perhaps\n",
         if summary.fixes == 1 { "1 security fix".to_owned() } else { format!("{} security fixes", summary.fixes) },
         summary.open,
         summary.blocked,
+        if summary.barred > 0 { format!(" ({} taken back)", summary.barred) } else { String::new() },
         summary.on_disk,
         summary.effective,
         summary.over_promise,

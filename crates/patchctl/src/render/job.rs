@@ -89,6 +89,11 @@ pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
         text.push('\n');
         text.push_str(&results(style, &job.results));
     }
+    if let Some(value) = job.plan.as_ref().filter(|value| !job.results.is_empty() || value.is_empty())
+        && !value.barred.is_empty()
+    {
+        text.push_str(&format!("\n{}", plan::barred(value)));
+    }
     if let Some(report) = &job.rehearsal {
         text.push_str(&format!("\n{}", rehearsal(report)));
     }
@@ -155,11 +160,15 @@ pub(crate) fn ending(style: &Style, job: &Job, logged: bool) -> String {
     if let Some(error) = &job.error {
         text.push_str(&error_text(job, error));
     }
+    let barred = job.plan.as_ref().map_or_else(String::new, plan::barred);
+    text.push_str(&barred);
     if let Some(reboot) = &job.reboot {
         text.push_str(&format!("Reboot: {}\n", clean::line(&reboot.message)));
     }
     let outcome = match job.outcome {
-        Some(Outcome::Unchanged) if job.status == JobStatus::Completed && job.rehearsal.is_some() => {
+        Some(Outcome::Unchanged)
+            if job.status == JobStatus::Completed && (job.rehearsal.is_some() || !barred.is_empty()) =>
+        {
             ": nothing was changed".to_owned()
         }
         Some(Outcome::Unchanged) if job.status == JobStatus::Completed => {
@@ -342,6 +351,29 @@ pub(crate) mod tests {
             "error_detail": null, "exit_code": null, "results": [], "last_seq": 0,
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_fix_that_is_left_out_is_not_called_nothing_to_do() {
+        let mut plan = patch_types::Plan::of(Vec::new());
+        plan.barred.push(patch_types::TakenBack {
+            name: "openssl".parse().unwrap(),
+            architecture: "amd64".parse().unwrap(),
+            version: "3.0.15".parse().unwrap(),
+            job: "01890000-0000-7000-8000-000000000009".parse().unwrap(),
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            reason: "it failed\u{1b}[2J.".to_owned(),
+        });
+        let mut job = job(JobStatus::Completed);
+        job.outcome = Some(Outcome::Unchanged);
+        assert!(ending(&NARROW, &job, false).contains("there was nothing to do"));
+        job.plan = Some(plan);
+        let told = "Not patched: the security fix openssl 3.0.15 is not installed, since job \
+                    01890000-0000-7000-8000-000000000009 took it back (it failed);";
+        let text = ending(&NARROW, &job, false);
+        assert!(text.contains(told) && text.contains(": nothing was changed"), "{text}");
+        assert!(text.contains("linux-patch-host clear openssl=3.0.15") && !text.contains('\u{1b}'), "{text}");
+        assert_eq!(detail(&NARROW, &job, false).matches(told).count(), 1);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     for kept in &plan.kept_back {
         text.push_str(&format!("Kept back: {}: {}\n", kept.name, clean::line(&kept.reason)));
     }
+    text.push_str(&barred(plan));
     for conffile in &plan.conffiles {
         text.push_str(&format!(
             "Changed by you, stays as it is: {} ({})\n",
@@ -54,10 +55,18 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     text
 }
 
+/// The security fixes that it leaves out, a line each.
+pub(crate) fn barred(plan: &Plan) -> String {
+    plan.barred.iter().map(|one| format!("Not patched: {}\n", clean::line(&one.sentence()))).collect()
+}
+
 /// What another plan changes about the one that was shown, and its sums and hash.
 pub(crate) fn difference(style: &Style, shown: &Plan, now: &Plan) -> String {
+    let barred = barred(now);
     if now.is_empty() {
-        return "Nothing is left to do.\n".to_owned();
+        let told =
+            if barred.is_empty() { "Nothing is left to do.\n" } else { "Nothing else would change.\n" };
+        return format!("{told}{barred}");
     }
     let mut rows = Rows::new(style, &["", "ACTION", "PACKAGE", "FROM", "TO"]);
     let gone =
@@ -74,6 +83,7 @@ pub(crate) fn difference(style: &Style, shown: &Plan, now: &Plan) -> String {
     }
     let mut text = rows.finish();
     text.push_str(&format!("\nIn all {}", sums(now)));
+    text.push_str(&barred);
     text.push_str(&format!("Plan: {}\n", now.hash));
     text
 }
@@ -132,7 +142,23 @@ mod tests {
         assert_eq!(lines[1..3], ["not any more upgrade dash:amd64 1 2", "new upgrade dash:amd64 1 3"]);
         assert!(lines[4].starts_with("In all 2 changes, "), "{text}");
         assert!(text.contains(now.hash.as_str()) && !text.contains("bash"), "{text}");
-        assert_eq!(difference(&NARROW, &shown, &Plan::of(Vec::new())), "Nothing is left to do.\n");
+        let mut nothing = Plan::of(Vec::new());
+        assert_eq!(difference(&NARROW, &shown, &nothing), "Nothing is left to do.\n");
+        nothing.barred.push(patch_types::TakenBack {
+            name: "bash".parse().unwrap(),
+            architecture: "amd64".parse().unwrap(),
+            version: "2".parse().unwrap(),
+            job: "01890000-0000-7000-8000-000000000009".parse().unwrap(),
+            at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            reason: "it failed".to_owned(),
+        });
+        let text = difference(&NARROW, &shown, &nothing);
+        assert!(
+            text.contains("Not patched: the security fix bash 2") && !text.contains("left to do"),
+            "{text}"
+        );
+        let text = difference(&NARROW, &shown, &Plan { barred: nothing.barred, ..now });
+        assert!(text.contains("Not patched: the security fix bash 2"), "{text}");
     }
 
     #[test]

@@ -185,7 +185,10 @@ fn told(week: &Week, report: &mut Report, failures: &mut Vec<String>) -> Result<
         expect!(failures, !is_news || jobs.contains(id), "nobody was told of {job:#}");
         let is_mailed = job["status"] != "completed" || job["outcome"] != "unchanged";
         let times = mails.iter().filter(|mail| mail.contains(id)).count();
-        expect!(failures, times == usize::from(is_mailed), "{times} mails tell of {job:#}");
+        // One that leaves a fix out asks for attention, though it ends well and changes nothing: the first one of a day.
+        let may_be_mailed = is_mailed || week.agent.job(id)?["plan"]["barred"].is_array();
+        let is_right = times == usize::from(is_mailed) || (may_be_mailed && times == 1);
+        expect!(failures, is_right, "{times} mails tell of {job:#}");
     }
     Ok(())
 }

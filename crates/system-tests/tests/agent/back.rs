@@ -94,6 +94,24 @@ fn a_job_is_undone_over_the_api() -> Result<()> {
     let why = agent.get("/patches/lp-plain/why-not")?.data()?.clone();
     ensure!(why["causes"][0]["kind"] == "taken_back", "{why:#}");
     ensure!(gauge(&agent, "linux_patch_taken_back_versions")? >= 4);
+    // A fix that is barred is called so, and not patched, whoever is asked.
+    let report = agent.get("/compliance")?.data()?.clone();
+    let fixes = report["fixes"].as_array().context("no fixes")?;
+    let fix = fixes.iter().find(|fix| fix["name"] == "lp-plain").context("no fix of lp-plain")?;
+    ensure!(fix["state"] == "blocked" && fix["promise"] == "broken", "{fix:#}");
+    ensure!(fix["blocked_by"][0]["kind"] == "taken_back", "{fix:#}");
+    let barred = report["summary"]["barred"].as_u64().context("no number")?;
+    ensure!(barred >= 1 && gauge(&agent, "linux_patch_api_fixes_barred")? == barred, "{report:#}");
+    let plan = agent.send("POST", "/patches/apply", &json!({"dry_run": true}))?.data()?.clone();
+    let named = |plan: &Value| {
+        let named = plan["barred"].as_array().into_iter().flatten();
+        named.filter_map(|one| one["name"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    ensure!(named(&plan).iter().any(|name| name == "lp-plain"), "{plan:#}");
+    let doctor = agent.host.exec(&["linux-patch-host", "doctor"])?;
+    let is_named =
+        |line: &str| line.contains("security fixes that were taken back") && line.contains("lp-plain 1.1-1");
+    ensure!(doctor.stdout.lines().any(is_named), "{doctor:?}");
     ensure!(gauge(&agent, "linux_patch_rollback_archives")? >= 4);
     ensure!(gauge(&agent, "linux_patch_rollback_archive_bytes")? > 0);
     let about = id_of(&undone)?;

@@ -260,6 +260,12 @@ fn a_check_reads_as_the_service_does() -> Result<()> {
         ("chmod 777 certs", "others than root"),
         ("chmod 644 certs/server.key.pem", "read by everybody"),
         ("chown nobody whitelist.yaml", "belongs to nobody"),
+        // Between the name that is configured and the file there is a link that others may exchange.
+        (
+            "mkdir -m 777 /srv/between && cp -a certs /srv/real && ln -s ../real /srv/between/now && mv certs old && ln -s \
+             /srv/between/now certs",
+            "/srv/between may be changed by others than root",
+        ),
     ] {
         host.shell(&format!("cd /etc/linux_patch_api && {spoil}"))?;
         let checked = check()?;
@@ -276,6 +282,11 @@ fn a_check_reads_as_the_service_does() -> Result<()> {
         let checked = check()?;
         ensure!(checked.code() == Some(0), "{spoil}: after the advice: {checked:?}");
     }
+    // The service serves all the same, and says so when it starts.
+    host.shell("chmod 666 /etc/linux_patch_api/whitelist.yaml && systemctl restart linux-patch-api")?;
+    let journal = host.exec_ok(&["journalctl", "-u", "linux-patch-api", "--no-pager", "-o", "cat"])?;
+    ensure!(journal.contains("whitelist.yaml may be changed by others than root"), "{journal}");
+    host.shell("chmod 644 /etc/linux_patch_api/whitelist.yaml")?;
     host.push("operations: [format]\n", "/etc/linux_patch_api/ceiling.yaml", "644")?;
     let checked = check()?;
     ensure!(checked.code() == Some(3) && checked.stdout.contains("ceiling.yaml:1:14"), "{checked:?}");

@@ -1,6 +1,11 @@
 //! Lines out of a pipe, within bounds.
 
-use std::io::{self, Read};
+use std::{
+    borrow::Cow,
+    io::{self, Read},
+};
+
+use patch_types::logins;
 
 /// How much is read at once, in bytes.
 const AT_ONCE: usize = 64 << 10;
@@ -47,7 +52,11 @@ impl Lines {
             if self.overlong {
                 text.push('…');
             }
-            lines.push(text);
+            // Passwords of sources and proxies go no further.
+            lines.push(match logins::hidden(&text) {
+                Cow::Borrowed(_) => text,
+                Cow::Owned(hidden) => hidden,
+            });
         }
         self.partial.clear();
         self.overlong = false;
@@ -66,5 +75,14 @@ mod tests {
         assert_eq!(seen, ["ab", "cdef…"]);
         assert!(!lines.read(&mut "".as_bytes(), &mut seen).unwrap());
         assert_eq!(seen, ["ab", "cdef…", "xy"]);
+    }
+
+    #[test]
+    fn passwords_in_addresses_go_no_further() {
+        let mut lines = Lines::at_most(99);
+        let mut seen = Vec::new();
+        let said = "from https://me:s3cret@h/x\n{\"line\":\"http://t0ken@h\"}\n";
+        assert!(lines.read(&mut said.as_bytes(), &mut seen).unwrap());
+        assert_eq!(seen, ["from https://***@h/x", "{\"line\":\"http://***@h\"}"]);
     }
 }
