@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use patch_types::{Operation, plan::Origin};
+use patch_types::{Operation, RollbackMode, plan::Origin};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::options::MergeKeyPolicy;
 
@@ -36,6 +36,8 @@ pub enum Kind {
     Refresh,
     /// Going back on request.
     Rollback,
+    /// Going back to a snapshot of the file systems on request.
+    SnapshotRollback,
     /// Rebooting in the window.
     Reboot,
     /// Rebooting at once.
@@ -53,7 +55,10 @@ impl Kind {
             Operation::Hold(_) => Self::Hold,
             Operation::ApplyPatches(_) => Self::ApplyPatches,
             Operation::Refresh => Self::Refresh,
-            Operation::Rollback(_) => Self::Rollback,
+            Operation::Rollback(rollback) => match rollback.mode {
+                RollbackMode::Packages => Self::Rollback,
+                RollbackMode::Snapshot => Self::SnapshotRollback,
+            },
             Operation::Reboot(reboot) if reboot.force => Self::ForcedReboot,
             Operation::Reboot(_) => Self::Reboot,
         }

@@ -179,7 +179,7 @@ fn the_sample_is_valid_and_limits_nothing_until_it_is_edited() {
     let edited: String =
         sample.lines().map(|line| format!("{}\n", line.strip_prefix("#: ").unwrap_or(line))).collect();
     let limits = parse(&edited).unwrap();
-    assert_eq!(limits.operations.unwrap().len(), 9);
+    assert_eq!(limits.operations.unwrap().len(), 10);
     assert_eq!((limits.origins.unwrap().len(), limits.protected.len()), (2, 2));
     assert!(limits.freeze_file.is_some());
 }

@@ -273,6 +273,16 @@ impl Client {
         self.transport.send(&call.submit(submit)).await
     }
 
+    /// What [`Client::rollback`] would do, and for a snapshot what else it would take back.
+    ///
+    /// # Errors
+    /// See [`Client`].
+    pub async fn plan_rollback(&self, id: JobId, request: &RollbackRequest) -> Result<Answer<Plan>, Error> {
+        let request = RollbackRequest { dry_run: true, if_plan: None, ..request.clone() };
+        let call = Request::new(Method::POST, &["jobs", &id.to_string(), "rollback"]).json(&request)?;
+        self.transport.send(&call).await
+    }
+
     /// `POST /jobs/{id}/confirm`: keeps a change that goes back otherwise. Always over a new connection, since the agent
     /// takes no other: it shows that the host can still be reached.
     ///

@@ -116,7 +116,10 @@ async fn a_confirmation_comes_over_a_connection_of_its_own() {
     let fake = Fake::start(|_, _| Reply::Http(200, good(&job("running", 5, &[])))).await;
     let client = fake.client();
     client.job(id()).await.unwrap();
-    client.rollback(id(), &RollbackRequest { force: true }, &Submit::default()).await.unwrap();
+    client
+        .rollback(id(), &RollbackRequest { force: true, ..RollbackRequest::default() }, &Submit::default())
+        .await
+        .unwrap();
     for _ in 0..2 {
         assert_eq!(client.confirm(id()).await.unwrap().job_id, id());
     }

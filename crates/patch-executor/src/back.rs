@@ -322,6 +322,8 @@ impl Change<'_> {
         if is_hold {
             return Ok(State::Applying { plan, auto, only: None });
         }
+        // Before room is set aside: a snapshot would hold on to it.
+        way_back.snapshot = self.snapshot_file_systems(&plan)?;
         match ballast::reserve(&root, &self.paths.state(), &snapshot, plan.disk_delta_bytes) {
             Ok(ballast) => ballast.remarks.into_iter().for_each(|line| self.remark(line)),
             Err(error) => {
@@ -630,7 +632,7 @@ impl Change<'_> {
 
     /// The package manager's lock, for as long as going back takes. Nothing else can be done meanwhile, so it is waited
     /// for without a limit, and whoever holds it is named.
-    fn frontend(&mut self) -> Result<lock::Frontend, Stop> {
+    pub(crate) fn frontend(&mut self) -> Result<lock::Frontend, Stop> {
         let mut named: Option<LockHolder> = None;
         loop {
             let taken = lock::Frontend::take(self.paths.root());
@@ -693,7 +695,7 @@ impl Change<'_> {
     }
 
     /// Pins the versions away that went back, lest the next unattended run installs them again, and gives them.
-    fn pin(&mut self, plan: &Plan, back: &Back) -> Vec<String> {
+    pub(crate) fn pin(&mut self, plan: &Plan, back: &Back) -> Vec<String> {
         let newer_goes = |change: &&PlannedChange| match self.journal.record.operation {
             Operation::Rollback(_) => change.action == Action::Downgrade,
             _ => change.action == Action::Upgrade,
@@ -936,6 +938,32 @@ fn action_back(before: Option<&Recorded>, now: Option<&Now>) -> Option<Action> {
             std::cmp::Ordering::Equal => None,
         },
     }
+}
+
+/// What brings every package from what it is now to what it was then.
+pub(crate) fn differences(then: &Inventory, now: &Inventory) -> Vec<PlannedChange> {
+    let keys: BTreeSet<PackageKey> =
+        then.database.iter().chain(now.database.iter()).map(archives::key_of).collect();
+    keys.into_iter()
+        .filter_map(|key| {
+            let was = snapshot::find(then, &key).map(|package| snapshot::recorded(then, package));
+            let is = now_of(now, &key);
+            let action = action_back(was.as_ref(), is.as_ref())?;
+            let version = |text: &str| text.parse().ok();
+            Some(PlannedChange {
+                action,
+                name: key.name.parse().ok()?,
+                architecture: key.architecture.parse().ok()?,
+                old_version: is.filter(|is| is.is_present).and_then(|is| version(&is.recorded.version)),
+                new_version: was.filter(|_| !action.is_removal()).and_then(|was| version(&was.version)),
+                archive_sha256: None,
+                origin: None,
+                security: false,
+                archive_bytes: 0,
+                disk_delta_bytes: 0,
+            })
+        })
+        .collect()
 }
 
 /// The changes that came after a job and changed one of these packages.

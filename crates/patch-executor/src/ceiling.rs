@@ -51,7 +51,11 @@ impl Ceiling {
             let message = format!(
                 "this host does not allow {} through the agent; nothing was changed. What it allows stands under \
                  operations in /{FILE}, which only root can change",
-                if kind == Kind::ForcedReboot { "forced_reboot" } else { operation.kind() }
+                match kind {
+                    Kind::ForcedReboot => "forced_reboot",
+                    Kind::SnapshotRollback => "snapshot_rollback",
+                    _ => operation.kind(),
+                }
             );
             return Err(ErrorDetail::new(ErrorCode::AuthzForbidden, message)
                 .with("operation", operation.kind())

@@ -1,6 +1,7 @@
 use std::os::unix::fs::symlink;
 
 use patch_types::{
+    RollbackMode,
     operation::{Hold, Reboot, Rollback},
     plan::Origin,
 };
@@ -46,7 +47,7 @@ fn hold() -> Operation {
 
 fn rollback() -> Operation {
     let job = "01890000-0000-7000-8000-000000000001".parse().unwrap();
-    Operation::Rollback(Rollback { job, force: false })
+    Operation::Rollback(Rollback { job, force: false, mode: RollbackMode::Packages })
 }
 
 fn change(action: Action, new: &str, suite: Option<&str>) -> PlannedChange {
@@ -78,6 +79,13 @@ fn without_a_file_there_is_no_ceiling_but_the_freeze_file() {
         fs::write(place.path(FREEZE), "quarter's end,\n\x1b ask the treasury\n").unwrap();
         let error = ceiling.admits(&hold()).unwrap_err();
         assert_eq!(error.code, ErrorCode::AuthzForbidden);
+        let to_snapshot = match rollback() {
+            Operation::Rollback(back) => {
+                Operation::Rollback(Rollback { mode: RollbackMode::Snapshot, ..back })
+            }
+            other => other,
+        };
+        assert!(place.load().unwrap().admits(&to_snapshot).is_err(), "it is a change of everything");
         assert!(error.message.contains("frozen: quarter's end, ask the treasury;"), "{}", error.message);
         ceiling.admits(&rollback()).unwrap();
     }

@@ -30,7 +30,7 @@ use patch_apply::{
 use patch_backends::apt::{DatabaseStamp, Inventory, OperationKind, classify, last_update_check};
 use patch_types::{
     Action, ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, Outcome, PackageName, Plan,
-    PlannedChange,
+    PlannedChange, RollbackMode,
     event::{Ended, LogStream},
 };
 
@@ -45,6 +45,7 @@ use crate::{
     settings::Settings,
     settle,
     shutdown::Shutdown,
+    snapshots,
     solver::{self, Planned, run_failed},
     stop,
     tool::{self, Blocked, Care, Progress, Run, RunEnd},
@@ -314,7 +315,12 @@ impl<'a> Change<'a> {
             *clock = None;
             *until = Timestamp::UNIX_EPOCH;
         }
-        if is_worn_out && let State::Repairing | State::Applying { .. } | State::Verifying { .. } = state {
+        if is_worn_out
+            && let State::Repairing
+            | State::Applying { .. }
+            | State::Verifying { .. }
+            | State::Returning { .. } = state
+        {
             let error = settle::interrupted(&format!(
                 "{MOST_RESUMES} times and is not taken up any more; see `dpkg --audit` and the job's log"
             ));
@@ -346,6 +352,7 @@ impl<'a> Change<'a> {
             {
                 self.remark(format!("{} cannot be removed: {error}", way_back.display()));
             }
+            snapshots::settled(self.paths, self.journal.record.id);
         }
     }
 
@@ -365,6 +372,7 @@ impl<'a> Change<'a> {
         self.forget_way_back(ended);
         if self.knows_settings {
             back::tidy(self.paths, &self.settings.rollback);
+            snapshots::prune(self.paths, &self.settings.rollback.snapshots);
         }
     }
 
@@ -423,6 +431,7 @@ impl<'a> Change<'a> {
             State::Verifying { plan, tool } => self.verify(plan, tool),
             State::Confirming { plan, tool, until, clock } => self.confirm(plan, &tool, until, clock),
             State::GoingBack { plan, back } => self.go_back(turn, plan, back),
+            State::Returning { plan, returning } => self.return_to_snapshot(&plan, &returning),
             State::Ended { ended } => Ok(State::Ended { ended }),
             State::Rebooting { .. } => {
                 let message = "a reboot is no change of packages";
@@ -670,9 +679,12 @@ impl<'a> Change<'a> {
         self.wait_for_locks(Locks::Packages)?;
         let root = self.paths.root();
         let broken = findings(root)?;
+        // What goes back to a snapshot takes what is unfinished along.
+        let repairs = !matches!(&self.journal.record.operation, Operation::Rollback(rollback) if rollback.mode == RollbackMode::Snapshot);
         // A hold is a mark; it has no business with what is unfinished.
         if !broken.is_empty()
             && !self.repaired
+            && repairs
             && !matches!(self.journal.record.operation, Operation::Hold(_))
         {
             let names = broken.join(", ");
@@ -681,6 +693,14 @@ impl<'a> Change<'a> {
             }
             self.remark(format!("an earlier run left {names} unfinished; finishing that first"));
             return Ok(State::Repairing);
+        }
+        snapshots::awaits_reboot(self.paths)?;
+        if let Operation::Rollback(rollback) = &self.journal.record.operation
+            && rollback.mode == RollbackMode::Snapshot
+        {
+            let rollback = rollback.clone();
+            Ceiling::load(self.paths.root())?.admits(&self.journal.record.operation)?;
+            return self.plan_return(&rollback);
         }
         back::after_failure(self.paths, &self.journal.record.operation, &broken)?;
         self.journal.record.broken = broken;

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use nix::unistd::Uid;
 use patch_apply::apt::taken_back;
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobId, Operation,
+    ErrorCode, ErrorDetail, EventKind, JobId, Operation, RollbackMode,
     executor::{
         FrameError, OnBehalf, PROTOCOL, Reply, Request, RequestBody, TakenBack, body_length, decode, encode,
     },
@@ -58,6 +58,13 @@ struct NoConfirmation;
     "only a change of packages can be rehearsed: an installation, an update, a removal, or applying updates"
 )]
 struct NoRehearsal;
+
+/// A request to go back to a snapshot that names nothing that was listed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "going back to a snapshot takes back more than a job's packages: ask what first, without changing anything, and      approve the hash of that (`if_plan`)"
+)]
+struct NothingListed;
 
 /// A job that is not where it could be cancelled or confirmed.
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +253,7 @@ fn refused(error: &anyhow::Error) -> Reply {
             || cause.is::<LimitTooLarge>()
             || cause.is::<NoConfirmation>()
             || cause.is::<NoRehearsal>()
+            || cause.is::<NothingListed>()
             || matches!(cause.downcast_ref(), Some(FrameError::Body(_)))
     });
     let code = match error.downcast_ref::<NotNow>() {
@@ -290,6 +298,11 @@ fn accept(paths: &Paths, asker: Asker, request: Request) -> anyhow::Result<(Repl
                 if !can_wait || !(1..=MAX_CONFIRM_SECONDS).contains(&seconds) {
                     return Err(NoConfirmation.into());
                 }
+            }
+            if if_plan.is_none()
+                && matches!(&operation, Operation::Rollback(rollback) if rollback.mode == RollbackMode::Snapshot)
+            {
+                return Err(NothingListed.into());
             }
             if options.rehearse.is_some() && !rehearse::is_possible(&operation) {
                 return Err(NoRehearsal.into());

@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use patch_apply::apt::snapshot::PackageKey;
+use patch_apply::{apt::snapshot::PackageKey, snapshots::System};
 use patch_types::{
     ChangeOptions, ErrorDetail, JobId, JobStatus, Operation, PackageName, Phase, Plan, PlanHash,
     event::Ended, executor::Limits, reboot::RebootOrder,
@@ -103,6 +103,13 @@ pub(crate) enum State {
         /// What goes back, and how often that was tried.
         back: Back,
     },
+    /// The host goes back to a snapshot of its file systems, at the next boot.
+    Returning {
+        /// What that changes.
+        plan: Plan,
+        /// What goes back.
+        returning: Returning,
+    },
     /// A reboot was asked for. No package is changed by it.
     Rebooting {
         /// As it was left for the reboot window.
@@ -140,6 +147,23 @@ pub(crate) struct Back {
     /// Nobody confirmed the change: what stays of it waits for nobody any more.
     #[serde(default)]
     pub(crate) unconfirmed: bool,
+}
+
+/// A system that goes back to a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Returning {
+    /// The job that goes back.
+    pub(crate) job: JobId,
+    /// The job whose snapshot it goes back to.
+    pub(crate) source: JobId,
+    /// The system as it is mounted, and the subvolumes that it runs from.
+    pub(crate) system: System,
+    pub(crate) numbers: Vec<u64>,
+    /// The boot in which that is.
+    pub(crate) boot: String,
+    /// The subvolumes that it runs from after the reboot, once they are known.
+    #[serde(default)]
+    pub(crate) coming: Vec<u64>,
 }
 
 /// What went wrong first: it is what the job reports, whatever follows from it.
@@ -184,7 +208,7 @@ impl State {
             Self::Repairing | Self::Applying { .. } => Some(Phase::Applying),
             Self::Verifying { .. } => Some(Phase::Verifying),
             Self::Confirming { .. } => Some(Phase::Confirming),
-            Self::GoingBack { .. } => Some(Phase::RollingBack),
+            Self::GoingBack { .. } | Self::Returning { .. } => Some(Phase::RollingBack),
             Self::Rebooting { taken: false, .. } => Some(Phase::Waiting),
             Self::Rebooting { taken: true, .. } => Some(Phase::Rebooting),
         }

@@ -29,6 +29,7 @@ mod services;
 mod settings;
 mod settle;
 mod shutdown;
+mod snapshots;
 mod solver;
 mod stop;
 mod tool;
@@ -54,11 +55,12 @@ use crate::paths::Paths;
 const HELP: &str = "\
 patch-executor: the root side of linux-patch-api
 
-usage: patch-executor [--root DIR] [serve|listen|recover|hook JOB]
+usage: patch-executor [--root DIR] [serve|listen|recover|arrive|hook JOB]
 
   serve    serve the one connection that is standard input (as systemd's Accept=yes gives it); the default
   listen   make the socket and serve each connection in a process of its own, where there is no systemd
   recover  settle the changes whose executor died: repair, judge, complete or go back; at boot and after a death
+  arrive   after a reboot that went back to a snapshot: fetch what the agent wrote until then; before the daemon starts
   hook JOB  compare what apt announces on standard input with what JOB planned; apt runs it under its lock
   --root DIR   work on the system below DIR
   --version    print the version
@@ -75,10 +77,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    // Before anything is written to what may be replaced by it.
+    if matches!(mode, Mode::Serve | Mode::Recover | Mode::Arrive) {
+        snapshots::arrive(&paths);
+    }
     let result = match mode {
         Mode::Serve => connection::serve(&paths),
         Mode::Listen => listen(&paths),
         Mode::Recover => recover(&paths),
+        Mode::Arrive => Ok(()),
+        Mode::Snapshots(order) => snapshots::run_helper(&paths, &order),
         Mode::Hook(job) => hook::run(&paths.journal(job)),
         Mode::Check => health::child(),
         Mode::Keeper => rehearse::keeper(&paths),
@@ -98,11 +106,14 @@ enum Mode {
     Serve,
     Listen,
     Recover,
+    Arrive,
     Hook(JobId),
     /// Only for itself; see [`health`].
     Check,
     /// Only for itself; see [`rehearse`].
     Keeper,
+    /// Only for itself; see [`snapshots`].
+    Snapshots(String),
     Image {
         merged: PathBuf,
         groups: Vec<PathBuf>,
@@ -119,6 +130,8 @@ fn arguments() -> anyhow::Result<Option<(Paths, Mode)>> {
             "serve" => mode = Mode::Serve,
             "listen" => mode = Mode::Listen,
             "recover" => mode = Mode::Recover,
+            "arrive" => mode = Mode::Arrive,
+            snapshots::HELPER => mode = Mode::Snapshots(args.next().context("the order is missing")?),
             "hook" => {
                 let job = args.next().context("hook needs the job's id")?;
                 mode = Mode::Hook(job.parse().with_context(|| format!("{job:?} is not a job's id"))?);
@@ -215,7 +228,7 @@ mod tests {
         let (_, words) = HELP.split_once("\n\n").unwrap().1.split_once("\n\n").unwrap();
         let words: Vec<&str> = words.lines().filter_map(|line| line.strip_prefix("  ")).collect();
         let words: Vec<&str> = words.into_iter().filter_map(|line| line.split_whitespace().next()).collect();
-        assert_eq!(words, ["serve", "listen", "recover", "hook", "--root", "--version"]);
+        assert_eq!(words, ["serve", "listen", "recover", "arrive", "hook", "--root", "--version"]);
         for word in words {
             let heading = |macro_: &str| page.contains(&format!("\n.TP\n{macro_} {word}"));
             assert!(heading(".B") || heading(".BI"), "the manual does not explain {word}");

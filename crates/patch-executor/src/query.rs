@@ -4,7 +4,8 @@
 use patch_apply::apt::argv::{self, Task};
 use patch_backends::apt::{self, Evidence, Indexes, Inventory, OperationKind, Policy};
 use patch_types::{
-    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Plan, Query, TakenBack,
+    ErrorCode, ErrorDetail, EventKind, JobStatus, Operation, PackageName, Plan, Query, RollbackMode,
+    TakenBack,
     api::{Cause, CauseKind, WhyNot},
     compliance::InVersion,
     event::{Ended, QueryResult},
@@ -16,7 +17,7 @@ use crate::{
     ceiling::{self, Ceiling},
     events::Events,
     paths::Paths,
-    reboot, services, solver, turn,
+    reboot, services, snapshots, solver, turn,
 };
 
 /// What is asked.
@@ -35,6 +36,12 @@ pub(crate) fn run(paths: &Paths, asked: &Asked, mut events: Events) {
         Asked::Plan(operation) => {
             let before = turn::under_way(paths);
             let plan = match operation {
+                Operation::Rollback(rollback) if rollback.mode == RollbackMode::Snapshot => {
+                    // What is listed are names of files that only root may see.
+                    Ceiling::load(paths.root())
+                        .and_then(|ceiling| ceiling.admits(operation))
+                        .and_then(|()| snapshots::plan(paths, rollback))
+                }
                 Operation::Rollback(rollback) => back::plan(paths, rollback),
                 _ => solver::plan(paths, operation).map(|planned| planned.plan),
             };

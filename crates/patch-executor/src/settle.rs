@@ -26,7 +26,7 @@ use crate::{
     handover,
     journal::{self, Claim, Journal, State},
     paths::Paths,
-    prune, reboot, record, rehearse, restarts, turn,
+    prune, reboot, record, rehearse, restarts, snapshots, turn,
 };
 
 /// Settles a change. One that has ended, or whose executor lives, is left alone.
@@ -76,13 +76,15 @@ pub(crate) fn run(paths: &Paths, id: JobId) -> anyhow::Result<()> {
         | State::Rehearsing { .. }
         | State::Snapshotting { .. } => {
             rehearse::settled(paths, &journal);
+            snapshots::settled(paths, id);
             unchanged("before anything was changed; submit it again if it is still wanted")
         }
         State::Repairing
         | State::Applying { .. }
         | State::Verifying { .. }
         | State::Confirming { .. }
-        | State::GoingBack { .. } => {
+        | State::GoingBack { .. }
+        | State::Returning { .. } => {
             return change::resume(paths, journal, events);
         }
         State::Rebooting { order, .. } => return reboot::resume(paths, journal, events, &order),

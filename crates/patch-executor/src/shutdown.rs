@@ -60,7 +60,11 @@ impl Change<'_> {
 /// state's beginning, up to the end of the last such state.
 pub(crate) fn is_harmed(state: &State) -> bool {
     match state {
-        State::Repairing | State::Applying { .. } | State::Verifying { .. } | State::GoingBack { .. } => true,
+        State::Repairing
+        | State::Applying { .. }
+        | State::Verifying { .. }
+        | State::GoingBack { .. }
+        | State::Returning { .. } => true,
         State::Accepted
         | State::Refreshing
         | State::Planning

@@ -4,7 +4,7 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand};
 use patch_manual::Shell;
-use patch_types::{JobId, PackageName, PackageVersion, executor::TakenBack, name::NameError};
+use patch_types::{JobId, PackageName, PackageVersion, PlanHash, executor::TakenBack, name::NameError};
 
 use crate::{cloud_init, exit, provision::Unattended};
 
@@ -33,9 +33,16 @@ pub(crate) enum Command {
     Rollback {
         /// The job, as `linux-patch-host jobs` shows it
         job: JobId,
-        /// Even if its packages were changed again since
+        /// Even if its packages were changed again since; with --snapshot whatever hazards were listed
         #[arg(long)]
         force: bool,
+        /// Go back to the snapshot of the file systems that was made before the job, with everything that was changed since; it
+        /// is in force after the next reboot. Without --if-plan it only lists what that is
+        #[arg(long)]
+        snapshot: bool,
+        /// Do what was listed under this hash, and nothing else
+        #[arg(long, value_name = "HASH", value_parser = hash, requires = "snapshot")]
+        if_plan: Option<PlanHash>,
     },
     /// Follow an operation that was begun already
     Watch {
@@ -202,6 +209,10 @@ impl From<Version> for TakenBack {
     fn from(version: Version) -> Self {
         Self::Package { name: version.name, version: version.version }
     }
+}
+
+fn hash(text: &str) -> Result<PlanHash, String> {
+    PlanHash::try_from(text.to_owned()).map_err(str::to_owned)
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {

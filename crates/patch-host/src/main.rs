@@ -32,6 +32,7 @@ mod window;
 use std::process::ExitCode;
 
 use clap::Parser;
+use patch_types::{RollbackMode, operation::Rollback};
 
 use crate::{
     args::{Cli, Command, NotifyAction, PolicyAction, Provision, RecordAction, WindowAction},
@@ -62,7 +63,10 @@ fn run(cli: Cli, screen: &mut Screen) -> anyhow::Result<Exit> {
     let tools = Tools::of(&cli.root);
     let root = Root::new(cli.root, cli.direct);
     match cli.command {
-        Command::Rollback { job, force } => operation::roll_back(&root, screen, job, force),
+        Command::Rollback { job, force, snapshot, if_plan } => {
+            let mode = if snapshot { RollbackMode::Snapshot } else { RollbackMode::Packages };
+            operation::roll_back(&root, screen, Rollback { job, force, mode }, if_plan)
+        }
         Command::Watch { job } => operation::watch(&root, screen, job),
         Command::Confirm { job } => operation::confirm(&root, screen, job),
         Command::Jobs => journals::list(&root, screen),

@@ -3,8 +3,9 @@
 use std::{path::Path, thread, time::Duration};
 
 use patch_types::{
-    ChangeOptions, ErrorCode, Event, EventKind, JobId, JobStatus, LockHolder, Operation, Outcome, WentBack,
-    event::{Ended, LogStream},
+    ChangeOptions, ErrorCode, Event, EventKind, JobId, JobStatus, LockHolder, Operation, Outcome,
+    PackageVersion, PlanHash, RollbackMode, WentBack,
+    event::{Ended, LogStream, QueryResult},
     executor::{JOURNAL_DIR, Limits, RequestBody},
     operation::Rollback,
 };
@@ -41,21 +42,104 @@ struct GivenUp {
 }
 
 /// Has a job taken back.
-pub(crate) fn roll_back(root: &Root, screen: &mut Screen, job: JobId, force: bool) -> anyhow::Result<Exit> {
-    roll_back_at(PACE, root, screen, job, force)
+pub(crate) fn roll_back(
+    root: &Root,
+    screen: &mut Screen,
+    rollback: Rollback,
+    if_plan: Option<PlanHash>,
+) -> anyhow::Result<Exit> {
+    if rollback.mode == RollbackMode::Snapshot && if_plan.is_none() {
+        return list(PACE, root, screen, rollback);
+    }
+    roll_back_at(PACE, root, screen, rollback, if_plan)
+}
+
+/// Shows what going back to a snapshot would take back.
+fn list(pace: Pace, root: &Root, screen: &mut Screen, rollback: Rollback) -> anyhow::Result<Exit> {
+    let Rollback { job, force, .. } = rollback;
+    let id = root.ask(RequestBody::Plan { operation: Operation::Rollback(rollback) })?;
+    let mut follow = open(root, id)?;
+    let mut dead = 0;
+    let plan = loop {
+        match follow.look()? {
+            Look::Events(events) => {
+                let end = events.into_iter().find_map(|event| match event.kind {
+                    EventKind::Ended(ended) => Some(ended),
+                    _ => None,
+                });
+                match end.map(|ended| (ended.answer, ended.error)) {
+                    Some((Some(QueryResult::Plan(plan)), _)) => break plan,
+                    Some((_, Some(error))) => {
+                        return Err(anyhow::anyhow!("{}: {}", error.code, error.message));
+                    }
+                    Some(_) => return Err(anyhow::anyhow!("the root side answered another question")),
+                    None => {}
+                }
+            }
+            Look::Dead if dead >= pace.until_dead => return Err(GivenUp { id }.into()),
+            Look::Dead => {
+                dead += 1;
+                thread::sleep(pace.pause);
+            }
+            Look::Quiet => thread::sleep(pace.pause),
+        }
+    };
+    if screen.is_json() {
+        screen.json(&plan)?;
+        return Ok(Exit::Done);
+    }
+    let Some(back) = &plan.takes_back else { return Ok(Exit::Done) };
+    let mut lines = vec![format!(
+        "Back to the {} snapshot {} of {:.0}, for {}:",
+        back.kind,
+        back.names.join(", "),
+        back.at,
+        back.file_systems.join(", ")
+    )];
+    lines.extend(plan.changes.iter().map(|change| {
+        let version = |version: &Option<PackageVersion>| {
+            version.as_ref().map_or("-", PackageVersion::as_str).to_owned()
+        };
+        format!(
+            "  package {} {} -> {}",
+            change.name,
+            version(&change.old_version),
+            version(&change.new_version)
+        )
+    }));
+    lines.extend(back.files.iter().map(|file| match file.files {
+        1 => format!("  {} {}", file.change, file.path),
+        files => format!("  {} {} ({files} files)", file.change, file.path),
+    }));
+    let more = back.total.saturating_sub(u64::try_from(back.files.len()).unwrap_or(u64::MAX));
+    lines.extend((more > 0).then(|| format!("  and {more} more")));
+    lines.extend(back.left_out.iter().map(|point| format!("stays as it is: {point}")));
+    lines.extend(back.kept.iter().map(|path| format!("is kept as it is now: {path}")));
+    lines.extend(back.hazards.iter().map(|hazard| format!("BEWARE: {hazard}")));
+    for line in lines {
+        screen.text(&patch_types::terminal::line(&line));
+    }
+    let forced = if force || back.hazards.is_empty() { "" } else { " --force" };
+    screen.text(&format!(
+        "\nNothing was changed. To have all of this taken back at the next reboot:\n  linux-patch-host rollback {job} --snapshot \
+         --if-plan {}{forced}",
+        plan.hash
+    ));
+    Ok(Exit::Done)
 }
 
 fn roll_back_at(
     pace: Pace,
     root: &Root,
     screen: &mut Screen,
-    job: JobId,
-    force: bool,
+    rollback: Rollback,
+    if_plan: Option<PlanHash>,
 ) -> anyhow::Result<Exit> {
+    let job = rollback.job;
     let id = root.ask(RequestBody::Change {
-        operation: Operation::Rollback(Rollback { job, force }),
+        operation: Operation::Rollback(rollback),
         limits: Limits::default(),
-        if_plan: None,
+        if_plan,
         options: ChangeOptions::default(),
         not_after: None,
     })?;
@@ -289,7 +373,11 @@ mod tests {
     use std::{fs::File, io::Write, sync::mpsc};
 
     use jiff::Timestamp;
-    use patch_types::{ErrorDetail, Phase, executor::Reply};
+    use patch_types::{
+        ErrorDetail, Phase, Plan, TakesBack,
+        executor::Reply,
+        snapshot::{ChangedFile, FileChange, SnapshotKind},
+    };
     use rustix::fs::{FlockOperation, flock};
     use uuid::Uuid;
 
@@ -355,6 +443,10 @@ mod tests {
         JobId(Uuid::from_u128(7))
     }
 
+    fn back(force: bool) -> Rollback {
+        Rollback { job: job(), force, mode: RollbackMode::Packages }
+    }
+
     #[test]
     fn a_rollback_is_followed_to_its_end() {
         let holder = LockHolder {
@@ -373,7 +465,7 @@ mod tests {
             end(JobStatus::Completed, Outcome::Applied),
         ])]);
         let (mut screen, out, remarks) = paper(false);
-        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, job(), true).unwrap(), Exit::Done);
+        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, back(true), None).unwrap(), Exit::Done);
         let text = out.text();
         for expected in [
             "[waiting for /var/lib/dpkg/lock-frontend, held by process 42: apt-get]\n[the wait is over]\n",
@@ -390,12 +482,64 @@ mod tests {
         assert_eq!(
             requests[0].body,
             RequestBody::Change {
-                operation: Operation::Rollback(Rollback { job: job(), force: true }),
+                operation: Operation::Rollback(back(true)),
                 limits: Limits::default(),
                 if_plan: None,
                 options: ChangeOptions::default(),
                 not_after: None,
             }
+        );
+    }
+
+    #[test]
+    fn a_snapshot_is_listed_and_gone_back_to_by_what_was_listed() {
+        let mut plan = Plan::of(Vec::new());
+        plan.takes_back = Some(TakesBack {
+            kind: SnapshotKind::Btrfs,
+            names: vec![".linux-patch-snapshots/x/0".into()],
+            at: Timestamp::UNIX_EPOCH,
+            file_systems: vec!["/".into()],
+            left_out: vec!["/boot".into()],
+            files: vec![
+                ChangedFile { path: "/etc/a\u{1b}[2Jb".into(), change: FileChange::Changed, files: 1 },
+                ChangedFile { path: "/srv/site/".into(), change: FileChange::Added, files: 7 },
+            ],
+            total: 9,
+            kept: vec!["/etc/linux_patch_api".into()],
+            hazards: vec!["/boot keeps kernels".into()],
+        });
+        let to = || Rollback { job: job(), force: false, mode: RollbackMode::Snapshot };
+        let hash = plan.hash.clone();
+        let listed = move |kind: QueryResult| {
+            EventKind::Ended(Box::new(Ended {
+                status: JobStatus::Completed,
+                outcome: None,
+                exit_code: None,
+                error: None,
+                results: Vec::new(),
+                answer: Some(kind),
+            }))
+        };
+        let fake = Fake::new(vec![accept(vec![EventKind::Accepted, listed(QueryResult::Plan(plan))])]);
+        let (mut screen, out, _) = paper(false);
+        assert_eq!(list(QUICK, &fake.root, &mut screen, to()).unwrap(), Exit::Done);
+        let text = out.text();
+        for expected in [
+            "Back to the btrfs snapshot .linux-patch-snapshots/x/0 of 1970-01-01T00:00:00Z, for /:\n  changed /etc/ab\n",
+            "  added /srv/site/ (7 files)\n  and 7 more\nstays as it is: /boot\n",
+            "BEWARE: /boot keeps kernels\n",
+            &format!("  linux-patch-host rollback {} --snapshot --if-plan {hash} --force", job()),
+        ] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
+        assert_eq!(fake.requests()[0].body, RequestBody::Plan { operation: Operation::Rollback(to()) });
+
+        let fake = Fake::new(vec![accept(vec![end(JobStatus::Completed, Outcome::Applied)])]);
+        let (mut screen, ..) = paper(false);
+        let done = roll_back_at(QUICK, &fake.root, &mut screen, to(), Some(hash.clone())).unwrap();
+        assert_eq!(done, Exit::Done);
+        assert!(
+            matches!(&fake.requests()[0].body, RequestBody::Change { if_plan: Some(sent), .. } if *sent == hash)
         );
     }
 
@@ -407,7 +551,7 @@ mod tests {
             end(JobStatus::Failed, Outcome::RollbackFailed),
         ])]);
         let (mut screen, out, remarks) = paper(true);
-        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, job(), false).unwrap(), Exit::Failed);
+        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, back(false), None).unwrap(), Exit::Failed);
         let text = out.text();
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -428,7 +572,7 @@ mod tests {
             }),
         ]);
         let (mut screen, out, remarks) = paper(false);
-        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, job(), false).unwrap(), Exit::Failed);
+        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, back(false), None).unwrap(), Exit::Failed);
         assert!(out.text().contains("PKG_MANAGER_ERROR: the preinst refuses"), "{}", out.text());
         assert!(remarks.text().contains("died"), "{}", remarks.text());
         assert_eq!(fake.requests().len(), 2);
@@ -483,7 +627,7 @@ mod tests {
     fn one_that_nobody_takes_over_is_given_up() {
         let fake = Fake::new(vec![accept(vec![EventKind::Accepted]), Box::new(|_, _| Some(Reply::Accepted))]);
         let (mut screen, _, _) = paper(false);
-        let error = roll_back_at(QUICK, &fake.root, &mut screen, job(), false).unwrap_err();
+        let error = roll_back_at(QUICK, &fake.root, &mut screen, back(false), None).unwrap_err();
         assert!(error.is::<GivenUp>(), "{error:#}");
         assert_eq!(fake.requests().len(), 2);
     }
@@ -500,7 +644,7 @@ mod tests {
             file.write_all(&line(2, end(JobStatus::Completed, Outcome::Unchanged))).unwrap();
         });
         let (mut screen, _, _) = paper(false);
-        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, job(), false).unwrap(), Exit::Done);
+        assert_eq!(roll_back_at(QUICK, &fake.root, &mut screen, back(false), None).unwrap(), Exit::Done);
         writer.join().unwrap();
         fake.requests();
     }
@@ -511,7 +655,7 @@ mod tests {
             Some(Reply::Refused { code: ErrorCode::JobNotFound, message: "no such job".into() })
         })]);
         let (mut screen, _, _) = paper(false);
-        let error = roll_back_at(QUICK, &fake.root, &mut screen, job(), false).unwrap_err();
+        let error = roll_back_at(QUICK, &fake.root, &mut screen, back(false), None).unwrap_err();
         assert_eq!(error.to_string(), "refused: no such job (JOB_NOT_FOUND)");
         assert_eq!(Exit::of_error(&error), Exit::Failed);
         fake.requests();

@@ -13,7 +13,7 @@ pub use apt::{
     apt_indexes, classify, compliance, dpkg_status, host_facts, logs, policy, solver, status_fd, versions,
 };
 pub use door::{allow_list, bodies, certificates, config, http, revocation};
-pub use root::{archive, argv, audit, ceiling, events, frames, hook, journal, names, way_back};
+pub use root::{archive, argv, audit, ceiling, events, frames, hook, journal, names, snapshots, way_back};
 pub use running::stale;
 
 /// A target: what foreign bytes can reach.
@@ -34,6 +34,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("events", events),
     ("journal", journal),
     ("way_back", way_back),
+    ("snapshots", snapshots),
     ("audit", audit),
     ("archive", archive),
     ("hook", hook),

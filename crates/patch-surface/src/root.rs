@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use patch_apply::apt::{self, argv as lines, snapshot};
+use patch_apply::{
+    apt::{self, argv as lines, snapshot},
+    snapshots::{btrfs, lvm, snapper, zfs},
+};
 use patch_audit::{Expect, Filter, Reader, Start, verify};
 use patch_types::{
     Architecture, Event, PackageName, PackageVersion, Plan, TakenBack,
@@ -186,3 +189,25 @@ pub fn argv(bytes: &[u8]) {
 
 /// Words of ours that stand before the separator and are no options.
 const VERBS: &[&str] = &["install", "remove", "purge", "policy", "hold", "unhold", "auto", "manual"];
+
+/// The kernel's list of mounts, and what the tools of file systems print.
+pub fn snapshots(bytes: &[u8]) {
+    let text = text(bytes);
+    let mounts = patch_apply::snapshots::mounts(&text);
+    if let Ok(system) = patch_apply::snapshots::system(&mounts) {
+        assert!(
+            system.members.iter().all(|member| member.family() == system.family()),
+            "a system is torn apart"
+        );
+    }
+    let _ = (btrfs::parse_list(&text), btrfs::parse_show(&text), btrfs::parse_default(&text));
+    let _ = (snapper::parse_number(&text), snapper::parse_list(&text, "job"));
+    let _ = (lvm::parse_list(&text), lvm::parse_fullness(&text));
+    for name in zfs::parse_list(&text) {
+        if let Some(argv) = zfs::destroy("/usr/sbin/zfs", name) {
+            let is_ours =
+                argv.args.get(1).is_some_and(|arg| arg.contains("@linux-patch-") && !arg.starts_with('-'));
+            assert!(is_ours, "{argv} is not ours");
+        }
+    }
+}

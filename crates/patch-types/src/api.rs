@@ -15,6 +15,7 @@ use crate::{
     reboot::{QueuedReboot, RebootObstacle},
     rehearsal::{RehearsalReport, Unrehearsed},
     rollback::{OnFailure, WayBack, WentBack},
+    snapshot::RollbackMode,
 };
 
 /// What every response is wrapped in.
@@ -615,12 +616,21 @@ pub struct ApplyRequest {
 }
 
 /// Body of `POST /jobs/{id}/rollback`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct RollbackRequest {
-    /// Even if the packages were changed again since.
+    /// Even if the packages were changed again since; with `mode: snapshot`, whatever hazards were listed.
     pub force: bool,
+    /// To what it goes back; `packages` if absent. `snapshot` takes the role admin.
+    #[serde(skip_serializing_if = "RollbackMode::is_default")]
+    pub mode: RollbackMode,
+    /// Answer with the plan, which for a snapshot lists what else it would take back; change nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// Only if the plan of that moment has this hash. A snapshot is only gone back to with it: it names what was listed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_plan: Option<PlanHash>,
 }
 
 /// Who asked for a job. For what the agent does by itself the identity is `policy`, and fingerprint and address are empty.

@@ -19,6 +19,7 @@ pub mod reboot;
 pub mod rehearsal;
 pub mod rollback;
 pub mod settings;
+pub mod snapshot;
 pub mod stale;
 pub mod terminal;
 
@@ -30,3 +31,4 @@ pub use operation::{Operation, Query};
 pub use plan::{Action, Plan, PlanHash, PlannedChange};
 pub use rehearsal::{Finding, FindingKind, RehearsalReport, RehearsalVerdict, Rehearse, Unrehearsed};
 pub use rollback::{ChangeOptions, Grade, OnFailure, TakenBack, WayBack, WentBack};
+pub use snapshot::{RollbackMode, SnapshotReport, TakesBack};

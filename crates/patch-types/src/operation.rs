@@ -7,6 +7,7 @@ use crate::{
     job::JobId,
     name::{PackageName, PackageVersion},
     reboot::{MAX_DELAY_SECONDS, MAX_REASON},
+    snapshot::RollbackMode,
 };
 
 /// The most packages that one request may name.
@@ -103,9 +104,12 @@ pub struct ApplyPatches {
 pub struct Rollback {
     /// Which job.
     pub job: JobId,
-    /// Even if the packages were changed again since.
+    /// Even if the packages were changed again since; for a snapshot, whatever hazards were listed.
     #[serde(default)]
     pub force: bool,
+    /// To what it goes back.
+    #[serde(default, skip_serializing_if = "RollbackMode::is_default")]
+    pub mode: RollbackMode,
 }
 
 /// Reboot the host.

@@ -7,6 +7,7 @@ use crate::{
     job::JobId,
     name::{Architecture, PackageName, PackageVersion},
     rollback::TakenBack,
+    snapshot::TakesBack,
 };
 
 /// What happens to one package.
@@ -134,6 +135,13 @@ impl PlanHash {
     /// a line feed.
     #[must_use]
     pub fn of(changes: &[PlannedChange]) -> Self {
+        Self::of_snapshot(changes, None)
+    }
+
+    /// The same of what going back to a snapshot changes: one more line `snapshot` with the SHA-256 of all that it takes
+    /// back besides.
+    #[must_use]
+    pub fn of_snapshot(changes: &[PlannedChange], besides: Option<&str>) -> Self {
         let mut lines: Vec<String> = changes
             .iter()
             .map(|c| {
@@ -149,6 +157,7 @@ impl PlanHash {
             })
             .collect();
         lines.sort_unstable();
+        lines.extend(besides.map(|hash| format!("snapshot\t{hash}\n")));
         Self(hex::encode(Sha256::digest(lines.concat().as_bytes())))
     }
 }
@@ -228,6 +237,9 @@ pub struct Plan {
     /// of the hash.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub barred: Vec<TakenBack>,
+    /// What going back to a snapshot takes back besides; absent for every other plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes_back: Option<TakesBack>,
 }
 
 impl Plan {
@@ -245,6 +257,7 @@ impl Plan {
             kept_back: Vec::new(),
             during: None,
             barred: Vec::new(),
+            takes_back: None,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::{
     job::JobId,
     name::{Architecture, PackageName, PackageVersion},
     rehearsal::Rehearse,
+    snapshot::SnapshotReport,
 };
 
 /// How well a package's present state can be had again. Ordered: the better one is the greater one.
@@ -172,6 +173,9 @@ pub struct WayBack {
     /// How long recording it took, in milliseconds: finding the archives, copying configuration, reserving room.
     #[serde(default)]
     pub recorded_in_ms: u64,
+    /// The snapshot of the file systems that was made before; absent unless `rollback.snapshots` asks for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotReport>,
 }
 
 /// What came of going back.

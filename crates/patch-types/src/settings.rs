@@ -19,11 +19,64 @@ pub struct Rollback {
     pub keep_days: u32,
     /// How much room the kept archives may take, in MiB. Those of installed versions do not count.
     pub keep_mib: u32,
+    /// Snapshots of the file systems before a change.
+    pub snapshots: Snapshots,
+}
+
+/// `rollback.snapshots:`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Snapshots {
+    /// Whether they are made.
+    pub mode: SnapshotMode,
+    /// How many of ours are kept at most.
+    pub keep: u32,
+    /// For how many days.
+    pub keep_days: u32,
+    /// How much room must be free on the file system for one to be made, in MiB: it holds on to what the change replaces.
+    pub min_free_mib: u32,
+}
+
+/// Whether snapshots of the file systems are made before a change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotMode {
+    /// None are.
+    #[default]
+    Off,
+    /// Where that is possible; a job says why it has none.
+    Auto,
+    /// Always: a change without one is not begun.
+    Required,
+}
+
+impl SnapshotMode {
+    /// The mode as the configuration writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Auto => "auto",
+            Self::Required => "required",
+        }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { mode: SnapshotMode::Off, keep: 10, keep_days: 14, min_free_mib: 1024 }
+    }
 }
 
 impl Default for Rollback {
     fn default() -> Self {
-        Self { auto: true, require: Require::Any, keep_days: 14, keep_mib: 2048 }
+        Self {
+            auto: true,
+            require: Require::Any,
+            keep_days: 14,
+            keep_mib: 2048,
+            snapshots: Snapshots::default(),
+        }
     }
 }
 
@@ -31,10 +84,16 @@ impl Rollback {
     /// What is not acceptable: each key, and one sentence.
     #[must_use]
     pub fn problems(&self) -> Vec<(&'static str, String)> {
-        [("rollback.keep_days", self.keep_days, 1, 3650), ("rollback.keep_mib", self.keep_mib, 64, 1_000_000)]
-            .into_iter()
-            .filter_map(|(key, value, least, most)| Some((key, outside(value, least, most)?)))
-            .collect()
+        [
+            ("rollback.keep_days", self.keep_days, 1, 3650),
+            ("rollback.keep_mib", self.keep_mib, 64, 1_000_000),
+            ("rollback.snapshots.keep", self.snapshots.keep, 1, 1000),
+            ("rollback.snapshots.keep_days", self.snapshots.keep_days, 1, 3650),
+            ("rollback.snapshots.min_free_mib", self.snapshots.min_free_mib, 1, 10_000_000),
+        ]
+        .into_iter()
+        .filter_map(|(key, value, least, most)| Some((key, outside(value, least, most)?)))
+        .collect()
     }
 }
 
@@ -375,5 +434,8 @@ mod tests {
         let rollback = Rollback { keep_mib: 63, keep_days: 0, ..Rollback::default() };
         assert_eq!(rollback.problems().len(), 2);
         assert!(Rollback::default().problems().is_empty());
+        let snapshots = Snapshots { keep: 0, keep_days: 0, min_free_mib: 0, ..Snapshots::default() };
+        let problems = Rollback { snapshots, ..Rollback::default() }.problems();
+        assert_eq!(problems.len(), 3, "{problems:?}");
     }
 }

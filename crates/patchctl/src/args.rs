@@ -133,19 +133,7 @@ pub(crate) enum Command {
         id: JobId,
     },
     /// Undo what a job changed
-    Rollback {
-        /// Its id
-        id: JobId,
-        /// Even if the packages were changed again since
-        #[arg(long)]
-        force: bool,
-        /// Do not ask; without a terminal nothing is asked anyway
-        #[arg(long, short)]
-        yes: bool,
-        /// Print the new job's id and return
-        #[arg(long, short)]
-        detach: bool,
-    },
+    Rollback(RollbackArgs),
     /// Keep a change that was made with --confirm-within
     Confirm {
         /// Its job's id
@@ -423,6 +411,32 @@ pub(crate) struct ApplyArgs {
     pub(crate) back: BackArgs,
 }
 
+/// Arguments of `rollback`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RollbackArgs {
+    /// Its id
+    pub(crate) id: JobId,
+    /// Even if the packages were changed again since; with --snapshot whatever hazards were listed
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Go back to the snapshot of the file systems that was made before the job, with everything that was changed since; it is
+    /// in force after the next reboot. Lists what that is, and asks
+    #[arg(long)]
+    pub(crate) snapshot: bool,
+    /// Show what would be taken back; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Only if the plan of that moment has this hash; a script needs it with --snapshot
+    #[arg(long, value_name = "HASH", value_parser = plan_hash, conflicts_with = "dry_run")]
+    pub(crate) if_plan: Option<PlanHash>,
+    /// Do not ask; without a terminal nothing is asked anyway
+    #[arg(long, short, conflicts_with = "snapshot")]
+    pub(crate) yes: bool,
+    /// Print the new job's id and return
+    #[arg(long, short, conflicts_with = "dry_run")]
+    pub(crate) detach: bool,
+}
+
 /// Arguments of `reboot`.
 #[derive(Debug, Args)]
 pub(crate) struct RebootArgs {
@@ -558,7 +572,11 @@ mod tests {
             assert_eq!((back.on_failure, back.confirm_within), (Some(Rest::All), Some(60)), "{line}");
         }
         let cli = parse("rollback 01890000-0000-7000-8000-000000000001 --force -d").unwrap();
-        assert!(matches!(cli.command, Command::Rollback { force: true, yes: false, detach: true, .. }));
+        let Command::Rollback(args) = cli.command else { panic!("{cli:?}") };
+        assert!(args.force && !args.yes && args.detach && !args.snapshot);
+        let cli = parse("rollback 01890000-0000-7000-8000-000000000001 --snapshot --dry-run").unwrap();
+        assert!(matches!(cli.command, Command::Rollback(RollbackArgs { snapshot: true, dry_run: true, .. })));
+        assert!(parse("rollback 01890000-0000-7000-8000-000000000001 --snapshot --yes").is_err());
     }
 
     #[test]

@@ -41,7 +41,7 @@ const HOOKS: [&str; 3] = [
 ];
 
 /// The tools that the harness is made of, and the Debian packages that have them.
-const TOOLS: [(&str, &str); 10] = [
+const TOOLS: [(&str, &str); 12] = [
     ("systemd-nspawn", "systemd-container"),
     ("mmdebstrap", "mmdebstrap"),
     ("apt-ftparchive", "apt-utils"),
@@ -52,6 +52,8 @@ const TOOLS: [(&str, &str); 10] = [
     ("gpgconf", "gnupg"),
     ("dpkg-deb", "dpkg"),
     ("faketime", "faketime"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("snapper", "snapper"),
 ];
 
 /// Where bases and repositories are kept; `LINUX_PATCH_CACHE` moves it.

@@ -42,6 +42,8 @@ pub struct HostOptions {
     pub binds: Vec<(PathBuf, String)>,
     /// Directories of the host that must not lie on an overlay, `/var/lib/docker` for one.
     pub real_directories: Vec<String>,
+    /// Whether its disk has btrfs, with the root in the subvolume `@`, rather than an overlay of the base.
+    pub is_on_btrfs: bool,
     /// Whether it is one of a cloud's: with cloud-init, which is off until the trial lets it begin, and msmtp.
     pub is_of_cloud: bool,
     /// Further arguments of `systemd-nspawn`.
@@ -57,6 +59,7 @@ impl HostOptions {
             disk: "1g".to_owned(),
             binds: Vec::new(),
             real_directories: Vec::new(),
+            is_on_btrfs: false,
             is_of_cloud: false,
             nspawn_arguments: Vec::new(),
         }
@@ -67,6 +70,13 @@ impl HostOptions {
     pub fn disk(mut self, size: &str) -> Self {
         size.clone_into(&mut self.disk);
         self
+    }
+
+    /// The same with btrfs on its disk of `size`, and the root in the subvolume `@`.
+    #[must_use]
+    pub fn on_btrfs(mut self, size: &str) -> Self {
+        self.is_on_btrfs = true;
+        self.disk(size)
     }
 
     /// The same as one of a cloud's.
@@ -122,11 +132,15 @@ impl Host {
             .with_context(|| format!("the host {name} does not boot"))
     }
 
-    fn create(network: &Network, options: HostOptions) -> Result<Self> {
+    fn create(network: &Network, mut options: HostOptions) -> Result<Self> {
         let base = if options.is_of_cloud { base::cloud_root()? } else { base::root()? };
         let run = Arc::clone(network.run());
         let directory = run.host_directory(&options.name)?;
         let holder = hold_disk(&directory, &base, &options)?;
+        if options.is_on_btrfs {
+            let device = fs::read_to_string(directory.join("device")).context("the disk has no device")?;
+            options.nspawn_arguments.push(format!("--bind={}", device.trim()));
+        }
         let address = network.attach(&holder)?;
         fs::write(directory.join("address"), address.to_string())?;
         let groups = format!("lp-{}-{}", run.id(), options.name);
@@ -353,7 +367,8 @@ impl Drop for Host {
 fn hold_disk(directory: &Path, base: &Path, options: &HostOptions) -> Result<Holder> {
     let script = format!("{}{}", include_str!("host-disk.sh"), Holder::STAY);
     let paths = [directory.to_string_lossy(), base.to_string_lossy()];
-    let mut arguments = vec![&*paths[0], &*paths[1], &options.name, &options.disk];
+    let kind = if options.is_on_btrfs { "btrfs" } else { "overlay" };
+    let mut arguments = vec![&*paths[0], &*paths[1], &options.name, &options.disk, kind];
     arguments.extend(options.real_directories.iter().map(String::as_str));
     let flags = ["--mount", "--propagation", "private", "--pid", "--mount-proc", "--net"];
     Holder::start(&flags, &script, &arguments)
@@ -381,6 +396,7 @@ impl Boot {
         }
         command.args(["/bin/sh", "-euc", include_str!("host-boot.sh"), "sh"]);
         command.arg(self.joins.iter().map(|join| join.to_string_lossy()).collect::<Vec<_>>().join(" "));
+        command.arg(&self.directory);
         command.args([
             "systemd-nspawn",
             "--quiet",

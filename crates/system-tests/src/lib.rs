@@ -18,6 +18,7 @@ pub mod agent;
 pub mod base;
 mod cgroup;
 pub mod chaos;
+pub mod disk;
 pub mod executor;
 mod guest;
 mod holder;

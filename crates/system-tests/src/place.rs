@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use patch_types::operation::{ApplyPatches, Hold, Install, PackageSpec, Remove, Rollback, Update};
-use patch_types::{ChangeOptions, ErrorCode, ErrorDetail, JobId, JobStatus, Operation, Outcome};
+use patch_types::{
+    ChangeOptions, ErrorCode, ErrorDetail, JobId, JobStatus, Operation, Outcome, RollbackMode,
+};
 
 use crate::executor::{ExecutorIn, Refusal, Seen};
 use crate::packages::Packages;
@@ -275,11 +277,11 @@ pub fn apply(packages: &[&str]) -> Result<Operation> {
 /// Takes a job back, unless its packages were changed since.
 #[must_use]
 pub fn rollback(job: JobId) -> Operation {
-    Operation::Rollback(Rollback { job, force: false })
+    Operation::Rollback(Rollback { job, force: false, mode: RollbackMode::Packages })
 }
 
 /// Takes a job back, whatever was changed since.
 #[must_use]
 pub fn force_back(job: JobId) -> Operation {
-    Operation::Rollback(Rollback { job, force: true })
+    Operation::Rollback(Rollback { job, force: true, mode: RollbackMode::Packages })
 }

@@ -27,6 +27,7 @@ pub struct RootOptions {
     repository: Option<PathBuf>,
     shares_network: bool,
     disk: Option<PathBuf>,
+    device: Option<(PathBuf, String)>,
 }
 
 impl RootOptions {
@@ -41,6 +42,15 @@ impl RootOptions {
     #[must_use]
     pub fn repository(mut self, repository: &Repository) -> Self {
         self.repository = Some(repository.path().to_path_buf());
+        self
+    }
+
+    /// The same on a device that has a root already: what of it is mounted where, the root first, and with which options.
+    #[must_use]
+    pub fn on_device(mut self, device: impl Into<PathBuf>, mounts: &[(&str, &str)]) -> Self {
+        let lines: Vec<String> =
+            mounts.iter().map(|(point, options)| format!(".{point} {options}")).collect();
+        self.device = Some((device.into(), lines.join("\n")));
         self
     }
 
@@ -83,8 +93,15 @@ impl Root {
         let repository = options.repository.unwrap_or_default();
         let sources = Repository::sources_list(Repository::FILES)?;
         let disk = options.disk.unwrap_or_default();
-        let arguments =
-            [&*lower.to_string_lossy(), &*repository.to_string_lossy(), &sources, &*disk.to_string_lossy()];
+        let (device, mounted) = options.device.unwrap_or_default();
+        let arguments = [
+            &*lower.to_string_lossy(),
+            &*repository.to_string_lossy(),
+            &sources,
+            &*disk.to_string_lossy(),
+            &*device.to_string_lossy(),
+            &mounted,
+        ];
         let script = format!("{}{}", include_str!("throwroot.sh"), STAY_INSIDE);
         let holder = Holder::start(&flags, &script, &arguments).context("cannot make a throw-away root")?;
         ensure_inside(holder.pid())?;

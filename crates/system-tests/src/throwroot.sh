@@ -1,10 +1,15 @@
 # Run in the namespaces of a new throw-away root: mounts it and makes it usable.
 # $1 the root below it, $2 the repository or nothing, $3 the lines of sources.list, $4 a directory for what is written, or
 # nothing: then that is kept in memory
-lower=$1 repository=$2 sources=$3 disk=$4 root=/mnt/root
+# $5 a device that has the root, or nothing, $6 what is mounted of it: a line each, where and how
+lower=$1 repository=$2 sources=$3 disk=$4 block=$5 parts=$6 root=/mnt/root
 if [ -n "$disk" ]; then mount --bind "$disk" /mnt; else mount -t tmpfs -o mode=755 lp-root /mnt; fi
 mkdir /mnt/upper /mnt/work "$root"
-mount -t overlay -o "lowerdir=$lower,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$root"
+if [ -n "$block" ]; then
+  while read -r point how; do mount -o "$how" "$block" "$root/$point"; done <<E
+$parts
+E
+else mount -t overlay -o "lowerdir=$lower,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$root"; fi
 mount -t proc proc "$root/proc"
 # Of the machine's devices only these, each as a mount: what is removed or replaced in here is not the machine's.
 mount -t tmpfs -o mode=755,nosuid tmpfs "$root/dev"
@@ -13,6 +18,10 @@ for device in null zero full random urandom tty; do
   : >"$root/dev/$device"
   mount --bind "/dev/$device" "$root/dev/$device"
 done
+if [ -n "$block" ]; then
+  : >"$root$block"
+  mount --bind "$block" "$root$block"
+fi
 mount --rbind /dev/pts "$root/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 ln -s pts/ptmx "$root/dev/ptmx"

@@ -155,6 +155,11 @@ fn pack(root: &Path, built: &Path, out: &Path, version: &str) -> Result<Packages
                     0o644,
                 ),
                 (
+                    root.join("packaging/systemd/linux-patch-arrive.service"),
+                    "lib/systemd/system/linux-patch-arrive.service",
+                    0o644,
+                ),
+                (
                     root.join("packaging/systemd/linux-patch-executor-recover.service"),
                     "lib/systemd/system/linux-patch-executor-recover.service",
                     0o644,

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt};
 use patch_types::{
     PackageName,
     notifications::Notifications,
-    settings::{Restart, RestartMode, RestartTime},
+    settings::{Restart, RestartMode, RestartTime, Snapshots},
 };
 
 use super::{
@@ -138,6 +138,10 @@ pub fn diff(old: &Settings, new: &Settings) -> Vec<Change> {
     });
     found.compare("rollback.keep_days", &rollback.keep_days, &new.rollback.keep_days, ToString::to_string);
     found.compare("rollback.keep_mib", &rollback.keep_mib, &new.rollback.keep_mib, ToString::to_string);
+    found.compare("rollback.snapshots", &rollback.snapshots, &new.rollback.snapshots, |snapshots| {
+        let Snapshots { mode, keep, keep_days, min_free_mib } = snapshots;
+        format!("{}, keep {keep}, {keep_days} days, {min_free_mib} MiB free", mode.as_str())
+    });
     found.compare("health_checks", health_checks, &new.health_checks, |checks| summary_of_checks(checks));
     found.policy(policy, &new.policy);
     found.compare("reboot", reboot, &new.reboot, summary_of_reboot);

@@ -128,6 +128,22 @@ fn expired_crl(app: &App, request: &Request) -> Option<Refusal> {
     })
 }
 
+/// Whether a role suffices.
+///
+/// # Errors
+/// 403 if not.
+pub(super) fn require(role: Role, needed: Role) -> Result<(), ErrorDetail> {
+    if role >= needed { Ok(()) } else { Err(does_not_suffice(role.as_str(), needed)) }
+}
+
+fn does_not_suffice(has: &str, needed: Role) -> ErrorDetail {
+    let needed = needed.as_str();
+    let message = format!(
+        "this takes the role {needed}, and the identity has the role {has}; change security.roles in config.yaml"
+    );
+    ErrorDetail::new(ErrorCode::AuthzForbidden, message).with("role", has).with("required_role", needed)
+}
+
 type Checked = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// A middleware that lets only those pass whose role suffices.
@@ -139,17 +155,7 @@ pub(super) fn check(needed: Role) -> impl Fn(Request, Next) -> Checked + Clone +
             match role {
                 Some(role) if role >= needed => next.run(request).await,
                 role => {
-                    let has = role.map_or("none", Role::as_str);
-                    let needed = needed.as_str();
-                    Refusal::from(
-                        ErrorDetail::new(
-                            ErrorCode::AuthzForbidden,
-                            format!("this takes the role {needed}, and the identity has the role {has}; change security.roles in config.yaml"),
-                        )
-                        .with("role", has)
-                        .with("required_role", needed),
-                    )
-                    .into_response()
+                    Refusal::from(does_not_suffice(role.map_or("none", Role::as_str), needed)).into_response()
                 }
             }
         })

@@ -1,6 +1,7 @@
 //! `/jobs`: what was asked for, what became of it, and calling it off.
 
 use axum::{
+    Extension,
     extract::State,
     http::header,
     response::{IntoResponse as _, Response},
@@ -8,7 +9,7 @@ use axum::{
 use jiff::Timestamp;
 use patch_service::{Refusal, StrictJson, StrictQuery};
 use patch_types::{
-    ChangeOptions, ErrorCode, ErrorDetail, JobId, JobStatus, Operation, PackageName,
+    ChangeOptions, ErrorCode, ErrorDetail, JobId, JobStatus, Operation, PackageName, RollbackMode,
     api::{Job, JobList, RollbackRequest},
     operation::Rollback,
 };
@@ -16,13 +17,15 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
+    access,
     app::App,
     caller::Caller,
-    changes::{self, Asked, Change},
+    changes::{self, Asked, Change, PlanOrJob},
     path::StrictPath,
     reply,
 };
 use crate::{
+    config::Role,
     inventory::filter,
     jobs::{JobFilter, NEW_CONNECTION},
 };
@@ -132,7 +135,8 @@ pub(super) async fn cancel(
     reply::ok(job)
 }
 
-/// Undoes what a job changed, as a job of its own.
+/// Undoes what a job changed, as a job of its own: its packages, or with `mode: snapshot` everything since the snapshot of the file
+/// systems that was made before it. That takes the role admin, and `if_plan` with the hash of what `dry_run` has listed.
 #[utoipa::path(
     post,
     path = "/jobs/{id}/rollback",
@@ -141,31 +145,48 @@ pub(super) async fn cancel(
     params(("id" = JobId, Path, description = "The job that is to be undone"), changes::ChangeHeaders),
     request_body(content = Option<RollbackRequest>, description = "How"),
     responses(
-        (status = 200, description = "The ended job, with `Prefer: wait`", body = Job),
+        (status = 200, description = "The plan of a dry run; or the ended job, with `Prefer: wait`", body = PlanOrJob),
         (status = 202, description = "Accepted as a job", body = Job),
+        (status = 403, description = "To go back to a snapshot takes the role admin (AUTHZ_FORBIDDEN)"),
         (status = 404, description = "There is no such job (JOB_NOT_FOUND)"),
-        (status = 409, description = "It has not ended, or too many jobs are waiting (JOB_CONFLICT), or it is of a kind that changes no package (ROLLBACK_UNAVAILABLE)"),
+        (status = 409, description = "The plan is another one than was approved (PLAN_DRIFT); it has not ended, or too many jobs are waiting (JOB_CONFLICT), or it is of a kind that changes no package (ROLLBACK_UNAVAILABLE)"),
     )
 )]
 pub(super) async fn rollback(
     State(app): State<App>,
+    Extension(role): Extension<Role>,
     asked: Asked,
     StrictPath(id): StrictPath<JobId>,
     body: Option<StrictJson<RollbackRequest>>,
 ) -> Result<Response, Refusal> {
-    let RollbackRequest { force } = body.map(|StrictJson(b)| b).unwrap_or_default();
+    let body = body.map(|StrictJson(b)| b).unwrap_or_default();
+    let mut request = changes::as_asked(&body);
+    if let Some(fields) = request.as_object_mut() {
+        fields.insert("job_id".to_owned(), changes::as_asked(&id));
+    }
+    let RollbackRequest { force, mode, dry_run, if_plan } = body;
+    if mode == RollbackMode::Snapshot {
+        // Accounts, keys and rules of before come back with it.
+        access::require(role, Role::Admin)?;
+        if !dry_run && if_plan.is_none() {
+            let message = "to go back to a snapshot takes back more than the job's packages: ask with `dry_run` what, and send the \
+                           plan's hash as `if_plan`";
+            return Err(ErrorDetail::new(ErrorCode::InvalidRequest, message).with("field", "if_plan").into());
+        }
+    }
     let change = Change {
-        operation: undoing(&app, id, force),
-        dry_run: false,
-        if_plan: None,
+        operation: undoing(&app, Rollback { job: id, force, mode }),
+        dry_run,
+        if_plan,
         options: ChangeOptions::default(),
-        request: serde_json::json!({ "job_id": id, "force": force }),
+        request,
     };
     changes::carry_out(&app, asked, change).await
 }
 
 /// What can be told here; all else is for the root side to say, which has the record of what was changed.
-async fn undoing(app: &App, id: JobId, force: bool) -> Result<Operation, ErrorDetail> {
+async fn undoing(app: &App, rollback: Rollback) -> Result<Operation, ErrorDetail> {
+    let id = rollback.job;
     let job = app.jobs().summary(id).ok_or_else(|| unknown(id))?;
     if !job.status.is_terminal() {
         return Err(ErrorDetail::new(
@@ -188,7 +209,7 @@ async fn undoing(app: &App, id: JobId, force: bool) -> Result<Operation, ErrorDe
         )
         .with("job_id", id.to_string()));
     }
-    Ok(Operation::Rollback(Rollback { job: id, force }))
+    Ok(Operation::Rollback(rollback))
 }
 
 /// Keeps a change that was made with `confirm_within`.

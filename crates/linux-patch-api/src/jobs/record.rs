@@ -178,9 +178,9 @@ pub(super) mod brief {
     /// Shorter ones stay as they are.
     const SHORT: usize = 1 << 10;
 
-    /// The grade alone.
+    /// The grade alone, and the snapshot.
     pub(in crate::jobs) fn way_back(whole: &WayBack) -> WayBack {
-        WayBack { grade: whole.grade, packages: Vec::new(), recorded_in_ms: whole.recorded_in_ms }
+        WayBack { packages: Vec::new(), ..whole.clone() }
     }
 
     /// The verdict and the reason alone.

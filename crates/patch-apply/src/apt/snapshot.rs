@@ -713,7 +713,7 @@ impl Snapshot {
             })
             .collect();
         let grade = packages.iter().map(|p| p.grade).min().unwrap_or(Grade::Exact);
-        WayBack { grade, packages, recorded_in_ms: 0 }
+        WayBack { grade, packages, recorded_in_ms: 0, snapshot: None }
     }
 }
 

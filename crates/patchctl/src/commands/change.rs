@@ -6,13 +6,13 @@
 use jiff::{SignedDuration, Timestamp};
 use patch_client::{Answer, Client, Error, Submit};
 use patch_types::{
-    ErrorCode, JobId, JobStatus, Outcome, PackageName, Plan, PlanHash,
+    ErrorCode, JobId, JobStatus, Outcome, PackageName, Plan, PlanHash, RollbackMode,
     api::{ApplyRequest, InstallRequest, Job, RebootRequest, RemoveRequest, RollbackRequest, UpdateRequest},
 };
 
 use super::Context;
 use crate::{
-    args::{ApplyArgs, ChangeArgs, RebootArgs},
+    args::{ApplyArgs, ChangeArgs, RebootArgs, RollbackArgs},
     exit::Exit,
     follow,
     output::confirm,
@@ -317,15 +317,24 @@ pub(super) async fn reboot(context: &Context, args: RebootArgs) -> anyhow::Resul
 }
 
 /// Undoes a job. A person sees what it changed and is asked.
-pub(super) async fn rollback(
-    context: &Context,
-    id: JobId,
-    force: bool,
-    yes: bool,
-    detach: bool,
-) -> anyhow::Result<Exit> {
+pub(super) async fn rollback(context: &Context, args: RollbackArgs) -> anyhow::Result<Exit> {
     let Context { client, out } = context;
-    if out.person && !yes {
+    let RollbackArgs { id, force, snapshot, dry_run, if_plan, yes, detach } = args;
+    let mode = if snapshot { RollbackMode::Snapshot } else { RollbackMode::Packages };
+    let mut request = RollbackRequest { force, mode, dry_run: false, if_plan };
+    if dry_run || (snapshot && out.person && request.if_plan.is_none()) {
+        let planned = client.plan_rollback(id, &request).await?;
+        if dry_run {
+            out.answer(&planned.raw, |style| plan::plan(style, &planned))?;
+            return Ok(Exit::Done);
+        }
+        out.print(&plan::plan(&out.style, &planned))?;
+        if !confirm(&format!("Take all of this back on {}?", client.address()))? {
+            out.remark("Nothing was changed.");
+            return Ok(Exit::Stopped);
+        }
+        request.if_plan = Some(planned.into_data().hash);
+    } else if out.person && !yes && request.if_plan.is_none() {
         let undone = client.job(id).await?;
         out.print(&job::changed(&out.style, &undone))?;
         if !confirm(&format!("Undo this on {}?", client.address()))? {
@@ -333,7 +342,7 @@ pub(super) async fn rollback(
             return Ok(Exit::Stopped);
         }
     }
-    let job = client.rollback(id, &RollbackRequest { force }, &Submit::repeatable()).await?;
+    let job = client.rollback(id, &request, &Submit::repeatable()).await?;
     accepted(context, &job, detach).await
 }
 

@@ -91,9 +91,7 @@ async fn dispatch(context: &Context, command: Command) -> anyhow::Result<Exit> {
         Command::Jobs(args) => jobs::list(context, args).await,
         Command::Job { id } => jobs::one(context, id).await,
         Command::Watch { id } => crate::follow::only(&context.client, &context.out, id).await,
-        Command::Rollback { id, force, yes, detach } => {
-            change::rollback(context, id, force, yes, detach).await
-        }
+        Command::Rollback(args) => change::rollback(context, args).await,
         Command::Confirm { id } => jobs::confirm(context, id).await,
         Command::Cancel { id } => jobs::cancel(context, id).await,
         Command::Reboot(args) => change::reboot(context, args).await,

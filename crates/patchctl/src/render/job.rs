@@ -2,9 +2,11 @@
 
 use jiff::Timestamp;
 use patch_types::{
-    Grade, JobStatus, LockHolder, Outcome, Phase, RehearsalReport, RehearsalVerdict, WayBack, WentBack,
+    Grade, JobStatus, LockHolder, Outcome, Phase, RehearsalReport, RehearsalVerdict, SnapshotReport, WayBack,
+    WentBack,
     api::{Job, JobList, LogLine, Requester},
     event::{LogStream, PackageResult},
+    snapshot::SnapshotState,
 };
 
 use super::{Rows, Style, Tone, clean, count, fields, plain, plan, values};
@@ -77,6 +79,10 @@ pub(crate) fn detail(style: &Style, job: &Job, verbose: bool) -> String {
         ("Confirm by", job.confirm_by.map_or(String::new(), values::time)),
         ("Reboot", job.reboot.as_ref().map_or(String::new(), |reboot| reboot.message.clone())),
         ("Way back", job.way_back.as_ref().map_or(String::new(), |way| way.grade.to_string())),
+        (
+            "Snapshot",
+            job.way_back.as_ref().and_then(|way| way.snapshot.as_ref()).map_or(String::new(), snapshot),
+        ),
     ]);
     if let Some(way) = &job.way_back {
         text.push_str(&not_exact(way, verbose));
@@ -201,6 +207,20 @@ pub(crate) fn changed(style: &Style, job: &Job) -> String {
         None => text.push_str("Way back: none was recorded\n"),
     }
     text
+}
+
+/// The snapshot of the file systems, or why there is none.
+fn snapshot(report: &SnapshotReport) -> String {
+    match (report.state, report.kind) {
+        (SnapshotState::Made, Some(kind)) => {
+            clean::line(&format!("{kind} {}, of {}", report.names.join(", "), report.file_systems.join(", ")))
+                .into_owned()
+        }
+        _ => {
+            let reason = report.reason.as_deref().unwrap_or("no reason was told");
+            format!("none: {}", clean::line(reason))
+        }
+    }
 }
 
 /// The packages that cannot be had again exactly.

@@ -1,6 +1,6 @@
 //! A plan: what would change, and the hash by which it is approved.
 
-use patch_types::{Action, PackageVersion, Plan, PlanHash, PlannedChange};
+use patch_types::{Action, PackageVersion, Plan, PlanHash, PlannedChange, TakesBack};
 
 use super::{Rows, Style, Tone, clean, count, patches, plain, values};
 
@@ -8,7 +8,11 @@ use super::{Rows, Style, Tone, clean, count, patches, plain, values};
 pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
     let mut text = String::new();
     if plan.is_empty() {
-        text.push_str("Nothing would change.\n");
+        text.push_str(if plan.takes_back.is_some() {
+            "No package would change.\n"
+        } else {
+            "Nothing would change.\n"
+        });
     } else {
         let mut rows = Rows::new(style, &["ACTION", "PACKAGE", "FROM", "TO", "ORIGIN"]);
         for change in &plan.changes {
@@ -27,6 +31,9 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
         text.push_str(&rows.finish());
         text.push('\n');
         text.push_str(&sums(plan));
+    }
+    if let Some(back) = &plan.takes_back {
+        text.push_str(&takes_back(back));
     }
     for kept in &plan.kept_back {
         text.push_str(&format!("Kept back: {}: {}\n", kept.name, clean::line(&kept.reason)));
@@ -58,6 +65,40 @@ pub(crate) fn plan(style: &Style, plan: &Plan) -> String {
 /// The security fixes that it leaves out, a line each.
 pub(crate) fn barred(plan: &Plan) -> String {
     plan.barred.iter().map(|one| format!("Not patched: {}\n", clean::line(&one.sentence()))).collect()
+}
+
+/// What going back to a snapshot takes back besides.
+fn takes_back(back: &TakesBack) -> String {
+    let list = |lines: &[String]| clean::line(&lines.join(", ")).into_owned();
+    let mut text = format!(
+        "\nBack to the {} snapshot {} of {}, for {}.\n",
+        back.kind,
+        list(&back.names),
+        values::time(back.at),
+        list(&back.file_systems)
+    );
+    for (title, lines) in [("Stays as it is", &back.left_out), ("Is kept as it is now", &back.kept)] {
+        if !lines.is_empty() {
+            text.push_str(&format!("{title}: {}\n", list(lines)));
+        }
+    }
+    if back.total == 0 {
+        text.push_str("No other file has changed since.\n");
+    } else {
+        text.push_str("Also taken back, and no part of these packages:\n");
+    }
+    for file in &back.files {
+        let files = if file.files == 1 { String::new() } else { format!(" ({} files)", file.files) };
+        text.push_str(&format!("  {:8} {}{files}\n", file.change, clean::line(&file.path)));
+    }
+    let more = back.total.saturating_sub(u64::try_from(back.files.len()).unwrap_or(u64::MAX));
+    if more > 0 {
+        text.push_str(&format!("  and {more} more\n"));
+    }
+    for hazard in &back.hazards {
+        text.push_str(&format!("Beware: {}\n", clean::line(hazard)));
+    }
+    text
 }
 
 /// What another plan changes about the one that was shown, and its sums and hash.
@@ -119,6 +160,30 @@ fn sums(plan: &Plan) -> String {
 mod tests {
     use super::*;
     use crate::render::NARROW;
+
+    #[test]
+    fn what_a_snapshot_takes_back_is_shown_before_the_hash() {
+        let mut planned = Plan::of(Vec::new());
+        let back = serde_json::json!({
+            "kind": "snapper", "names": ["root 3"], "at": "2026-01-02T03:04:05Z", "file_systems": ["/"],
+            "left_out": ["/home"], "total": 4, "kept": [], "hazards": ["beware of\u{1b}[2J it"],
+            "files": [{"path": "/etc/hosts", "change": "changed", "files": 1},
+                      {"path": "/srv/x/", "change": "removed", "files": 12}],
+        });
+        planned.takes_back = Some(serde_json::from_value(back).unwrap());
+        let text = plan(&NARROW, &planned);
+        for expected in [
+            "Back to the snapper snapshot root 3 of ",
+            "Stays as it is: /home\n",
+            "  changed  /etc/hosts\n  removed  /srv/x/ (12 files)\n  and 2 more\nBeware: beware of it\n",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
+        assert!(
+            text.ends_with(&format!("Plan: {}\n", planned.hash)) && !text.contains("Nothing would change"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn the_difference_shows_what_comes_and_goes() {

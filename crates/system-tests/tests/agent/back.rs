@@ -15,6 +15,7 @@ const UNREACHABLE: Duration = Duration::from_secs(90);
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("a_job_is_undone_over_the_api", a_job_is_undone_over_the_api),
+        trial("a_job_says_over_the_api_why_it_has_no_snapshot", a_job_says_why_it_has_no_snapshot),
         trial("root_undoes_a_job_locally", root_undoes_a_job_locally),
         trial("a_change_that_nobody_confirms_goes_back", a_change_that_nobody_confirms_goes_back),
         trial("a_confirmed_change_stays", a_confirmed_change_stays),
@@ -148,6 +149,30 @@ fn a_job_is_undone_over_the_api() -> Result<()> {
     let forced = agent.change("POST", &path, &json!({"force": true}))?;
     ensure!(forced["status"] == "completed", "{forced:#}");
     before.assert_same(&state(&agent)?)
+}
+
+/// The harness's hosts run from an overlay. What is made where a snapshot is possible, and gone back to, is in the trials of
+/// the root side.
+fn a_job_says_why_it_has_no_snapshot() -> Result<()> {
+    let agent = boot_with_updates("unsnapped", &["lp-plain=1.0-1"])?;
+    let configuration = json!({"rollback": {"snapshots": {"mode": "auto"}}});
+    agent.host.push(configuration.to_string(), "/etc/linux_patch_api/config.yaml", "644")?;
+    let job = update(&agent, &["lp-plain"])?;
+    let snapshot = &job["way_back"]["snapshot"];
+    ensure!(
+        snapshot["state"] == "not_available"
+            && snapshot["reason"].as_str().is_some_and(|why| why.contains("/ is on overlay")),
+        "{job:#}"
+    );
+    let path = format!("/jobs/{}/rollback", id_of(&job)?);
+    let asked = agent.patchctl(&["rollback", id_of(&job)?, "--snapshot", "--dry-run"])?.output()?;
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    ensure!(!asked.status.success() && said.contains("there is no snapshot"), "{said}");
+    let asked = agent.host.exec(&["linux-patch-host", "rollback", id_of(&job)?, "--snapshot"])?;
+    ensure!(!asked.status.success() && asked.stderr.contains("there is no snapshot"), "{asked:?}");
+    // The packages can be had back without one.
+    ensure!(agent.change("POST", &path, &json!({}))?["outcome"] == "applied");
+    Ok(())
 }
 
 fn root_undoes_a_job_locally() -> Result<()> {

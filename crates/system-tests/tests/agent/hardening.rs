@@ -96,6 +96,7 @@ fn the_units_are_what_they_promise() -> Result<()> {
         "linux-patch-api.service",
         "linux-patch-executor.socket",
         "linux-patch-executor@verify.service",
+        "linux-patch-arrive.service",
         "linux-patch-executor-recover.service",
         "linux-patch-reboot-window.service",
         "linux-patch-reboot-window.timer",

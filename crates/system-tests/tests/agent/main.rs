@@ -25,6 +25,7 @@ mod reboot_window;
 mod recovery;
 mod rehearsal;
 mod restarts;
+mod snapshots;
 mod stale;
 mod streaming;
 mod unattended;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     all.extend(changing::trials());
     all.extend(back::trials());
     all.extend(recovery::trials());
+    all.extend(snapshots::trials());
     all.extend(stale::trials());
     all.extend(documentation::trials());
     all.extend(lifecycle::trials());

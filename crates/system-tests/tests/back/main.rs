@@ -9,6 +9,7 @@ mod kills;
 mod limits;
 mod rehearsal;
 mod since;
+mod snapshots;
 mod traps;
 mod ways;
 
@@ -28,5 +29,6 @@ fn main() -> ExitCode {
     all.extend(kills::trials());
     all.extend(rehearsal::trials());
     all.extend(broken_state::trials());
+    all.extend(snapshots::trials());
     trials::main(all)
 }

@@ -6,7 +6,7 @@ use axum::http::{Method, StatusCode};
 use jiff::Timestamp;
 use patch_service::{CertificateFacts, PeerIdentity};
 use patch_types::{
-    Action, EventKind, JobId, JobStatus, Operation, Outcome, Phase, Plan, PlannedChange,
+    Action, EventKind, JobId, JobStatus, Operation, Outcome, Phase, Plan, PlannedChange, RollbackMode,
     event::QueryResult,
     executor::{RequestBody, STATUS_FILE},
 };
@@ -46,6 +46,34 @@ impl Api {
 
 fn is(answer: &Answer, status: StatusCode, code: &str) {
     assert_eq!((answer.status, answer.code().as_str()), (status, code), "{}", answer.json());
+}
+
+#[tokio::test]
+async fn to_a_snapshot_goes_back_who_is_admin_and_names_the_list() {
+    let api = Api::with_config("security: {roles: {ops: admin, operator: operator}}").await;
+    let done = api.job("/packages", json!({"packages": [{"name": "bash"}]})).await;
+    api.end(done, JobStatus::Completed, Outcome::Applied).await;
+    let undo = format!("/jobs/{done}/rollback");
+    let listed = Plan::of(Vec::new());
+    let (list, go) = (
+        json!({"mode": "snapshot", "dry_run": true}),
+        json!({"mode": "snapshot", "if_plan": listed.hash.as_str()}),
+    );
+    for body in [&list, &go] {
+        let answer = api.send(request("operator", Method::POST, &undo, Some(body.to_string()))).await;
+        is(&answer, StatusCode::FORBIDDEN, "AUTHZ_FORBIDDEN");
+    }
+    let answer = api.post(&undo, json!({"mode": "snapshot"})).await;
+    is(&answer, StatusCode::UNPROCESSABLE_ENTITY, "INVALID_REQUEST");
+    is(&api.post(&undo, json!({"mode": "all"})).await, StatusCode::UNPROCESSABLE_ENTITY, "INVALID_REQUEST");
+    api.answers(QueryResult::Plan(listed.clone()));
+    let answer = api.post(&undo, list).await;
+    assert_eq!((answer.status, answer.data()["hash"].as_str()), (StatusCode::OK, Some(listed.hash.as_str())));
+    let id = api.job(&undo, go).await;
+    let sent = api.root.requests().into_iter().find(|r| r.id == id).unwrap();
+    assert!(matches!(sent.body,
+        RequestBody::Change { operation: Operation::Rollback(r), if_plan: Some(hash), .. }
+            if r.mode == RollbackMode::Snapshot && hash == listed.hash));
 }
 
 #[tokio::test]

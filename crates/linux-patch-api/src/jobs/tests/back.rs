@@ -51,7 +51,12 @@ fn way_back(packages: usize) -> WayBack {
         grade: Grade::Rebuilt,
         reason: "its archive is nowhere to be had".into(),
     };
-    WayBack { grade: Grade::Rebuilt, packages: (0..packages).map(package).collect(), recorded_in_ms: 12 }
+    WayBack {
+        grade: Grade::Rebuilt,
+        packages: (0..packages).map(package).collect(),
+        recorded_in_ms: 12,
+        snapshot: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +234,7 @@ async fn lists_and_streams_show_how_good_the_way_back_is_and_not_all_of_it() {
         let listed = jobs.list(&JobFilter::default()).jobs.remove(0);
         assert_eq!(
             listed.way_back,
-            Some(WayBack { grade: Grade::Rebuilt, packages: vec![], recorded_in_ms: 12 })
+            Some(WayBack { grade: Grade::Rebuilt, packages: vec![], recorded_in_ms: 12, snapshot: None })
         );
         let told = listed.went_back.unwrap();
         assert_eq!((&told.reason, &told.left), (&report.reason, &report.left));
@@ -284,7 +289,7 @@ async fn a_rollback_is_found_by_what_it_changes() {
     root.begun(undone).await;
     root.complete(undone);
     end_of(&jobs, undone).await;
-    let rollback = Operation::Rollback(Rollback { job: undone, force: false });
+    let rollback = Operation::Rollback(Rollback { job: undone, force: false, mode: Default::default() });
     let id = jobs.submit(Submission { operation: rollback, ..submission() }).await.unwrap().job.job_id;
     let found = |name: &str| {
         let filter = JobFilter {

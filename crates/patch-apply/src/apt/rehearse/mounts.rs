@@ -80,7 +80,7 @@ pub(super) fn parse(text: &str) -> Vec<Mount> {
 }
 
 /// The kernel writes blanks and backslashes as three octal digits.
-fn unescape(text: &str) -> PathBuf {
+pub(crate) fn unescape(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt as _;
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
