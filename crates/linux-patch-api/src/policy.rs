@@ -4,6 +4,7 @@
 //! that turn, plan, way back, verifying and going back are the same. A run that has begun is on disk before its job is, so
 //! that neither a crash nor a restart makes two of one.
 
+mod barred;
 mod decide;
 mod memory;
 #[cfg(test)]
@@ -111,10 +112,32 @@ pub(crate) fn frozen(root: &Path) -> Option<String> {
 pub struct Note {
     /// What was decided and done.
     pub state: PolicyState,
-    /// Why somebody should look at it, if so.
+    /// Why somebody should look at it, if so; see [`Note::attention`] for all that there is to say.
     pub trouble: Option<String>,
     /// What keeps fixes away that nothing else does.
     pub waits: Waits,
+}
+
+impl Note {
+    /// Why somebody should look at it now, if so. What the last run left out because it was taken back counts only while that
+    /// is so: root may have let it since, or somebody has installed it.
+    #[must_use]
+    pub fn attention(&self, root: &Path) -> Option<String> {
+        let left_out = match &self.state.last_run {
+            Some(run) if self.state.mode == PolicyMode::Agent => run.barred.as_slice(),
+            _ => &[],
+        };
+        let still = barred::still(root, left_out);
+        let barred = (!still.is_empty()).then(|| {
+            format!(
+                "the last run left out security fixes that were taken back on this host: {}; they come with newer versions, or \
+                 when root lets them (linux-patch-host taken-back says why, linux-patch-host clear NAME=VERSION lets one)",
+                still.join(", ")
+            )
+        });
+        let problems: Vec<_> = self.trouble.clone().into_iter().chain(barred).collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
+    }
 }
 
 /// What keeps fixes away while the agent patches by itself: its own schedule, for one.
@@ -270,16 +293,10 @@ impl Scheduler {
             _ if state.failures > 0 => Some("see the job"),
             _ => None,
         };
-        let barred = state.last_run.as_ref().map_or(&[][..], |run| run.barred.as_slice());
         let trouble = match failed {
             _ if policy.mode == PolicyMode::Off => None,
             Some(error) => Some(format!("{}; the last run ended so: {error}", state.decision)),
             None if trouble => Some(state.decision.clone()),
-            None if !barred.is_empty() => Some(format!(
-                "the last run left out security fixes that were taken back on this host: {}; they come with newer versions, or when \
-                 root lets them (linux-patch-host taken-back says why, linux-patch-host clear NAME=VERSION lets one)",
-                barred.join(", ")
-            )),
             None => window(policy).is_ok_and(|window| handover::opens_too_seldom(&window, now)).then(|| {
                 "policy.window opens too seldom for the agent to be relied upon: unattended-upgrades is given back between its \
                  openings; let it open once a week at least"

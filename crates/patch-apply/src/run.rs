@@ -346,15 +346,17 @@ impl Tail {
 
     fn flush(&mut self, line: &mut impl FnMut(String)) {
         if !self.partial.is_empty() {
-            let mut text = String::from_utf8_lossy(&self.partial).into_owned();
-            if self.overlong {
-                text.push('…');
-            }
-            line(without_logins(text));
+            let text = String::from_utf8_lossy(&self.partial);
+            line(shown(text.into_owned(), self.overlong));
         }
         self.partial.clear();
         self.overlong = false;
     }
+}
+
+/// A line, or the beginning of one that is too long, without the passwords of sources and proxies.
+pub(crate) fn shown(text: String, overlong: bool) -> String {
+    if overlong { format!("{}…", logins::hidden_in_beginning(&text)) } else { without_logins(text) }
 }
 
 /// Passwords of sources and proxies, which a tool may repeat, go no further.
@@ -536,6 +538,10 @@ mod tests {
             follow(|fd| shell(&format!("echo Err:1 https://me:s3cret@h x; echo http://t0ken@h >&{fd}")));
         assert!(lines.contains(&Line::Output("Err:1 https://***@h x".into())), "{lines:?}");
         assert!(lines.contains(&Line::Status("http://***@h".into())), "{lines:?}");
+        // Too long, and cut within the password.
+        let long = "x".repeat(MAX_LINE - 16);
+        let (lines, _) = follow(|_| shell(&format!("echo '{long} https://me:s3cret@h'")));
+        assert!(lines.contains(&Line::Output(format!("{long} https://***…"))), "{lines:?}");
         let said =
             capture(&shell("echo https://me:s3cret@h; echo ftp://me:s3cret@h >&2"), Duration::from_secs(20));
         assert_eq!(said.unwrap().text(), "https://***@h\nftp://***@h\n");

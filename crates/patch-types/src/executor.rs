@@ -47,6 +47,10 @@ pub const WAY_BACK: &str = "way-back/snapshot.json";
 /// `reason`, below the root prefix.
 pub const TAKEN_BACK: &str = "var/lib/linux_patch_executor/taken_back.json";
 
+/// The preferences by which apt holds those off, generated from them and gone when there are none. Readable by everybody, below
+/// the root prefix.
+pub const TAKEN_BACK_PINS: &str = "etc/apt/preferences.d/linux-patch-taken-back";
+
 /// The keys that the root side signs, or once signed, heads of the audit trail with: one a line, 64 hexadecimal digits,
 /// the present one last. Readable by everybody, below the root prefix.
 pub const CHECKPOINT_KEYS: &str = "var/lib/linux_patch_executor/checkpoint.pub";
@@ -164,7 +168,6 @@ pub enum RequestBody {
 
 /// A head of the audit trail, signed by the root side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Checkpoint {
     /// The number and the hash of the record that was the last one.
     pub head: AuditHead,
@@ -254,7 +257,7 @@ pub struct Request {
 
 /// The only thing that comes back through the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "reply", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// Journalled and begun; follow the event file.
     Accepted,

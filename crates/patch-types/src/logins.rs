@@ -19,7 +19,7 @@ pub fn hidden(text: &str) -> Cow<'_, str> {
             text.get(..at + found).is_some_and(|t| t.ends_with(|c: char| c.is_ascii_alphanumeric()));
         let rest = text.get(begin..).unwrap_or_default();
         // Up to where neither a host's name nor a port goes on.
-        let end = rest.find(|c: char| c.is_whitespace() || c.is_control() || "/?#\"'<>\\`".contains(c));
+        let end = rest.find(ends_authority);
         let authority = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
         at = begin;
         // A password may hold an `@`, a host's name may not.
@@ -37,11 +37,40 @@ pub fn hidden(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The same of the beginning of a text, the rest of which is lost: what may be the beginning of a name and a password at its
+/// end is replaced, too. Where an address ends with the text, the `@` may be in what is lost.
+#[must_use]
+pub fn hidden_in_beginning(text: &str) -> String {
+    let cut = text.rfind("://").map(|found| found + 3);
+    match cut.and_then(|begin| text.split_at_checked(begin)) {
+        Some((before, rest)) if !rest.contains(ends_authority) => format!("{}{HIDDEN}", hidden(before)),
+        _ => hidden(text).into_owned(),
+    }
+}
+
+/// Neither a host's name nor a port goes on with it.
+fn ends_authority(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || "/?#\"'<>\\`".contains(c)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_cut_within_a_password_is_none() {
+        for (said, shown) in [
+            ("a http://u:p@h/x https://me:s3c", "a http://***@h/x https://***"),
+            ("https://me:s3cret@ho", "https://***"),
+            ("https://", "https://***"),
+            ("http://u:p@h/x and no more", "http://***@h/x and no more"),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(hidden_in_beginning(said), shown);
+        }
+    }
 
     #[test]
     fn names_and_passwords_are_not_repeated() {

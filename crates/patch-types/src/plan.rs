@@ -67,7 +67,6 @@ impl std::fmt::Display for Action {
 
 /// Where a version comes from: the `Release` file of the archive that offers it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Origin {
     /// `Origin:`, such as `Debian`.
@@ -88,7 +87,6 @@ pub struct Origin {
 
 /// One package's part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PlannedChange {
     /// What happens.
@@ -188,7 +186,6 @@ impl From<PlanHash> for String {
 
 /// A configuration file that the administrator has changed and that the plan's packages own. Ours is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChangedConffile {
     /// The package that ships it.
@@ -199,7 +196,6 @@ pub struct ChangedConffile {
 
 /// A version that apt did not choose, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct KeptBack {
     /// The package.
@@ -210,7 +206,6 @@ pub struct KeptBack {
 
 /// What an operation would change, as the package manager's own solver gives it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Plan {
     /// SHA-256 over the canonical sorted list of changes: what a person approves.

@@ -84,7 +84,6 @@ impl RebootOrder {
 
 /// What came of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RebootReport {
     /// Whether the host was rebooted for it.
     pub is_rebooted: bool,

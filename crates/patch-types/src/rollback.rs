@@ -200,7 +200,6 @@ pub struct WentBack {
 
 /// A version that was taken back, and that is not installed again until it is cleared or superseded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TakenBack {
     /// The package, without architecture.

@@ -145,7 +145,6 @@ impl std::fmt::Display for FileChange {
 
 /// A file, or a directory with everything in it, that going back to a snapshot changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChangedFile {
     /// Its path, at most 400 bytes of it; bytes that are not UTF-8 are shown as U+FFFD. One that ends in `/` stands for what lies in it.
@@ -159,7 +158,6 @@ pub struct ChangedFile {
 /// What going back to a snapshot takes back besides the job's own packages. The plan's hash is made of it too: every path
 /// and what became of it, also of those that are too many to be listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TakesBack {
     /// What made the snapshot.

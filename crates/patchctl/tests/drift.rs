@@ -82,24 +82,22 @@ fn script(seen: &Seen, _: usize) -> Reply {
 /// Whether a change was submitted, since when the plan is another one.
 static DRIFTED: AtomicBool = AtomicBool::new(false);
 
+/// How long the program may take at most, in seconds.
+const LIMIT: u32 = 60;
+
 /// With a terminal for a person who types these lines, or without.
 #[expect(clippy::disallowed_methods, reason = "the program itself is what is tested")]
-fn patchctl(fake: &Fake, arguments: &[&str], typed: Option<&str>) -> Output {
+fn patchctl(fake: &Fake, arguments: &[&str], typed: Option<&str>, limit: u32) -> Output {
     let host = format!("localhost:{}", fake.port);
-    // One that waits for more than is typed must not wait for ever.
-    let mut words = vec!["timeout", "--foreground", "60", env!("CARGO_BIN_EXE_patchctl"), "--host", &host];
+    let mut words = vec![env!("CARGO_BIN_EXE_patchctl"), "--host", &host];
     words.extend(arguments);
-    let mut command = match typed {
-        Some(_) => {
-            let mut command = Command::new("script");
-            command.args(["-qec", &words.join(" "), "/dev/null"]);
-            command
-        }
-        None => {
-            let mut command = Command::new(words[0]);
-            command.args(&words[1..]);
-            command
-        }
+    // One that waits for more than is typed must not wait for ever, nor what gives it its terminal: with that the terminal is
+    // gone, too.
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", &limit.to_string()]);
+    match typed {
+        Some(_) => command.args(["script", "-qec", &words.join(" "), "/dev/null"]),
+        None => command.args(&words),
     };
     command.env("PATCHCTL_CONFIG", fake.pki.dir.path()).env("TERM", "dumb");
     let mut child =
@@ -112,10 +110,25 @@ fn patchctl(fake: &Fake, arguments: &[&str], typed: Option<&str>) -> Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_person_that_says_nothing_is_ended() {
+    let fake = Fake::start(undecided).await;
+    let output = tokio::task::spawn_blocking(move || patchctl(&fake, &["update", "aa"], Some(""), 3));
+    let output = output.await.unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.contains("Go ahead on "), "{shown}");
+    assert_eq!(output.status.code(), Some(124), "{shown}");
+}
+
+/// Answers with a plan whatever is asked.
+fn undecided(_: &Seen, _: usize) -> Reply {
+    Reply::Http(200, good(&plan("2")))
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_that_drifts_until_its_turn_is_shown_and_asked_about_again() {
     let fake = Fake::start(script).await;
     let (output, fake) = tokio::task::spawn_blocking(move || {
-        let output = patchctl(&fake, &["update", "aa"], Some("y\ny\n"));
+        let output = patchctl(&fake, &["update", "aa"], Some("y\ny\n"), LIMIT);
         (output, fake)
     })
     .await
@@ -141,8 +154,9 @@ async fn a_plan_that_drifts_until_its_turn_is_shown_and_asked_about_again() {
 
     // Nobody is asked, and what was approved is all that is done.
     let hash = plan("2")["hash"].as_str().unwrap().to_owned();
-    let output =
-        tokio::task::spawn_blocking(move || patchctl(&fake, &["update", "aa", "--if-plan", &hash], None));
+    let output = tokio::task::spawn_blocking(move || {
+        patchctl(&fake, &["update", "aa", "--if-plan", &hash], None, LIMIT)
+    });
     let output = output.await.unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{out}{err}");

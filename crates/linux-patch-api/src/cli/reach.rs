@@ -46,7 +46,7 @@ impl<'a> Reach<'a> {
         let mut links = 0;
         // Whose the directories above another root are says nothing of the system that it becomes.
         if self.root == Path::new("/") {
-            problems.extend(fs::symlink_metadata(&here).ok().and_then(|meta| self.judge(&here, &meta, file)));
+            problems.extend(fs::symlink_metadata(&here).ok().and_then(|meta| self.judge(&here, &meta)));
         }
         while let Some(step) = rest.pop_front() {
             if step == ".." {
@@ -58,7 +58,7 @@ impl<'a> Reach<'a> {
             let next = here.join(&step);
             // What is not there is nobody's, but for whoever may make it: its directory was judged.
             let Ok(meta) = fs::symlink_metadata(&next) else { break };
-            problems.extend(self.judge(&next, &meta, file));
+            problems.extend(self.judge(&next, &meta));
             if !meta.is_symlink() {
                 here = next;
                 continue;
@@ -79,12 +79,12 @@ impl<'a> Reach<'a> {
         problems
     }
 
-    fn judge(&mut self, path: &Path, meta: &Metadata, file: &Path) -> Option<String> {
-        self.examined.insert(path.to_owned()).then(|| self.may_be_changed(path, meta, file)).flatten()
+    fn judge(&mut self, path: &Path, meta: &Metadata) -> Option<String> {
+        self.examined.insert(path.to_owned()).then(|| self.may_be_changed(path, meta)).flatten()
     }
 
     /// Whether somebody else than root, or the other accepted owner, may change a part of the way to a file, and what to do.
-    fn may_be_changed(&self, path: &Path, meta: &Metadata, file: &Path) -> Option<String> {
+    fn may_be_changed(&self, path: &Path, meta: &Metadata) -> Option<String> {
         let (what, mode) = (path.display(), meta.mode());
         if ![0, self.accepted].contains(&meta.uid()) {
             let owner = User::from_uid(Uid::from_raw(meta.uid())).ok().flatten();
@@ -101,11 +101,10 @@ impl<'a> Reach<'a> {
         }
         let bits = mode & 0o7777;
         if meta.is_dir() && mode & STICKY != 0 {
-            // Such directories are everybody's on purpose.
+            // Such directories are everybody's on purpose. It is told once, of all files whose way leads through it.
             return Some(format!(
                 "{what} may be written by others than root (its mode is {bits:o}): whenever a file there is missing, or is being \
-                 replaced, somebody else may put one in its place: move {} to /etc/linux_patch_api",
-                file.display()
+                 replaced, somebody else may put one in its place: move what is configured there to /etc/linux_patch_api"
             ));
         }
         Some(format!("{what} may be changed by others than root (its mode is {bits:o}): chmod go-w {what}"))
@@ -184,9 +183,14 @@ mod tests {
         for file in ["tmp/ca.pem", "tmp/none.pem"] {
             let said = problems(root.path(), file);
             assert_eq!(said.len(), 1, "{said:?}");
-            let advice = format!("move {} to /etc/linux_patch_api", root.path().join(file).display());
-            assert!(said[0].contains("1777") && said[0].ends_with(&advice), "{said:?}");
+            let advice = "move what is configured there to /etc/linux_patch_api";
+            assert!(said[0].contains("1777") && said[0].ends_with(advice), "{said:?}");
         }
+        // Of several files the directory is told once: what it says must be meant for all of them.
+        let mut reach = Reach::new(root.path(), geteuid().as_raw());
+        let files = ["tmp/ca.pem", "tmp/none.pem"].map(|file| root.path().join(file));
+        let said: Vec<_> = files.iter().flat_map(|file| reach.problems(file)).collect();
+        assert!(said.len() == 1 && !said[0].contains(".pem"), "{said:?}");
     }
 
     #[test]

@@ -87,7 +87,7 @@ async fn examine(app: &App) -> Health {
         part("config", Weight::Attention, config(app)),
         part("packages", Weight::Attention, packages(app)),
         part("jobs", Weight::Attention, jobs(app)),
-        part("policy", Weight::Attention, policy(app)),
+        part("policy", Weight::Attention, policy(app).await),
         part("rollback", Weight::Attention, rollback(app, now)),
         part("state", Weight::Vital, directory(&app.root().join(crate::config::STATE_DIR))),
         part("log", Weight::Vital, space(&app.root().join(crate::config::LOG_DIR))),
@@ -252,9 +252,14 @@ fn policy_state(app: &App) -> PolicyState {
     state
 }
 
-fn policy(app: &App) -> Result<String, String> {
-    let note = app.policy();
-    note.trouble.clone().map_or_else(|| Ok(note.state.decision.clone()), Err)
+async fn policy(app: &App) -> Result<String, String> {
+    let (note, root) = (app.policy(), app.root().to_owned());
+    // The package database is read for it.
+    let looked = tokio::task::spawn_blocking(move || match note.attention(&root) {
+        Some(trouble) => Err(trouble),
+        None => Ok(note.state.decision.clone()),
+    });
+    looked.await.unwrap_or_else(|_| Err("the look at what the policy left out has failed".to_owned()))
 }
 
 /// The root side's word is taken before our own memory: it alone knows what root did on the host itself.

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub const REGISTRY: &str = "taken_back.json";
 
 /// The generated file, below the root.
-pub const PREFERENCES: &str = "etc/apt/preferences.d/linux-patch-taken-back";
+pub const PREFERENCES: &str = patch_types::executor::TAKEN_BACK_PINS;
 
 /// Why the registry or the preferences could not be brought up to date.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use axum::http::{Method, StatusCode};
 use jiff::Timestamp;
 use patch_types::{
-    Plan, Rehearse, Unrehearsed, event::QueryResult, executor::RequestBody, operation::Operation,
+    Plan, Rehearse, Unrehearsed,
+    event::QueryResult,
+    executor::{RequestBody, TAKEN_BACK_PINS},
+    operation::Operation,
+    policy::PolicyMode,
     reboot::WindowStatus,
 };
 use serde_json::{Value, json};
@@ -15,6 +19,7 @@ use super::{Api, application, request, service};
 use crate::{
     checkpoint::{Signing, Trouble},
     jobs::testing::Root,
+    policy::Note,
 };
 
 #[tokio::test]
@@ -502,4 +507,50 @@ async fn the_root_side_is_not_looked_at_for_every_health_check() {
     assert_eq!(executor(&api).await, true);
     api.root.unlisten();
     assert_eq!(executor(&api).await, true, "what was seen within the last seconds");
+}
+
+#[tokio::test]
+async fn health_tells_of_fixes_that_are_barred_now() {
+    let root = Root::new();
+    let (app, _) = application(&root, "").await;
+    let router = service(app.clone());
+    let check = async || {
+        let answer = router.clone().oneshot(request("ops", Method::GET, "/health", None)).await.unwrap();
+        let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let health = if body["data"].is_null() { &body["error"]["details"] } else { &body["data"] };
+        let check = health["checks"].as_array().unwrap().iter().find(|c| c["name"] == "policy").unwrap();
+        (check["healthy"] == true, check["message"].as_str().unwrap().to_owned())
+    };
+    let run = json!({
+        "job_id": null, "started_at": "2026-01-01T02:00:00Z", "ended_at": "2026-01-01T02:10:00Z", "status": "completed",
+        "outcome": "unchanged", "error": null, "barred": ["bash=5.2.15-3", "libssl3=3.0.2-1"],
+    });
+    let mut note = Note::default();
+    note.state.mode = PolicyMode::Agent;
+    note.state.last_run = Some(serde_json::from_value(run).unwrap());
+    app.note_policy(note.clone());
+    let pins = root.path().join(TAKEN_BACK_PINS);
+    std::fs::create_dir_all(pins.parent().unwrap()).unwrap();
+    let pin = |name: &str, version: &str| {
+        format!("\nPackage: {name}:amd64\nPin: version {version}\nPin-Priority: -1\n")
+    };
+    std::fs::write(&pins, pin("bash", "5.2.15-3") + &pin("libssl3", "3.0.2-1")).unwrap();
+    let (healthy, message) = check().await;
+    assert!(!healthy && message.contains(": bash=5.2.15-3, libssl3=3.0.2-1; "), "{message}");
+    // Root lets one, and somebody installs the other one.
+    std::fs::write(&pins, pin("bash", "5.2.15-3")).unwrap();
+    let (healthy, message) = check().await;
+    assert!(!healthy && message.contains(": bash=5.2.15-3; "), "{message}");
+    let status = root.path().join("var/lib/dpkg/status");
+    let before = std::fs::read_to_string(&status).unwrap();
+    std::fs::write(&status, before.replace("5.2.15-2", "5.2.15-3")).unwrap();
+    assert_eq!(check().await, (true, note.state.decision.clone()));
+    // What else is the matter is told with it, and without it.
+    note.trouble = Some("it has failed".to_owned());
+    app.note_policy(note);
+    assert_eq!(check().await, (false, "it has failed".to_owned()));
+    std::fs::write(&status, before).unwrap();
+    let (_, message) = check().await;
+    assert!(message.starts_with("it has failed; the last run left out"), "{message}");
 }

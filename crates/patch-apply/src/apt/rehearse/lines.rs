@@ -1,11 +1,8 @@
 //! Lines out of a pipe, within bounds.
 
-use std::{
-    borrow::Cow,
-    io::{self, Read},
-};
+use std::io::{self, Read};
 
-use patch_types::logins;
+use crate::run::shown;
 
 /// How much is read at once, in bytes.
 const AT_ONCE: usize = 64 << 10;
@@ -48,15 +45,8 @@ impl Lines {
 
     fn end(&mut self, lines: &mut Vec<String>) {
         if !self.partial.is_empty() {
-            let mut text = String::from_utf8_lossy(&self.partial).into_owned();
-            if self.overlong {
-                text.push('…');
-            }
-            // Passwords of sources and proxies go no further.
-            lines.push(match logins::hidden(&text) {
-                Cow::Borrowed(_) => text,
-                Cow::Owned(hidden) => hidden,
-            });
+            let text = String::from_utf8_lossy(&self.partial);
+            lines.push(shown(text.into_owned(), self.overlong));
         }
         self.partial.clear();
         self.overlong = false;
@@ -84,5 +74,10 @@ mod tests {
         let said = "from https://me:s3cret@h/x\n{\"line\":\"http://t0ken@h\"}\n";
         assert!(lines.read(&mut said.as_bytes(), &mut seen).unwrap());
         assert_eq!(seen, ["from https://***@h/x", "{\"line\":\"http://***@h\"}"]);
+        // Too long, and cut within the password.
+        let mut lines = Lines::at_most(20);
+        let mut seen = Vec::new();
+        assert!(lines.read(&mut "from https://me:s3cret@h/x\n".as_bytes(), &mut seen).unwrap());
+        assert_eq!(seen, ["from https://***…"]);
     }
 }
