@@ -25,7 +25,7 @@ use patch_apply::{
     },
     run::RunError,
 };
-use patch_backends::apt::{self, DatabaseStamp, Indexes, Inventory};
+use patch_backends::apt::{self, DatabaseStamp, Indexed, Indexes, Inventory};
 use patch_types::{
     Action, ErrorCode, ErrorDetail, EventKind, Grade, JobId, JobStatus, LockHolder, Operation, Outcome, Plan,
     PlannedChange, TakenBack as Pinned, WentBack,
@@ -229,6 +229,53 @@ impl Change<'_> {
         self.neighbours = neighbours;
         self.recording = begun.elapsed();
         Ok(())
+    }
+
+    /// Whether the change would be refused for the room that it and going back from it take, with the archives that it would keep
+    /// for that first. Changes nothing and keeps nothing, so it goes by what the indexes say of them.
+    pub(crate) fn check_room(&self, plan: &Plan) -> Result<(), Stop> {
+        let root = self.paths.root().to_owned();
+        let store = self.store()?;
+        let inventory = solver::inventory(&root)?;
+        let indexes = indexes(&root, plan)?;
+        let neighbours = snapshot::neighbours(&inventory, plan, &indexes, &self.paths.archives());
+        let present = archives::wanted(&inventory.database, plan, &neighbours).into_iter().filter_map(
+            |(key, version)| {
+                if store.find(&key, &version).is_some() {
+                    return None;
+                }
+                let is_it = |offer: &&Indexed| {
+                    offer.version.as_str() == version
+                        && (offer.architecture == key.architecture || offer.architecture == "all")
+                };
+                let offered = indexes.versions(&key.name).iter().find(is_it).map(|offer| offer.size);
+                // One that nobody has any more is made of the installed files.
+                let installed = || {
+                    let package =
+                        inventory.database.named(&key.name).find(|p| p.architecture() == key.architecture);
+                    package.map(apt::Installed::size).unwrap_or_default()
+                };
+                Some(offered.unwrap_or_else(installed))
+            },
+        );
+        let new = plan.changes.iter().map(|change| change.archive_bytes);
+        let kept = present.chain(new).fold(0, u64::saturating_add);
+        let directory = self.journal.way_back();
+        let full = |error: &io::Error| unusable("the directory", &directory, error);
+        journal::make_private(&directory).map_err(|error| full(&error))?;
+        let checked = snapshot::take(&root, plan, &neighbours, &BTreeMap::new(), &directory)
+            .map_err(|error| {
+                ErrorDetail::new(ErrorCode::PkgManagerError, format!("{error}; nothing was changed"))
+            })
+            .and_then(|snapshot| {
+                let checked =
+                    ballast::check(&root, &self.paths.state(), &snapshot, plan.disk_delta_bytes, kept);
+                checked.map_err(|error| {
+                    ErrorDetail::new(ErrorCode::DiskSpace, format!("{error}; nothing was changed"))
+                })
+            });
+        let _ = fs::remove_dir_all(&directory);
+        Ok(checked?)
     }
 
     /// Records the way back, refuses to begin if it is not good enough, and reserves the room that going it takes.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use patch_apply::apt::{
     argv,
-    rehearse::{self, Group, Heard, Keeper, Listener, NoImage, Order, PROGRESS, Rehearsal, Step},
+    rehearse::{self, Bounds, Group, Heard, Keeper, Listener, NoImage, Order, PROGRESS, Rehearsal, Step},
     status_fd::{self, Status},
 };
 use patch_backends::apt::{DatabaseStamp, classify};
@@ -38,6 +38,10 @@ const MOST_OUTPUT: usize = 4 << 20;
 /// Where it is in the whole's progress, in percent: between the download and the change itself.
 const SPAN: (u8, u8) = (30, 30);
 
+/// How long the image may be looked at when all has ended. Nothing in it is to keep whoever looks waiting; this is for what
+/// nobody thought of.
+const LOOKING: Duration = Duration::from_secs(120);
+
 /// What the keeper of an image is asked.
 #[derive(Debug, Serialize, Deserialize)]
 struct Task {
@@ -56,6 +60,9 @@ struct Report {
     harmed: Vec<String>,
     results: Vec<PackageResult>,
     is_crowded: bool,
+    is_starved: bool,
+    processes: u64,
+    is_host_short: bool,
     is_full: bool,
     lacking: Vec<String>,
     written: u64,
@@ -63,6 +70,13 @@ struct Report {
     left_out: Vec<String>,
     /// Why the image's database could not be read.
     unreadable: Option<ErrorDetail>,
+}
+
+/// What an image was reckoned to need, and what it got.
+#[derive(Debug, Clone, Copy)]
+struct Reckoned {
+    needed: u64,
+    bounds: Bounds,
 }
 
 /// What came of it.
@@ -75,6 +89,20 @@ struct Rehearsed {
 impl Rehearsed {
     fn not(reason: impl Into<String>) -> Self {
         Self { report: RehearsalReport::not_rehearsed(reason), error: None }
+    }
+
+    /// The same of a change that would be refused before anything is tried, whatever becomes of it in an image.
+    fn refused(mut self, error: ErrorDetail) -> Self {
+        let kind = match error.code {
+            ErrorCode::DiskSpace => FindingKind::DiskSpace,
+            _ => FindingKind::Other,
+        };
+        let message = error.message.clone();
+        self.report.findings.push(Finding { kind, package: None, message, output: Vec::new() });
+        self.report.verdict = RehearsalVerdict::Fails;
+        self.report.reason = Some(error.message.clone());
+        self.error = Some((error.with("rehearsal", RehearsalVerdict::Fails.as_str()), None));
+        self
     }
 }
 
@@ -136,7 +164,16 @@ impl Change<'_> {
         let began = Instant::now();
         let rehearsed = self.try_out(&plan, how);
         clean(self.paths, self.journal.record.id);
-        let Rehearsed { mut report, error } = rehearsed?;
+        let mut rehearsed = rehearsed?;
+        // Where the change does not follow by itself: what would be found then belongs to what is foreseen.
+        if how.only
+            && rehearsed.report.verdict != RehearsalVerdict::NotRehearsed
+            && let Err(Stop::End(ended)) = self.check_room(&plan)
+            && let Some(error) = ended.error
+        {
+            rehearsed = rehearsed.refused(error);
+        }
+        let Rehearsed { mut report, error } = rehearsed;
         report.took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         if self.planned_at != Some(DatabaseStamp::now(self.paths.root())) {
             self.remark("packages were changed by somebody else during the rehearsal; planning again");
@@ -186,40 +223,55 @@ impl Change<'_> {
             return Ok(Rehearsed::not("there is a plan, but not what apt is to be told"));
         };
         let inventory = solver::inventory(&root)?;
-        let room = rehearse::needed(&root, plan, &inventory);
-        if let Some(spare) = rehearse::available().filter(|spare| *spare < room.bytes) {
+        let needed = rehearse::needed(&root, plan, &inventory);
+        let spare = rehearse::available();
+        let Some(bounds) = Bounds::of(needed, spare) else {
             return Ok(Rehearsed::not(format!(
-                "an image of this change may need {} MiB of memory, and the host has {} MiB to spare",
-                room.bytes >> 20,
-                spare >> 20
+                "an image of this change and what runs in it may need {} MiB of memory, and the host has {} MiB to spare",
+                needed.memory() >> 20,
+                spare.unwrap_or_default() >> 20
             )));
-        }
+        };
         let staging = staging(self.journal.dir());
-        let group = Group::make(&group_name(self.journal.record.id));
+        let group = Group::make(&group_name(self.journal.record.id), bounds.memory);
         let made = journal::make_private(&staging).and_then(|()| {
             Ok(Order {
                 root: root.canonicalize()?,
                 staging: staging.canonicalize()?,
-                room,
+                bounds,
                 steps: vec![
                     Step::new(argv::apply(&root, task, PROGRESS, None), false),
                     // As the real run tries it once more.
                     Step::new(argv::configure_pending(&root), true),
                 ],
                 groups: group.paths(),
+                mark: rehearse::mark()?,
             })
         });
-        let order = match made {
-            Ok(order) => order,
-            Err(error) => return Ok(Rehearsed::not(format!("{}: {error}", staging.display()))),
+        let rehearsed = match made {
+            Ok(order) => {
+                let largest = rehearse::largest(plan, &inventory);
+                let task = Task { order, record: self.journal.record.clone(), plan: plan.clone(), largest };
+                self.start(&task, how, Reckoned { needed: needed.bytes, bounds })
+            }
+            Err(error) => Ok(Rehearsed::not(format!("{} cannot be made ready: {error}", staging.display()))),
         };
-        let largest = rehearse::largest(plan, &inventory);
-        let task = Task { order, record: self.journal.record.clone(), plan: plan.clone(), largest };
-        let started = serde_json::to_value(&task)
+        // The group beside has no bounds of its own, and is below the same unit: what follows can be made in it as well.
+        if let Err(error) = group.close() {
+            self.remark(format!(
+                "the rehearsal's control group: {error}; the job goes on in it, which bounds nothing"
+            ));
+        }
+        rehearsed
+    }
+
+    fn start(&mut self, task: &Task, how: Rehearse, reckoned: Reckoned) -> Result<Rehearsed, Stop> {
+        let mark = task.order.mark.clone();
+        let started = serde_json::to_value(task)
             .map_err(io::Error::other)
-            .and_then(|task| Rehearsal::start(&root, &task));
+            .and_then(|value| Rehearsal::start(self.paths.root(), &value, mark));
         match started {
-            Ok(rehearsal) => self.follow(rehearsal, how),
+            Ok(rehearsal) => self.follow(rehearsal, how, reckoned),
             Err(error) => Ok(Rehearsed::not(format!("the rehearsal cannot be started: {error}"))),
         }
     }
@@ -230,7 +282,12 @@ impl Change<'_> {
         Instant::now() + if how.only { left } else { left / 2 }
     }
 
-    fn follow(&mut self, mut rehearsal: Rehearsal, how: Rehearse) -> Result<Rehearsed, Stop> {
+    fn follow(
+        &mut self,
+        mut rehearsal: Rehearsal,
+        how: Rehearse,
+        reckoned: Reckoned,
+    ) -> Result<Rehearsed, Stop> {
         let limit = self.rehearsed_by(how);
         let mut listener = Listener::default();
         let mut said = 0;
@@ -238,7 +295,7 @@ impl Change<'_> {
         while !rehearsal.is_over() {
             let heard = match rehearsal.wait(TICK) {
                 Ok(heard) => heard,
-                Err(_) if is_running => return Ok(broken_off(listener)),
+                Err(_) if is_running => return Ok(broken_off(listener, None)),
                 Err(error) => return Ok(Rehearsed::not(format!("it cannot be followed: {error}"))),
             };
             for heard in heard {
@@ -253,6 +310,10 @@ impl Change<'_> {
                             self.remark("the rehearsal printed so much that the rest of it is not kept");
                         }
                     }
+                    Heard::Again => {
+                        listener.mends();
+                        self.remark("the rehearsed run failed; trying once to finish what it left");
+                    }
                     Heard::Progress(line) => {
                         if let Some(Status::Package { package, percent, message }) = status_fd::parse(&line) {
                             let package = (package != "dpkg-exec").then_some(package);
@@ -260,6 +321,10 @@ impl Change<'_> {
                         }
                     }
                     Heard::Running => is_running = true,
+                    Heard::Ran => {
+                        let within = LOOKING.as_secs();
+                        no_image = Some(format!("what came of it could not be looked at within {within} s"));
+                    }
                     Heard::NoImage(why) => no_image = Some(why),
                     Heard::Report(value) => report = serde_json::from_value::<Report>(value).ok(),
                 }
@@ -275,9 +340,9 @@ impl Change<'_> {
         }
         rehearsal.end();
         Ok(match (report, no_image) {
-            (Some(report), _) => self.judged(report, listener),
+            (Some(report), _) => self.judged(report, listener, reckoned),
             // Who goes on regardless of a rehearsal that there was not must not do so where one was ended.
-            (None, _) if is_running => broken_off(listener),
+            (None, why) if is_running => broken_off(listener, why),
             (None, Some(why)) => Rehearsed::not(why),
             (None, None) => Rehearsed::not("the rehearsal was ended before it began"),
         })
@@ -301,15 +366,39 @@ impl Change<'_> {
         Rehearsed { report, error: Some((ErrorDetail::new(ErrorCode::JobTimeout, message), None)) }
     }
 
-    fn judged(&self, seen: Report, listener: Listener) -> Rehearsed {
+    fn judged(&self, seen: Report, listener: Listener, reckoned: Reckoned) -> Rehearsed {
         let output = listener.last_words();
         let (mut findings, conffiles) = listener.end();
-        // What is full is the image, which says nothing of the host unless that lacks the room as well.
         let was_full = seen.is_full || findings.iter().any(|finding| finding.kind == FindingKind::DiskSpace);
-        if was_full && seen.lacking.is_empty() && !seen.is_crowded {
+        // Where the host's file systems have not the room either, the real run fails. Where they have, it was the image that was too
+        // small, which says nothing of it.
+        if was_full && seen.lacking.is_empty() && !seen.is_crowded && !seen.is_starved {
             return Rehearsed::not(format!(
-                "the image was too small: more was written in it than the plan lets expect, {} MiB",
+                "the image was too small: {} MiB were written in it, which has {} MiB of the host's memory, and the plan lets \
+                 expect {} MiB at most. The host's file systems have the room for what was written",
+                seen.written >> 20,
+                reckoned.bounds.room.bytes >> 20,
+                reckoned.needed >> 20
+            ));
+        }
+        // Nor does it say anything of the real run if the image's files took the memory, which are on a disk there.
+        if seen.is_starved
+            && seen.processes < rehearse::SCRIPTS
+            && seen.lacking.is_empty()
+            && !seen.is_crowded
+        {
+            return Rehearsed::not(format!(
+                "{} MiB of memory were not enough for the image, in which {} MiB were written, and what ran in it",
+                reckoned.bounds.memory >> 20,
                 seen.written >> 20
+            ));
+        }
+        // Others took it: what ran in the image had less than it may have.
+        if seen.is_host_short && seen.lacking.is_empty() && !seen.is_crowded && !seen.is_starved {
+            return Rehearsed::not(format!(
+                "the host ran short of memory while it was rehearsed; the image and what ran in it had not yet the {} MiB that they \
+                 may have",
+                reckoned.bounds.memory >> 20
             ));
         }
         let mut more = |kind, message: String| {
@@ -326,11 +415,19 @@ impl Change<'_> {
             let most = rehearse::MOST_PROCESSES;
             more(FindingKind::Processes, format!("there were {most} processes and more; all were ended"));
         }
+        if seen.is_starved {
+            let message = format!(
+                "processes and files together needed more than the {} MiB of memory that the host has for them; all were ended",
+                reckoned.bounds.memory >> 20
+            );
+            more(FindingKind::Memory, message);
+        }
         let is_well = seen.complete
             && seen.unreadable.is_none()
             && seen.lacking.is_empty()
             && !seen.is_full
-            && !seen.is_crowded;
+            && !seen.is_crowded
+            && !seen.is_starved;
         let error = (!is_well).then(|| self.failure(&seen, &findings, &output));
         if let Some(error) = error.as_ref().filter(|_| findings.is_empty()) {
             findings.push(Finding {
@@ -357,7 +454,10 @@ impl Change<'_> {
     fn failure(&self, seen: &Report, findings: &[Finding], output: &str) -> ErrorDetail {
         let special = findings.iter().find(|finding| {
             finding.package.is_none()
-                && matches!(finding.kind, FindingKind::DiskSpace | FindingKind::Processes)
+                && matches!(
+                    finding.kind,
+                    FindingKind::DiskSpace | FindingKind::Processes | FindingKind::Memory
+                )
         });
         let mut error = match (special, &seen.unreadable) {
             (Some(finding), _) => {
@@ -383,19 +483,21 @@ impl Change<'_> {
     }
 }
 
-/// A rehearsal that did not come to its end by itself.
-fn broken_off(listener: Listener) -> Rehearsed {
-    let message = "the rehearsal was killed, perhaps for want of memory; nothing was changed. The log has what was said last";
+/// A rehearsal that did not come to its end by itself, and why, if its keeper could say.
+fn broken_off(listener: Listener, why: Option<String>) -> Rehearsed {
+    let why = why.unwrap_or_else(|| "it was killed, perhaps for want of memory".to_owned());
+    let message =
+        format!("the rehearsal did not end: {why}; nothing was changed. The log has what was said last");
     let (mut findings, conffiles) = listener.end();
     findings.push(Finding {
         kind: FindingKind::Other,
         package: None,
-        message: message.to_owned(),
+        message: message.clone(),
         output: Vec::new(),
     });
     let report = RehearsalReport {
         verdict: RehearsalVerdict::Fails,
-        reason: Some(message.to_owned()),
+        reason: Some(message.clone()),
         findings,
         conffiles,
         ..RehearsalReport::not_rehearsed("")
@@ -422,6 +524,7 @@ fn keep(paths: &Paths) -> anyhow::Result<()> {
     let task: Task = serde_json::from_str(&rehearse::task()?).context("the order cannot be read")?;
     let keeper = Keeper::new(task.order)?;
     let seen = keeper.run()?;
+    keeper.look_within(LOOKING)?;
     let lacking = keeper.lacking(task.largest);
     let end = ToolEnd { code: seen.code, ..ToolEnd::default() };
     // From here on every path is one of the image.
@@ -437,6 +540,9 @@ fn keep(paths: &Paths) -> anyhow::Result<()> {
         harmed: Vec::new(),
         results: Vec::new(),
         is_crowded: seen.is_crowded,
+        is_starved: seen.is_starved,
+        processes: seen.processes,
+        is_host_short: seen.is_host_short,
         is_full: seen.is_full,
         lacking,
         written: seen.written,

@@ -13,7 +13,9 @@ pub use apt::{
     apt_indexes, classify, compliance, dpkg_status, host_facts, logs, policy, solver, status_fd, versions,
 };
 pub use door::{allow_list, bodies, certificates, config, http, revocation};
-pub use root::{archive, argv, audit, ceiling, events, frames, hook, journal, names, snapshots, way_back};
+pub use root::{
+    archive, argv, audit, ceiling, events, frames, hook, journal, names, rehearsal, snapshots, way_back,
+};
 pub use running::stale;
 
 /// A target: what foreign bytes can reach.
@@ -36,6 +38,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("way_back", way_back),
     ("snapshots", snapshots),
     ("audit", audit),
+    ("rehearsal", rehearsal),
     ("archive", archive),
     ("hook", hook),
     ("status_fd", status_fd),

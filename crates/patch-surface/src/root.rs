@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use patch_apply::{
-    apt::{self, argv as lines, snapshot},
+    apt::{self, argv as lines, rehearse, snapshot},
     snapshots::{btrfs, lvm, snapper, zfs},
 };
 use patch_audit::{Expect, Filter, Reader, Start, verify};
 use patch_types::{
-    Architecture, Event, PackageName, PackageVersion, Plan, TakenBack,
+    Architecture, Event, PackageName, PackageVersion, Plan, RehearsalReport, TakenBack,
     executor::{MAX_FRAME, Reply, Request, RequestBody, RootStatus, body_length, decode, encode},
     operation::{Install, PackageSpec, Remove, Update},
 };
@@ -88,6 +88,37 @@ pub fn audit(bytes: &[u8]) {
         let _ = verify(bytes, &Expect { start, head: None }).expect("memory can be read");
     }
     let _ = Reader::new(bytes).tail(10, &Filter::default()).expect("memory can be read");
+}
+
+/// What a rehearsal prints and tells, all of which a maintainer script may have written, and the report of it.
+pub fn rehearsal(bytes: &[u8]) {
+    const MOST: usize = 4096;
+    let heard = rehearse::lines(bytes, MOST);
+    let mut listener = rehearse::Listener::default();
+    for (line, again) in &heard {
+        assert!(!line.contains(['\n', '\r']), "{line:?} is no line");
+        // What is not UTF-8 is written as three bytes for each.
+        assert!(line.len() <= 3 * MOST + "…".len(), "a line of {} bytes", line.len());
+        listener.hear(line);
+        if let Some(again) = again {
+            let once_more = rehearse::lines(again.as_bytes(), usize::MAX);
+            assert_eq!(once_more.first().and_then(|(_, again)| again.as_ref()), Some(again), "it changes");
+        }
+    }
+    assert!(listener.last_words().len() <= 1 << 20, "the last words are without end");
+    let (findings, conffiles) = listener.end();
+    assert!(findings.len() <= heard.len() && conffiles.len() <= heard.len(), "more is found than was said");
+    let lengths = findings.iter().map(|finding| {
+        finding.message.len()
+            + finding.package.as_ref().map_or(0, String::len)
+            + finding.output.concat().len()
+    });
+    let told = lengths.sum::<usize>() + conffiles.concat().len();
+    assert!(told <= 256 << 10, "{told} bytes are told");
+    let report = RehearsalReport { findings, conffiles, ..RehearsalReport::not_rehearsed("") };
+    let text = serde_json::to_vec(&report).expect("it can be written");
+    assert_eq!(serde_json::from_slice::<RehearsalReport>(&text).ok(), Some(report));
+    let _ = serde_json::from_slice::<RehearsalReport>(bytes);
 }
 
 /// The tape archives and lists of hashes in a package.

@@ -91,6 +91,8 @@ pub enum FindingKind {
     Dependency,
     /// More processes than a transaction has.
     Processes,
+    /// More memory than there is for it.
+    Memory,
     /// Anything else.
     Other,
 }
@@ -109,6 +111,7 @@ impl FindingKind {
             Self::DiskSpace => "disk_space",
             Self::Dependency => "dependency",
             Self::Processes => "processes",
+            Self::Memory => "memory",
             Self::Other => "other",
         }
     }

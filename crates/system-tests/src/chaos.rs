@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use judge::{Case, judge, settle};
+pub(crate) use roots::{FAILING, NEW, POOL, change, prepare};
 pub use roots::{mutate, round};
 
 /// How much, and from which seed.
@@ -92,24 +93,15 @@ pub fn run(options: &Options) -> Report {
     let report = Mutex::new(Report { seed: options.seed, ..Report::default() });
     let locked = || report.lock().unwrap_or_else(PoisonError::into_inner);
     let in_time = || begun.elapsed() < options.limit;
-    let last = options.first.saturating_add(options.rounds);
-    let next = AtomicU32::new(options.first);
-    let rounds = || {
-        while in_time() {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= last {
-                break;
-            }
-            let (fault, outcome) = round(options.seed, number);
-            let mut report = locked();
-            report.rounds += 1;
-            report.count(&fault, &format!("round {number}"), outcome);
-        }
-    };
     thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
-            scope.spawn(rounds);
-        }
+        scope.spawn(|| {
+            side_by_side(options.first, options.rounds, in_time, |number| {
+                let (fault, outcome) = round(options.seed, number);
+                let mut report = locked();
+                report.rounds += 1;
+                report.count(&fault, &format!("round {number}"), outcome);
+            });
+        });
         hosts::run(options, in_time, |fault, number, outcome| {
             let mut report = locked();
             report.hosts += 1;
@@ -119,6 +111,31 @@ pub fn run(options: &Options) -> Report {
     let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.duration = begun.elapsed();
     report
+}
+
+/// Runs numbered rounds, as many at a time as there are processors, as long as there is time.
+pub(crate) fn side_by_side(
+    first: u32,
+    count: u32,
+    in_time: impl Fn() -> bool + Sync,
+    round: impl Fn(u32) + Sync,
+) {
+    let last = first.saturating_add(count);
+    let next = AtomicU32::new(first);
+    let rounds = || {
+        while in_time() {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= last {
+                break;
+            }
+            round(number);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(rounds);
+        }
+    });
 }
 
 /// Numbers that look random and come from a seed (SplitMix64).

@@ -28,6 +28,7 @@ mod network;
 pub mod packages;
 pub mod place;
 mod process;
+pub mod rehearsals;
 pub mod repository;
 mod run;
 mod server;
@@ -35,6 +36,7 @@ pub mod state;
 mod supervisor;
 mod throwroot;
 pub mod trials;
+pub mod untouched;
 pub mod wait;
 pub mod week;
 

@@ -44,14 +44,7 @@ const TABLE: &str = "| date | seed | rounds in roots | rounds on hosts | failure
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &Chaos) -> Result<ExitCode> {
-    system_tests::base::deps()?;
-    system_tests::sweep()?;
-    if std::env::var_os("LINUX_PATCH_TEST_PACKAGES").is_none() {
-        let packages = workspace::target()?.join("test-packages");
-        dist::build(Profile::Dev, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
-        dist::build(Profile::Dev, &packages.join("old"), Some(dist::TEST_VERSIONS.0))?;
-        system_tests::packages::Packages::use_those_in(&packages);
-    }
+    make_ready()?;
     let options = Options {
         seed: args.seed.map_or_else(new_seed, Ok)?,
         first: args.first,
@@ -66,6 +59,19 @@ pub(crate) fn run(args: &Chaos) -> Result<ExitCode> {
         record(&report)?;
     }
     Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What rounds need: the base of the test hosts, and our packages, built unless somebody has.
+pub(crate) fn make_ready() -> Result<()> {
+    system_tests::base::deps()?;
+    system_tests::sweep()?;
+    if std::env::var_os("LINUX_PATCH_TEST_PACKAGES").is_none() {
+        let packages = workspace::target()?.join("test-packages");
+        dist::build(Profile::Dev, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
+        dist::build(Profile::Dev, &packages.join("old"), Some(dist::TEST_VERSIONS.0))?;
+        system_tests::packages::Packages::use_those_in(&packages);
+    }
+    Ok(())
 }
 
 /// The bounded sample that every run of the tests has, from a seed of its own.

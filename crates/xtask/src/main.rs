@@ -12,6 +12,7 @@ mod fuzz;
 mod host;
 mod hostile;
 mod openapi;
+mod rehearsals;
 mod sbom;
 mod table;
 mod test;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Test),
     /// Interrupt random changes in random ways, in roots and on a host, and check how each one ends.
     Chaos(chaos::Chaos),
+    /// Rehearse random plans and then carry them out, and compare what both say.
+    Rehearsals(rehearsals::Rehearsals),
     /// Live through a week of unattended patching on a host whose clock is moved on.
     Week(week::Week),
     /// Feed every parser of foreign bytes what a fuzzer makes up, and add the figures up.
@@ -75,6 +78,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(&args),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Rehearsals(args) => rehearsals::run(&args),
         Command::Week(args) => week::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Hostile(args) => hostile::run(&args),

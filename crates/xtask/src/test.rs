@@ -14,7 +14,7 @@ use crate::{
     chaos, check_deps,
     dist::{self, Profile},
     failures::Failures,
-    week, workspace,
+    rehearsals, week, workspace,
 };
 
 /// Options of `test`.
@@ -109,13 +109,18 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
         (count, ok) = tests(args, &packages, &mut failures)?;
         Ok(())
     })?;
-    let (mut chaos, mut week) = ("", "");
+    let (mut chaos, mut rehearsed, mut week) = ("", "", "");
     if root && args.filter.is_none() {
         // Told at the end with all else: one failure does not hide another.
         if let Err(error) = steps.step("chaos", || chaos::sample(&packages)) {
             println!("{error:#}");
             failures.add("chaos", &error);
             chaos = ", and chaos failed";
+            ok = false;
+        }
+        if let Err(error) = steps.step("rehearsals of random plans", || rehearsals::sample(&packages)) {
+            println!("{error:#}");
+            rehearsed = ", and rehearsals failed";
             ok = false;
         }
         if let Err(error) = steps.step("a week in two days", || week::sample(&packages)) {
@@ -129,7 +134,10 @@ pub(crate) fn run(args: &Test) -> Result<ExitCode> {
     println!("\n{}", steps.summary());
     print!("{}", failures.summary());
     println!("The whole run took {minutes:.1} minutes.");
-    println!("{} passed, {} failed, {} skipped{chaos}{week}", count.passed, count.failed, count.skipped);
+    println!(
+        "{} passed, {} failed, {} skipped{chaos}{rehearsed}{week}",
+        count.passed, count.failed, count.skipped
+    );
     if root && count.skipped > 0 && args.filter.is_none() {
         println!("As root nothing may be skipped.");
         return Ok(ExitCode::FAILURE);

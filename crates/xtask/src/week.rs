@@ -7,8 +7,7 @@ use clap::Args;
 use system_tests::week::{self, Options, Report};
 
 use crate::{
-    chaos::new_seed,
-    dist::{self, Profile},
+    chaos::{make_ready, new_seed},
     table, workspace,
 };
 
@@ -35,14 +34,7 @@ const TABLE: &str = "| date | seed | security updates | within 24 hours | the lo
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &Week) -> Result<ExitCode> {
-    system_tests::base::deps()?;
-    system_tests::sweep()?;
-    if std::env::var_os("LINUX_PATCH_TEST_PACKAGES").is_none() {
-        let packages = workspace::target()?.join("test-packages");
-        dist::build(Profile::Dev, &packages.join("new"), Some(dist::TEST_VERSIONS.1))?;
-        dist::build(Profile::Dev, &packages.join("old"), Some(dist::TEST_VERSIONS.0))?;
-        system_tests::packages::Packages::use_those_in(&packages);
-    }
+    make_ready()?;
     let seed = args.seed.map_or_else(new_seed, Ok)?;
     println!("seed {seed}");
     let report = week::run(&if args.sample { Options::sample(seed) } else { Options::week(seed) })?;

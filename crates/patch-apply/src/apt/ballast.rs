@@ -128,25 +128,8 @@ pub fn reserve(
     disk_delta_bytes: i64,
 ) -> Result<Ballast, BallastError> {
     release(root, state_dir).map_err(at(state_dir))?;
-    let mut places = Vec::new();
-    let mut ballast = Ballast::default();
-    for (directory, need) in by_directory(root, state_dir, snapshot, disk_delta_bytes)? {
-        let needed = need.back.saturating_add(need.forward);
-        match room(&need.sample)? {
-            Room::ReadOnly => {
-                let remark = format!("{} is read-only: no room is set aside there", directory.display());
-                ballast.remarks.push(remark);
-                continue;
-            }
-            Room::Bytes(free) if free < needed => {
-                return Err(BallastError::NoRoom { path: directory, needed, free });
-            }
-            Room::Bytes(_) | Room::Unknown => {}
-        }
-        if need.back > 0 {
-            places.push((directory, need.back, needed));
-        }
-    }
+    let Sites { places, remarks } = sites(root, state_dir, snapshot, disk_delta_bytes, 0)?;
+    let mut ballast = Ballast { files: Vec::new(), remarks };
     let paths: Vec<String> =
         places.iter().map(|(d, _, _)| to_text(d.join(NAME).as_os_str().as_bytes())).collect();
     let list = serde_json::to_vec(&paths).map_err(|error| at(state_dir)(io::Error::other(error)))?;
@@ -173,6 +156,56 @@ pub fn reserve(
     Ok(ballast)
 }
 
+/// Makes sure that [`reserve`] would find the room that it needs after `kept` more bytes were written to the state directory,
+/// and sets nothing aside.
+///
+/// # Errors
+/// As [`reserve`].
+pub fn check(
+    root: &Path,
+    state_dir: &Path,
+    snapshot: &Snapshot,
+    disk_delta_bytes: i64,
+    kept: u64,
+) -> Result<(), BallastError> {
+    sites(root, state_dir, snapshot, disk_delta_bytes, kept).map(drop)
+}
+
+/// Where room is to be set aside.
+struct Sites {
+    /// A directory of each file system, how much for going back, and how much with the change itself.
+    places: Vec<(PathBuf, u64, u64)>,
+    remarks: Vec<String>,
+}
+
+fn sites(
+    root: &Path,
+    state_dir: &Path,
+    snapshot: &Snapshot,
+    disk_delta_bytes: i64,
+    kept: u64,
+) -> Result<Sites, BallastError> {
+    let mut sites = Sites { places: Vec::new(), remarks: Vec::new() };
+    for (directory, need) in by_directory(root, state_dir, snapshot, disk_delta_bytes, kept)? {
+        let needed = need.back.saturating_add(need.forward);
+        match room(&need.sample)? {
+            Room::ReadOnly => {
+                let remark = format!("{} is read-only: no room is set aside there", directory.display());
+                sites.remarks.push(remark);
+                continue;
+            }
+            Room::Bytes(free) if free < needed => {
+                return Err(BallastError::NoRoom { path: directory, needed, free });
+            }
+            Room::Bytes(_) | Room::Unknown => {}
+        }
+        if need.back > 0 {
+            sites.places.push((directory, need.back, needed));
+        }
+    }
+    Ok(sites)
+}
+
 /// The room that there is for going back by `snapshot`, beside what is set aside for it. File systems that do not say how
 /// much they have are left out.
 ///
@@ -180,7 +213,7 @@ pub fn reserve(
 /// When a file system cannot be looked at.
 pub fn places(root: &Path, state_dir: &Path, snapshot: &Snapshot) -> Result<Vec<Place>, BallastError> {
     let mut places = Vec::new();
-    for (path, Need { sample, back: needed, .. }) in by_directory(root, state_dir, snapshot, 0)? {
+    for (path, Need { sample, back: needed, .. }) in by_directory(root, state_dir, snapshot, 0, 0)? {
         match room(&sample)? {
             Room::Bytes(free) => places.push(Place { path, needed, free }),
             Room::ReadOnly | Room::Unknown => {}
@@ -195,11 +228,12 @@ fn by_directory(
     state_dir: &Path,
     snapshot: &Snapshot,
     disk_delta_bytes: i64,
+    kept: u64,
 ) -> Result<BTreeMap<PathBuf, Need>, BallastError> {
     let mounts = mount_points();
     // Subvolumes of one file system look like several and share its room.
     let mut by_directory: BTreeMap<PathBuf, Need> = BTreeMap::new();
-    for need in needs(root, state_dir, snapshot, disk_delta_bytes)?.into_values() {
+    for need in needs(root, state_dir, snapshot, disk_delta_bytes, kept)?.into_values() {
         let directory = place(root, state_dir, &need.sample, &mounts).map_err(at(&need.sample))?;
         let sum =
             by_directory.entry(directory).or_insert_with(|| Need { sample: need.sample, ..Need::default() });
@@ -314,6 +348,7 @@ fn needs(
     state_dir: &Path,
     snapshot: &Snapshot,
     disk_delta_bytes: i64,
+    kept: u64,
 ) -> Result<BTreeMap<u64, Need>, BallastError> {
     let mut needs: BTreeMap<u64, Need> = BTreeMap::new();
     let mut add = |device: u64, sample: &Path, back: u64, files: bool| {
@@ -329,7 +364,7 @@ fn needs(
     let status = database.join("status");
     let status = fs::metadata(&status).map_err(at(&status))?.len();
     add(device(&database)?, &database, status.saturating_mul(3).saturating_add(DATABASE), false);
-    add(device(state_dir)?, state_dir, STATE, false);
+    add(device(state_dir)?, state_dir, STATE.saturating_add(kept), false);
     let mut below = Below::new(root).map_err(at(root))?;
     let diversions = Diversions::read(root).map_err(at(&database.join("diversions")))?;
     // The directory's device is what counts: an overlay shows a file under that of a lower layer.
@@ -454,6 +489,21 @@ mod tests {
         let snapshot = snapshot::take(&host.root, &plan, &[], &BTreeMap::new(), &host.at("record")).unwrap();
         fs::create_dir(host.root.join("state")).unwrap();
         (host, snapshot)
+    }
+
+    #[test]
+    fn room_is_looked_for_and_not_taken() {
+        let (host, snapshot) = host();
+        let state = host.root.join("state");
+        check(&host.root, &state, &snapshot, 0, 0).unwrap();
+        assert!(fs::read_dir(&state).unwrap().next().is_none(), "something was set aside");
+        let of = |delta, kept| match check(&host.root, &state, &snapshot, delta, kept) {
+            Err(BallastError::NoRoom { needed, .. }) => needed,
+            other => panic!("{other:?}"),
+        };
+        // What is kept counts as what the change grows by does.
+        assert!(of(0, 1 << 60) > 1 << 60);
+        assert!(of(1 << 60, 0) > 1 << 60);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::place::{self, Place};
 use crate::wait;
 
 /// What may be installed before a round. Those that fail in their update are among them.
-const POOL: &[&str] = &[
+pub(crate) const POOL: &[&str] = &[
     "lp-plain",
     "lp-lib",
     "lp-app",
@@ -42,11 +42,11 @@ const POOL: &[&str] = &[
 ];
 
 /// Those whose scripts fail somewhere, and those that make somebody else's fail.
-const FAILING: &[&str] =
+pub(crate) const FAILING: &[&str] =
     &["lp-postfail", "lp-prefail", "lp-prermfail", "lp-postrmfail", "lp-badprerm", "lp-trigger", "lp-fixed"];
 
 /// What may be installed by a round.
-const NEW: &[&str] = &[
+pub(crate) const NEW: &[&str] = &[
     "lp-taker",
     "lp-newdep",
     "lp-app",
@@ -206,7 +206,7 @@ fn run(random: &mut Random, fault: Fault) -> Result<()> {
 }
 
 /// Marks, holds and edits, and the next day.
-fn prepare(place: &Place, random: &mut Random, installed: &[&str]) -> Result<()> {
+pub(crate) fn prepare(place: &Place, random: &mut Random, installed: &[&str]) -> Result<()> {
     let auto = random.some(installed, 25);
     if !auto.is_empty() {
         place.root.exec_ok(&[&["/usr/bin/apt-mark", "auto"], auto.as_slice()].concat())?;
@@ -241,18 +241,6 @@ fn draw_operation(
         return Ok((operation, false));
     }
     Ok(match random.below(10) {
-        0 => (place::update(one)?, false),
-        1 => (place::remove(one)?, false),
-        2 => (place::purge(one)?, false),
-        3 => {
-            let new = random.some(NEW, 30);
-            (place::install(if new.is_empty() { &["lp-bulk-22"] } else { &new })?, false)
-        }
-        4 => {
-            // Down again from where it was brought without a fault.
-            place.executor.run(place::update("lp-bulk-10")?)?;
-            (place::install(&["lp-bulk-10=1.0"])?, false)
-        }
         5 | 6 => {
             let first = if random.happens(50) {
                 place::apply(&[])?
@@ -267,8 +255,34 @@ fn draw_operation(
                 (place::remove(one)?, false)
             }
         }
-        7 => (place::apply(&random.some(installed, 40))?, false),
-        _ => (place::apply(&[])?, false),
+        kind => (change(place, random, kind, one, installed, NEW)?, false),
+    })
+}
+
+/// A change that is no taking back, by its kind: of `one` of what is installed, of all, or of what is new.
+pub(crate) fn change(
+    place: &Place,
+    random: &mut Random,
+    kind: u64,
+    one: &str,
+    installed: &[&str],
+    new: &[&str],
+) -> Result<Operation> {
+    Ok(match kind {
+        0 => place::update(one)?,
+        1 => place::remove(one)?,
+        2 => place::purge(one)?,
+        3 => {
+            let new = random.some(new, 30);
+            place::install(if new.is_empty() { &["lp-bulk-22"] } else { &new })?
+        }
+        4 => {
+            // Down again from where it was brought without a fault.
+            place.executor.run(place::update("lp-bulk-10")?)?;
+            place::install(&["lp-bulk-10=1.0"])?
+        }
+        7 => place::apply(&random.some(installed, 40))?,
+        _ => place::apply(&[])?,
     })
 }
 

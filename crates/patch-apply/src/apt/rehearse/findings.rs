@@ -43,14 +43,23 @@ pub struct Listener {
     findings: Vec<Finding>,
     conffiles: Vec<String>,
     last: VecDeque<String>,
+    /// Whether the first command has ended, by whose words a failure is classified.
+    is_mending: bool,
     /// How long the findings and the questions are together, in bytes.
     told: usize,
 }
 
 impl Listener {
+    /// What comes now is said by what mends what the run left, and not by the run itself.
+    pub fn mends(&mut self) {
+        self.is_mending = true;
+    }
+
     /// Takes one line.
     pub fn hear(&mut self, line: &str) {
-        keep(&mut self.last, line, LAST);
+        if !self.is_mending {
+            keep(&mut self.last, line, LAST);
+        }
         if let Some(package) = self.failing.take() {
             self.found(Some(package), line.trim());
             return;
@@ -107,7 +116,7 @@ impl Listener {
         fits
     }
 
-    /// The last of what was said, as one text.
+    /// The last of what the first command said, as one text.
     #[must_use]
     pub fn last_words(&self) -> String {
         self.last.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
@@ -138,13 +147,18 @@ fn cut(line: &str) -> String {
 /// `NAME (--configure):`, or an archive, whose file bears the package's name: `/x/NAME_1.0_all.deb (--unpack):`.
 fn named(rest: &str) -> String {
     let what = rest.split(" (--").next().unwrap_or(rest);
-    match what.strip_suffix(".deb") {
-        Some(archive) => {
-            let file = archive.rsplit('/').next().unwrap_or(archive);
-            file.split('_').next().unwrap_or(file).to_owned()
+    let Some(archive) = what.strip_suffix(".deb") else { return what.to_owned() };
+    let (directory, file) = archive.rsplit_once('/').unwrap_or(("", archive));
+    // Where there are many apt gives dpkg a directory of links, with a number before each name.
+    let file = match file.split_once('-') {
+        Some((number, rest))
+            if directory.contains("/apt-dpkg-install-") && number.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            rest
         }
-        None => what.to_owned(),
-    }
+        _ => file,
+    };
+    file.split('_').next().unwrap_or(file).to_owned()
 }
 
 fn kind(message: &str, is_trigger: bool) -> FindingKind {
@@ -227,6 +241,27 @@ mod tests {
             (FindingKind::FileConflict, Some("lp-taker"))
         );
         assert_eq!((findings[1].kind, findings[1].package.as_deref()), (FindingKind::DiskSpace, Some("zz")));
+    }
+
+    #[test]
+    fn an_archive_among_many_is_named_by_its_package() {
+        let name = |path: &str| named(&format!("{path} (--unpack):"));
+        assert_eq!(name("/tmp/apt-dpkg-install-aBcDeF/03-lp-x_1%3a1_all.deb"), "lp-x");
+        assert_eq!(name("/var/cache/apt/archives/2048-qt_1_all.deb"), "2048-qt");
+        assert_eq!(name("/tmp/apt-dpkg-install-aBcDeF/10-2048-qt_1_all.deb"), "2048-qt");
+        assert_eq!(name("x.deb"), "x");
+    }
+
+    #[test]
+    fn what_is_mended_is_found_and_is_not_what_failed_first() {
+        let mut listener = Listener::default();
+        listener.hear("E: first");
+        listener.mends();
+        for line in ["dpkg: error processing package x (--configure):", " why", "later"] {
+            listener.hear(line);
+        }
+        assert_eq!(listener.last_words(), "E: first");
+        assert_eq!(listener.end().0.len(), 1);
     }
 
     #[test]

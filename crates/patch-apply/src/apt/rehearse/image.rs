@@ -1,6 +1,7 @@
 //! The file systems of an image: made in the keeper's mount namespace, seen by nobody else.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::{
         fd::AsRawFd as _,
@@ -14,13 +15,15 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{Mode, OFlags, ResolveFlags},
     net::{AddressFamily, RecvFlags, SendFlags, SocketType},
 };
 
 use super::{
     NoImage, OWN, Order,
-    mounts::{self, Treatment},
+    growth::{Growth, grown},
+    mounts::{self, Mount, Treatment},
+    room::INODE,
 };
 
 /// What the image's commands are not: they write to devices, of which it has none. Each is a name without a directory,
@@ -48,6 +51,12 @@ const PROGRAMS: &[&str] = &["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/
 const STAND_IN: &str = "#!/bin/sh\nname=${0##*/}\necho \"rehearsal: $name is not run, an image has no devices\"\n\
                         echo \"$name\" >>/run/linux-patch-rehearsal/not-run\n";
 
+/// Where that is below `/run`.
+const NOTE: &str = "linux-patch-rehearsal/not-run";
+
+/// What is `/run` in the image, and in the system in it that is changed, where this is another one.
+const RUNS: [&str; 2] = ["run", "run-below"];
+
 /// A file larger than that which is a mount of its own is shown, but cannot be written.
 const SMALL: u64 = 1 << 20;
 
@@ -57,6 +66,8 @@ pub(super) struct Layer {
     /// Where it is, as the host sees it.
     pub(super) point: PathBuf,
     upper: PathBuf,
+    /// What it shares its room with.
+    pool: String,
 }
 
 /// The file systems of an image.
@@ -109,9 +120,8 @@ fn loopback_up() -> io::Result<()> {
 impl Image {
     /// Mounts an image of the host.
     pub(super) fn mount(order: &Order) -> Result<Self, NoImage> {
-        let memory = order.staging.clone();
-        let options =
-            format!("mode=0700,size={},nr_inodes={}", order.room.bytes.max(1 << 20), order.room.files);
+        let (memory, room) = (order.staging.clone(), order.bounds.room);
+        let options = format!("mode=0700,size={},nr_inodes={}", room.bytes.max(1 << 20), room.files);
         mount(
             Some("linux-patch-rehearsal"),
             &memory,
@@ -129,7 +139,7 @@ impl Image {
                 continue;
             }
             match mounts::treatment(&found, &order.root) {
-                Treatment::Overlay => image.overlay(&found.point, &order.root)?,
+                Treatment::Overlay => image.overlay(&found, &order.root)?,
                 Treatment::Fresh => image.fresh(&found.point)?,
                 Treatment::Nothing => {}
                 Treatment::LeftOut => image.leave_out(&found.point, &found.kind),
@@ -148,7 +158,8 @@ impl Image {
         self.merged.join(point.strip_prefix("/").unwrap_or(point))
     }
 
-    fn overlay(&mut self, point: &Path, root: &Path) -> Result<(), NoImage> {
+    fn overlay(&mut self, found: &Mount, root: &Path) -> Result<(), NoImage> {
+        let point = found.point.as_path();
         let what = || format!("an overlay of {}", point.display());
         let is_root = point == Path::new("/");
         let target = self.place(point);
@@ -197,7 +208,8 @@ impl Image {
             match mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
             {
                 Ok(()) => {
-                    self.layers.push(Layer { point: point.to_owned(), upper });
+                    let pool = found.pool.clone();
+                    self.layers.push(Layer { point: point.to_owned(), upper, pool });
                     return Ok(());
                 }
                 Err(error) => last = error,
@@ -243,7 +255,7 @@ impl Image {
         for system in systems(&self.merged, root) {
             let run = system.join("run");
             if fs::symlink_metadata(&run).is_ok_and(|meta| meta.is_dir()) {
-                let own = self.memory.join(if system == self.merged { "run" } else { "run-below" });
+                let own = self.memory.join(if system == self.merged { RUNS[0] } else { RUNS[1] });
                 let made = (|| {
                     fs::create_dir(&own)?;
                     fs::set_permissions(&own, fs::Permissions::from_mode(0o755))?;
@@ -269,10 +281,10 @@ impl Image {
     }
 
     /// Which of the commands that are not run were called.
-    pub(super) fn not_run(&self, root: &Path) -> Vec<String> {
-        let mut names: Vec<String> = systems(&self.merged, root)
-            .into_iter()
-            .filter_map(|system| small(&system.join(OWN).join("not-run")))
+    pub(super) fn not_run(&self) -> Vec<String> {
+        let mut names: Vec<String> = RUNS
+            .iter()
+            .filter_map(|run| small(&self.memory.join(run), Path::new(NOTE)))
             .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
             .filter(|name| NOT_RUN.contains(&name.as_str()))
             .collect();
@@ -288,28 +300,35 @@ impl Image {
         (written, space.f_bavail * space.f_frsize < 1 << 20 || space.f_favail < 16)
     }
 
+    /// How much memory its files take, with what the kernel keeps of each.
+    pub(super) fn memory(&self) -> u64 {
+        let Ok(space) = rustix::fs::statvfs(&self.memory) else { return 0 };
+        let files = space.f_files - space.f_ffree.min(space.f_files);
+        self.written().0 + files * INODE
+    }
+
     /// What the host lacks for the same: one sentence for each of its file systems that would be full.
     pub(super) fn lacking(&self, largest: u64) -> Vec<String> {
-        let mut lacking = Vec::new();
+        let mut pools: BTreeMap<&str, (Vec<&Path>, Growth)> = BTreeMap::new();
         for layer in &self.layers {
-            let grown = grown(&layer.upper, &layer.point);
-            let Ok(space) = rustix::fs::statvfs(&layer.point) else { continue };
-            let free = space.f_bavail * space.f_frsize;
-            if grown.written == 0 || space.f_blocks == 0 {
-                continue;
-            }
-            // The old files of a package go when all of its new ones are there.
-            let needed = u64::try_from(grown.net).unwrap_or(0) + largest.min(grown.written);
-            if needed > free {
-                lacking.push(format!(
-                    "{} would need {} KiB more, and has {} KiB left",
-                    layer.point.display(),
-                    needed >> 10,
-                    free >> 10
-                ));
-            }
+            let (points, growth) = pools.entry(&layer.pool).or_default();
+            points.push(&layer.point);
+            growth.add(grown(&layer.upper, &layer.point));
         }
-        lacking
+        let lacking = pools.values().filter_map(|(points, growth)| {
+            let space = rustix::fs::statvfs(*points.first()?).ok()?;
+            let free = space.f_bavail * space.f_frsize;
+            if growth.written == 0 || space.f_blocks == 0 {
+                return None;
+            }
+            let needed = growth.needed(largest);
+            let named: Vec<String> = points.iter().map(|point| point.display().to_string()).collect();
+            (needed > free).then(|| {
+                let (needed, free) = (needed >> 10, free >> 10);
+                format!("{} would need {needed} KiB more, and has {free} KiB left", named.join(" and "))
+            })
+        });
+        lacking.collect()
     }
 }
 
@@ -333,10 +352,15 @@ pub(super) fn read_only(target: &Path) -> nix::Result<()> {
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
 }
 
-/// A small text that a script may have replaced by anything.
-fn small(path: &Path) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+/// A small text below a directory, of which a script may have replaced every part by anything: by a link to a place of the
+/// host, or by what keeps whoever opens it waiting.
+fn small(directory: &Path, path: &Path) -> Option<String> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(&directory, path, flags, Mode::empty(), beneath).ok()?;
+    let file = fs::File::from(file);
     if !file.metadata().ok()?.is_file() {
         return None;
     }
@@ -345,66 +369,9 @@ fn small(path: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-#[derive(Debug, Default)]
-struct Grown {
-    /// What was written, in bytes.
-    written: u64,
-    /// What is more than before.
-    net: i64,
-}
-
-/// Whether an overlay keeps nothing of a file but its owner, mode and times, as with `metacopy`.
-fn has_only_attributes(path: &Path) -> bool {
-    let mut value = [0_u8; 64];
-    let found = rustix::fs::lgetxattr(path, "trusted.overlay.metacopy", &mut value[..]);
-    matches!(found, Ok(_) | Err(rustix::io::Errno::RANGE))
-}
-
-/// How much more a file system would hold.
-fn grown(upper: &Path, lower: &Path) -> Grown {
-    let mut grown = Grown::default();
-    let mut due = vec![PathBuf::new()];
-    while let Some(below) = due.pop() {
-        let Ok(entries) = fs::read_dir(upper.join(&below)) else { continue };
-        for entry in entries.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            let path = below.join(entry.file_name());
-            if meta.is_dir() {
-                due.push(path);
-                continue;
-            }
-            if has_only_attributes(&entry.path()) {
-                continue;
-            }
-            let before = fs::symlink_metadata(lower.join(&path)).map_or(0, |old| old.blocks() * 512);
-            // A device with no number says that the file is gone.
-            let now = if meta.is_file() { meta.blocks() * 512 } else { 0 };
-            grown.written += now;
-            let difference =
-                i64::try_from(now).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(i64::MAX);
-            grown.net = grown.net.saturating_add(difference);
-        }
-    }
-    grown
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_grows_is_what_is_new() {
-        let dir = tempfile::tempdir().unwrap();
-        let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
-        for side in [&upper, &lower] {
-            fs::create_dir_all(side.join("usr")).unwrap();
-        }
-        fs::write(lower.join("usr/a"), vec![1; 64 << 10]).unwrap();
-        fs::write(upper.join("usr/a"), vec![1; 96 << 10]).unwrap();
-        fs::write(upper.join("usr/b"), vec![1; 32 << 10]).unwrap();
-        let grown = grown(&upper, &lower);
-        assert_eq!((grown.written, grown.net), (128 << 10, 64 << 10));
-    }
 
     #[test]
     fn what_a_script_left_is_read_only_if_it_is_a_small_file() {
@@ -414,8 +381,19 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", at("link")).unwrap();
         nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         fs::write(at("long"), vec![b'x'; 1 << 20]).unwrap();
-        assert_eq!(small(&at("plain")).as_deref(), Some("update-grub\n"));
-        assert_eq!((small(&at("link")), small(&at("fifo"))), (None, None));
-        assert_eq!(small(&at("long")).unwrap().len(), 64 << 10);
+        // Of a directory as well: what is behind such a link is the host's.
+        fs::create_dir(at("below")).unwrap();
+        fs::write(at("below/plain"), "zipl\n").unwrap();
+        std::os::unix::fs::symlink("below", at("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), at("below/out")).unwrap();
+        let read = |name: &str| small(dir.path(), Path::new(name));
+        assert_eq!(read("plain").as_deref(), Some("update-grub\n"));
+        assert_eq!(read("below/plain").as_deref(), Some("zipl\n"));
+        for name in ["link", "fifo", "below", "elsewhere/plain", "below/out/plain", "../plain", "/etc/passwd"]
+        {
+            assert_eq!(read(name), None, "{name}");
+        }
+        assert_eq!(read("long").unwrap().len(), 64 << 10);
+        assert_eq!(small(&at("elsewhere"), Path::new("plain")), None);
     }
 }

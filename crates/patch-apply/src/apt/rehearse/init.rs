@@ -33,7 +33,7 @@ use rustix::{
 };
 
 use super::{
-    HARD_LIMIT, NoImage, OWN, PROGRESS, RUN, Step, Told, confine,
+    HARD_LIMIT, NoImage, OWN, PROGRESS, RUN, Step, Told, Work, confine,
     image::{read_only, systems},
 };
 use crate::apt::argv::ENVIRONMENT;
@@ -264,12 +264,17 @@ pub fn run() -> io::Result<()> {
     }
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
-    let steps: Vec<Step> = serde_json::from_str(&line).map_err(io::Error::other)?;
+    let Work { steps, mark } = serde_json::from_str(&line).map_err(io::Error::other)?;
     tell(&Told::Running)?;
     let mut codes: Vec<Option<i32>> = Vec::new();
     for step in steps {
         if step.after_failure && codes.last() == Some(&Some(0)) {
             continue;
+        }
+        if step.after_failure {
+            // A line of its own, whatever was left without an end.
+            let line = format!("\n{mark}\n");
+            io::stdout().write_all(line.as_bytes())?;
         }
         codes.push(execute(&step)?.code());
     }

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     io::{BufRead as _, Write as _},
     os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ChildStderr, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -12,15 +12,17 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    ENTER, MOST_PROCESSES, MYSELF, NoImage, Order, Told,
+    ENTER, MOST_PROCESSES, MYSELF, NoImage, Order, Told, Work,
+    group::{self, Killer},
     image::{self, Image},
     in_place,
     init::{close_inherited, stay_with_parent},
     lines::Lines,
+    load, room,
 };
 use crate::run::MAX_LINE;
 
-/// How often the processes of an image are counted.
+/// How often it is looked what an image takes.
 const TICK: Duration = Duration::from_millis(50);
 
 /// How long what was written last is read after the end.
@@ -44,7 +46,13 @@ pub struct Seen {
     pub code: Option<i32>,
     /// Whether it had too many processes, and was ended for that.
     pub is_crowded: bool,
-    /// Whether there was no room left in it.
+    /// Whether its processes and files took more memory than they may, and it was ended for that.
+    pub is_starved: bool,
+    /// If so, how much of that was not its files', in bytes.
+    pub processes: u64,
+    /// Whether the host ran short of memory while they had less than they may, and it was ended for that.
+    pub is_host_short: bool,
+    /// Whether there was no room left in it, for which it is ended as well: what is done without room shows nothing.
     pub is_full: bool,
     /// How much was written, in bytes.
     pub written: u64,
@@ -126,8 +134,12 @@ impl Keeper {
         let status = init.wait().map_err(NoImage::of("the image's end"))?;
         let mut seen = watched?;
         seen.code = seen.code.filter(|_| status.code() == Some(0));
-        (seen.written, seen.is_full) = self.image.written();
-        seen.not_run = self.image.not_run(&self.order.root);
+        let is_full;
+        (seen.written, is_full) = self.image.written();
+        seen.is_full |= is_full;
+        // One may have been ended after it was looked at last.
+        self.blame(&mut seen, group::killer(&self.order.groups));
+        seen.not_run = self.image.not_run();
         seen.left_out.clone_from(&self.image.left_out);
         Ok(seen)
     }
@@ -138,14 +150,18 @@ impl Keeper {
         let (Some(mut control), Some(mut told)) = (init.stdin.take(), init.stderr.take()) else {
             return Err(broken());
         };
-        let mut steps = serde_json::to_vec(&self.order.steps)
+        let work = Work { steps: self.order.steps.clone(), mark: self.order.mark.clone() };
+        let mut work = serde_json::to_vec(&work)
             .map_err(|error| NoImage { what: what.to_owned(), source: error.into() })?;
-        steps.push(b'\n');
-        // Who died before he read them says why.
-        let _ = control.write_all(&steps);
+        work.push(b'\n');
+        // Who died before he read it says why.
+        let _ = control.write_all(&work);
         let mut seen = Seen {
             code: None,
             is_crowded: false,
+            is_starved: false,
+            processes: 0,
+            is_host_short: false,
             is_full: false,
             written: 0,
             not_run: Vec::new(),
@@ -185,16 +201,56 @@ impl Keeper {
                 None if !is_open => std::thread::sleep(TICK),
                 _ => {}
             }
-            if has_ended.is_none() && counted.elapsed() >= TICK {
+            // Before, its init has the host's root yet, and what would be counted are the host's.
+            if is_running && has_ended.is_none() && counted.elapsed() >= TICK {
                 counted = Instant::now();
-                if processes(init.id()) >= MOST_PROCESSES as usize {
-                    seen.is_crowded = true;
+                self.measure(init.id(), &mut seen);
+                if seen.is_crowded || seen.is_starved || seen.is_host_short || seen.is_full {
                     break;
                 }
             }
         }
         drop(control);
         Ok(seen)
+    }
+
+    /// Whether what runs in the image takes more than it may.
+    fn measure(&self, init: u32, seen: &mut Seen) {
+        let load = load::load(init);
+        seen.is_crowded = load.tasks >= MOST_PROCESSES as usize;
+        seen.is_full = self.image.written().1;
+        let (most, files) = (self.order.bounds.memory, self.image.memory());
+        let is_suspect = files.saturating_add(load.at_most) > most;
+        if is_suspect && files.saturating_add(load::memory(init)) > most {
+            self.blame(seen, Some(Killer::Bound));
+        }
+        self.blame(seen, group::killer(&self.order.groups));
+        if room::is_short() {
+            self.blame(seen, Some(Killer::Host));
+        }
+    }
+
+    /// Who is over the image's own bound answers for it, whatever the host has left; who is below it does not, whoever took the rest.
+    fn blame(&self, seen: &mut Seen, killer: Option<Killer>) {
+        match killer {
+            Some(Killer::Bound) if !seen.is_starved => {
+                seen.is_starved = true;
+                seen.processes = self.order.bounds.memory.saturating_sub(self.image.memory());
+            }
+            Some(Killer::Host) => seen.is_host_short = true,
+            _ => {}
+        }
+    }
+
+    /// From here on this process only looks at what came of it, and ends if that takes longer: nothing in an image is to keep it
+    /// waiting, and it may be what nobody thought of.
+    ///
+    /// # Errors
+    /// When whoever started it is gone.
+    pub fn look_within(&self, limit: Duration) -> io::Result<()> {
+        // It cannot have threads: what it starts is in another namespace of processes than itself.
+        nix::unistd::alarm::set(u32::try_from(limit.as_secs()).unwrap_or(u32::MAX));
+        tell(&Told::Ran { code: None })
     }
 
     /// What the host lacks of room for the same, if the largest package has so many bytes: one sentence a file system.
@@ -243,12 +299,4 @@ fn hear(told: &mut ChildStderr, lines: &mut Lines, heard: &mut Vec<String>) -> i
         }
     };
     if is_there { lines.read(told, heard) } else { Ok(true) }
-}
-
-/// How many processes there are in the image whose init this is.
-fn processes(init: u32) -> usize {
-    let proc = Path::new("/proc").join(init.to_string()).join("root/proc");
-    let Ok(entries) = fs::read_dir(proc) else { return 0 };
-    let is_process = |name: &std::ffi::OsStr| name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit);
-    entries.flatten().filter(|entry| is_process(&entry.file_name())).count()
 }

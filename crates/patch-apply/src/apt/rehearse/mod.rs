@@ -14,15 +14,21 @@
 mod confine;
 mod findings;
 mod group;
+mod growth;
 mod image;
 mod init;
 mod keeper;
 mod lines;
+mod load;
 mod mounts;
 mod room;
 mod start;
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,15 +37,26 @@ pub use group::Group;
 pub use init::{enter, run};
 pub use keeper::{Keeper, Seen, task, tell_no_image, tell_report};
 pub(crate) use mounts::unescape;
-pub use room::{Room, available, largest, needed};
+pub use room::{Bounds, Room, SCRIPTS, available, largest, needed};
 pub use start::{Heard, Rehearsal};
 
 use super::argv::Argv;
 
+/// A line that no script can say beforehand: an image's init says it on the output that scripts have as well, between the first
+/// command and what mends what that left. Another one each time.
+///
+/// # Errors
+/// When the kernel gives no random numbers.
+pub fn mark() -> io::Result<String> {
+    let mut bytes = [0_u8; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("rehearsal {}", hex::encode(bytes)))
+}
+
 /// In place of the number of the descriptor for progress, which only the image's init knows.
 pub const PROGRESS: i32 = -1;
 
-/// More processes than a transaction ever has. A rehearsal that has more is ended.
+/// More processes and threads than a transaction ever has. A rehearsal that has more is ended.
 pub const MOST_PROCESSES: u32 = 1024;
 
 /// The kernel itself makes no more than so many in an image: somewhat more than those, so that the end can be told.
@@ -88,12 +105,21 @@ pub struct Order {
     pub root: PathBuf,
     /// An empty directory of root's own, where the keeper alone sees the image.
     pub staging: PathBuf,
-    /// How much may be written.
-    pub room: Room,
+    /// How much it may take.
+    pub bounds: Bounds,
     /// What is run.
     pub steps: Vec<Step>,
     /// The control groups that the image's processes are in, if there are such.
     pub groups: Vec<PathBuf>,
+    /// See [`mark`].
+    pub mark: String,
+}
+
+/// What an image's init is told to do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Work {
+    steps: Vec<Step>,
+    mark: String,
 }
 
 /// What this program is to the kernel, also when its file was replaced since it was started.
@@ -142,9 +168,29 @@ enum Told {
     Report { report: serde_json::Value },
 }
 
+/// Lines as they come out of a rehearsal's pipes, and what is made of those of its progress and end: for fuzzing alone. Gives
+/// how each line would be written again, if it is one of the keeper's.
+#[doc(hidden)]
+#[must_use]
+pub fn lines(mut bytes: &[u8], most: usize) -> Vec<(String, Option<String>)> {
+    let (mut reader, mut lines) = (lines::Lines::at_most(most), Vec::new());
+    while reader.read(&mut bytes, &mut lines).is_ok_and(|more| more) {}
+    let again = |line: &str| {
+        let told: Told = serde_json::from_str(line).ok()?;
+        serde_json::to_string(&told).ok()
+    };
+    lines.into_iter().map(|line| (again(&line), line)).map(|(again, line)| (line, again)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_never_the_same() {
+        let (one, other) = (mark().unwrap(), mark().unwrap());
+        assert!(one != other && one.len() > 32 && !one.contains('\n'), "{one} {other}");
+    }
 
     #[test]
     fn a_program_that_was_replaced_is_where_it_was() {

@@ -9,6 +9,8 @@ pub(super) struct Mount {
     pub(super) point: PathBuf,
     /// Its file system's type.
     pub(super) kind: String,
+    /// What it shares its room with: mounts of one file system, subvolumes of one, data sets of one pool.
+    pub(super) pool: String,
 }
 
 /// What an image has where the host has a mount.
@@ -70,13 +72,23 @@ pub(super) fn parse(text: &str) -> Vec<Mount> {
     for line in text.lines() {
         let Some((before, after)) = line.split_once(" - ") else { continue };
         let (Some(point), Some(kind)) = (before.split(' ').nth(4), after.split(' ').next()) else { continue };
-        let mount = Mount { point: unescape(point), kind: kind.to_owned() };
+        let (device, source) = (before.split(' ').nth(2), after.split(' ').nth(1));
+        let pool = pool(kind, device.unwrap_or_default(), source.unwrap_or_default());
+        let mount = Mount { point: unescape(point), kind: kind.to_owned(), pool };
         mounts.retain(|earlier| earlier.point != mount.point);
         mounts.push(mount);
     }
     // What lies below another one is mounted after it.
     mounts.sort_by(|a, b| a.point.cmp(&b.point));
     mounts
+}
+
+/// The kernel's number of the file system is the same for all subvolumes of a btrfs; of ZFS each data set has its own.
+fn pool(kind: &str, device: &str, source: &str) -> String {
+    match kind {
+        "zfs" => format!("zfs {}", source.split('/').next().unwrap_or(source)),
+        _ => device.to_owned(),
+    }
 }
 
 /// The kernel writes blanks and backslashes as three octal digits.
@@ -184,6 +196,18 @@ nonsense";
     }
 
     #[test]
+    fn what_shares_its_room_is_one_pool() {
+        let mounts = parse(
+            "1 0 0:30 /@ / rw - btrfs /dev/sda2 rw\n2 1 0:30 /@var /var rw - btrfs /dev/sda2 rw\n\
+             3 1 0:31 / /srv rw - zfs tank/srv rw\n4 1 0:32 / /opt rw - zfs tank/opt/a rw\n5 1 8:1 / /boot rw - ext4 /dev/sda1 rw\n",
+        );
+        let pool = |point: &str| &mounts.iter().find(|m| m.point == Path::new(point)).unwrap().pool;
+        assert_eq!(pool("/"), pool("/var"));
+        assert_eq!(pool("/srv"), pool("/opt"));
+        assert!(pool("/boot") != pool("/") && pool("/srv") != pool("/"));
+    }
+
+    #[test]
     fn what_lies_below_comes_later() {
         let points: Vec<PathBuf> = parse(HOST).into_iter().map(|mount| mount.point).collect();
         let place = |point: &str| points.iter().position(|p| p == Path::new(point)).unwrap();
@@ -193,7 +217,9 @@ nonsense";
     #[test]
     fn a_system_below_another_root_has_its_own_places() {
         let root = Path::new("/srv/image");
-        let of = |point: &str| treatment(&Mount { point: point.into(), kind: "tmpfs".into() }, root);
+        let of = |point: &str| {
+            treatment(&Mount { point: point.into(), kind: "tmpfs".into(), pool: String::new() }, root)
+        };
         assert_eq!(of("/srv/image"), Treatment::Overlay);
         assert_eq!(of("/srv/image/var"), Treatment::Overlay);
         assert_eq!(of("/srv/image/run"), Treatment::Nothing);

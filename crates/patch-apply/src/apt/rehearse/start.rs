@@ -27,10 +27,14 @@ const TAKING_DOWN: Duration = Duration::from_secs(30);
 pub enum Heard {
     /// A line of the commands' output.
     Output(String),
+    /// The first command failed, and what mends what it left is run: what is said from here on is said by that.
+    Again,
     /// A line of apt's progress.
     Progress(String),
     /// There is an image, and the first command is run.
     Running,
+    /// All commands have ended, and the keeper looks at what came of them.
+    Ran,
     /// There is no image, and nothing was run: why. After [`Heard::Running`] it is the keeper that could not go on.
     NoImage(String),
     /// What the keeper has seen.
@@ -46,16 +50,17 @@ pub struct Rehearsal {
     told: Option<ChildStderr>,
     output_lines: Lines,
     told_lines: Lines,
+    mark: String,
     init: Option<OwnedFd>,
     is_over: bool,
 }
 
 impl Rehearsal {
-    /// Starts the keeper, this program's own, with a task of one line.
+    /// Starts the keeper, this program's own, with a task of one line, in which this mark is.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(root: &Path, task: &serde_json::Value) -> io::Result<Self> {
+    pub fn start(root: &Path, task: &serde_json::Value, mark: String) -> io::Result<Self> {
         let program = in_place(std::env::current_exe()?);
         let mut keeper = Command::new(MYSELF)
             .arg0(program)
@@ -83,6 +88,7 @@ impl Rehearsal {
             told,
             output_lines: Lines::at_most(MAX_LINE),
             told_lines: Lines::at_most(LONGEST),
+            mark,
             init: None,
             is_over: false,
         })
@@ -130,7 +136,7 @@ impl Rehearsal {
         {
             self.output = None;
         }
-        heard.extend(lines.drain(..).map(Heard::Output));
+        heard.extend(lines.drain(..).map(|line| said(line, &self.mark)));
         if told_is_there
             && let Some(pipe) = &mut self.told
             && !self.told_lines.read(pipe, &mut lines)?
@@ -145,7 +151,7 @@ impl Rehearsal {
                 }
                 Ok(Told::Progress { line }) => heard.push(Heard::Progress(line)),
                 Ok(Told::Running) => heard.push(Heard::Running),
-                Ok(Told::Ran { .. }) => {}
+                Ok(Told::Ran { .. }) => heard.push(Heard::Ran),
                 Ok(Told::NoImage { why }) => heard.push(Heard::NoImage(why)),
                 Ok(Told::Report { report }) => heard.push(Heard::Report(report)),
                 // Its own last words, if it could not go on.
@@ -179,8 +185,33 @@ impl Rehearsal {
     }
 }
 
+/// What a line of the output is.
+fn said(line: String, mark: &str) -> Heard {
+    if line == mark { Heard::Again } else { Heard::Output(line) }
+}
+
 impl Drop for Rehearsal {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::mark, *};
+
+    #[test]
+    fn no_script_can_say_that_the_run_is_over() {
+        let own = mark().unwrap();
+        assert!(matches!(said(own.clone(), &own), Heard::Again));
+        for forged in [
+            mark().unwrap(),
+            format!("{own} "),
+            format!("x{own}"),
+            "rehearsal ".to_owned(),
+            "rehearsal: the run failed; trying once to finish what it left".to_owned(),
+        ] {
+            assert!(matches!(said(forged.clone(), &own), Heard::Output(line) if line == forged));
+        }
     }
 }
