@@ -677,6 +677,7 @@ impl<'a> Change<'a> {
 
     fn plan(&mut self) -> Result<State, Stop> {
         self.wait_for_locks(Locks::Packages)?;
+        snapshots::awaits_reboot(self.paths)?;
         let root = self.paths.root();
         let broken = findings(root)?;
         // What goes back to a snapshot takes what is unfinished along.
@@ -694,7 +695,6 @@ impl<'a> Change<'a> {
             self.remark(format!("an earlier run left {names} unfinished; finishing that first"));
             return Ok(State::Repairing);
         }
-        snapshots::awaits_reboot(self.paths)?;
         if let Operation::Rollback(rollback) = &self.journal.record.operation
             && rollback.mode == RollbackMode::Snapshot
         {

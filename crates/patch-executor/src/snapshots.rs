@@ -191,6 +191,8 @@ enum Order {
     Look { record: Record },
     /// Go back to it.
     Return { record: Record, returning: Returning },
+    /// Say whether anything was exchanged for it.
+    Standing { returning: Returning },
     /// Fetch what was written until the reboot that went back.
     Arrive { returning: Returning },
 }
@@ -403,7 +405,13 @@ pub(crate) fn prune(paths: &Paths, settings: &Snapshots) {
         return;
     }
     let mut needed = needed(paths);
-    needed.extend(returning::unfetched(paths));
+    if let Some(job) = returning::unfetched(paths) {
+        eprintln!(
+            "patch-executor: not all that the agent wrote before the host went back by job {job} was fetched; what it ran from is \
+             kept for it, see docs/snapshots.md"
+        );
+        needed.insert(job);
+    }
     for record in surplus(&all, &needed, settings, SystemTime::now()) {
         if let Err(error) = remove(paths, record.clone()) {
             eprintln!("patch-executor: the snapshot of job {} cannot be removed now: {error}", record.job);

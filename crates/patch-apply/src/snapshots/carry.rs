@@ -1,7 +1,8 @@
 //! What does not go back with the rest: who may ask, what was done, and the proof of it.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,6 +21,9 @@ pub const CARRIED: &[&str] = &[
     "var/lib/linux_patch_api",
     "var/log/linux_patch_api",
 ];
+
+/// Those in which the network side writes: while it does, they may not be copied whole. They are fetched after the reboot.
+pub const RESTLESS: &[&str] = &["var/lib/linux_patch_api", "var/log/linux_patch_api"];
 
 /// How long copying one of them may take.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -62,13 +66,44 @@ pub fn replace(from: &Path, to: &Path) -> Result<(), SnapshotError> {
             said: said.text().trim().replace('\n', "; "),
         });
     }
+    // The other one goes in a moment, and this one must be on the disk by then.
+    sync(&new)?;
     let moved = if fs::symlink_metadata(to).is_ok() {
         renameat_with(CWD, &new, CWD, to, RenameFlags::EXCHANGE)
     } else {
         renameat_with(CWD, &new, CWD, to, RenameFlags::NOREPLACE)
     };
     moved.map_err(|error| SnapshotError::file(to, error.into()))?;
+    sync(to)?;
     remove(&new)
+}
+
+/// Brings the file system of a directory to the disk.
+///
+/// # Errors
+/// When that fails.
+pub fn sync(directory: &Path) -> Result<(), SnapshotError> {
+    File::open(directory)
+        .and_then(|directory| rustix::fs::syncfs(directory).map_err(io::Error::from))
+        .map_err(|error| SnapshotError::file(directory, error))
+}
+
+/// One of these directories whose place is reached by a link: in another tree that would lead back to this one.
+///
+/// # Errors
+/// When one cannot be looked at.
+pub fn linked() -> Result<Option<PathBuf>, SnapshotError> {
+    for directory in CARRIED {
+        let path = Path::new("/").join(directory);
+        let Some(parent) = path.parent() else { continue };
+        match fs::canonicalize(parent) {
+            Ok(real) if real == parent => {}
+            Ok(_) => return Ok(Some(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(SnapshotError::file(parent, error)),
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

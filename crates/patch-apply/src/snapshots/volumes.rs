@@ -178,7 +178,10 @@ impl Volumes {
         }
         for carried in carried(system, mounts) {
             let place = to.join(carried.member.to_string()).join(&carried.within);
-            carry::replace(&carried.path, &place)?;
+            let copied = carry::replace(&carried.path, &place);
+            if !carry::RESTLESS.iter().any(|restless| Path::new("/").join(restless) == carried.path) {
+                copied?;
+            }
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ pub(crate) fn run(paths: &Paths, order: &str) -> anyhow::Result<()> {
         Order::Remove { record } => answer(remove(paths, &record)),
         Order::Look { record } => answer(returning::look(paths, &record)),
         Order::Return { record, returning } => answer(returning::carry_out(paths, &record, &returning)),
+        Order::Standing { returning } => answer(returning::standing(paths, &returning)),
         Order::Arrive { returning } => answer(returning::fetch(paths, &returning)),
     }
 }

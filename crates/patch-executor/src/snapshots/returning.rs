@@ -27,8 +27,8 @@ use patch_backends::{
     system,
 };
 use patch_types::{
-    Action, ErrorCode, ErrorDetail, EventKind, JobId, JobStatus, Outcome, Plan, PlanHash, TakesBack,
-    WentBack, event::Ended, operation::Rollback, plan::PlannedChange, snapshot::SnapshotKind,
+    Action, ErrorCode, ErrorDetail, EventKind, JobId, JobStatus, Outcome, Plan, PlanHash, RollbackMode,
+    TakesBack, WentBack, event::Ended, operation::Rollback, plan::PlannedChange, snapshot::SnapshotKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +147,10 @@ pub(super) fn look(paths: &Paths, record: &Record) -> Result<Looked, SnapshotErr
     let Some(member) = system.members.first() else { return Err(impossible("nothing is mounted".into())) };
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     stop(obstacles::of_command_line(&command_line, member))?;
+    stop(
+        carry::linked()?
+            .map(|path| format!("{} is reached by a link, and could not be carried over", path.display())),
+    )?;
     let (place, volumes) = helper::open(paths, record)?;
     let (filled, empty) = volumes.within(&system)?;
     stop(obstacles::of_nested(&filled))?;
@@ -208,6 +212,7 @@ pub(super) fn look(paths: &Paths, record: &Record) -> Result<Looked, SnapshotErr
         )
     }));
     hazards.extend(boot_loader(&changes));
+    hazards.extend(boot_partition(&changes, &system));
     record.names().iter().chain(&hazards).for_each(|line| differences.add(line));
     let (files, total, hash) = differences.listed();
     let mut plan = Plan::of(changes);
@@ -253,6 +258,23 @@ fn boot_loader(changes: &[PlannedChange]) -> Option<String> {
             "packages of the boot loader go back ({}), and what they have put before the file system (the disk's first \
              sectors, the EFI partition) does not: install it anew from a rescue system if it does not start",
             names.into_iter().collect::<Vec<_>>().join(", ")
+        )
+    })
+}
+
+/// Where firmware and boot loaders that read no other file system have the kernels.
+const BOOT_PARTITIONS: &[&str] = &["/boot", "/boot/efi", "/boot/firmware", "/efi"];
+
+/// Kernels go or come back with the packages, and there is a partition that may have copies of them.
+fn boot_partition(changes: &[PlannedChange], system: &System) -> Option<String> {
+    let kernels = changes.iter().any(|change| info::kernel_release(change.name.name()).is_some());
+    let left_out = |path: &&&str| system.left_out.iter().any(|point| point == Path::new(**path));
+    let partitions: Vec<&str> = BOOT_PARTITIONS.iter().filter(left_out).copied().collect();
+    (kernels && !partitions.is_empty()).then(|| {
+        format!(
+            "packages of kernels go back, and {} with what is booted does not: see that a kernel is there whose modules the \
+             snapshot has",
+            partitions.join(", ")
         )
     })
 }
@@ -311,6 +333,13 @@ fn hazards(root: &Path, view: &Path, system: &System, mounts: &[Mounted]) -> Vec
     hazards
 }
 
+/// In the helper: whether anything was exchanged.
+pub(super) fn standing(paths: &Paths, returning: &Returning) -> Result<bool, SnapshotError> {
+    let record = Record::replaced(returning.job, returning.system.clone());
+    let (_place, volumes) = helper::open(paths, &record)?;
+    volumes.has_begun(&returning.system, &returning.numbers)
+}
+
 /// In the helper: prepares what the next boot is to mount, and puts it in place.
 pub(super) fn carry_out(
     paths: &Paths,
@@ -337,6 +366,11 @@ pub(super) fn carry_out(
             announce(paths, &volumes, &returning, &mounts, &directory)?;
         }
         note(&records(paths), PENDING, &returning)?;
+        // What has come into a subvolume meanwhile would stay behind.
+        let (filled, _) = volumes.within(system)?;
+        if !has_begun && let Some(why) = obstacles::of_nested(&filled) {
+            return Err(SnapshotError::Impossible(why));
+        }
         volumes.exchange(system, numbers, &directory)?;
         Ok(returning)
     });
@@ -399,13 +433,11 @@ pub(super) fn fetch(paths: &Paths, returning: &Returning) -> Result<(), Snapshot
         helper::mount(&place, &record).and_then(|volumes| fetch_from(paths, &volumes, returning, &mounts));
     match &fetched {
         // It is gone with what it lay in, or that did not go back.
-        Ok(()) => drop(fs::remove_file(&arrival)),
+        Ok(()) => [ARRIVAL, FAILED].iter().for_each(|name| drop(fs::remove_file(records(paths).join(name)))),
         // What is here goes on from here, and must not be overwritten by one who comes later. What it is told by keeps what
         // the host ran from before.
-        Err(_) => {
-            let _ = note(&records(paths), FAILED, returning);
-            drop(fs::remove_file(&arrival));
-        }
+        Err(_) if note(&records(paths), FAILED, returning).is_ok() => drop(fs::remove_file(&arrival)),
+        Err(_) => {}
     }
     fetched
 }
@@ -429,6 +461,10 @@ fn fetch_from(
     let mut failed = Vec::new();
     for carried in volumes::carried(&returning.system, mounts) {
         let Some(tree) = former.get(carried.member) else { continue };
+        if carried.path == paths.state() {
+            // It comes with what is fetched: from then on the mark of the arrival is gone, and the others are still to come.
+            note(&tree.join(&carried.within).join("snapshots"), FAILED, returning)?;
+        }
         if let Err(error) = carry::replace(&tree.join(&carried.within), &carried.path) {
             // The root side's own comes first; without it the others would tell of what it does not know.
             if carried.path == paths.state() {
@@ -473,10 +509,33 @@ pub(crate) fn arrive(paths: &Paths) {
 /// # Errors
 /// `JOB_CONFLICT` if it does.
 pub(crate) fn awaits_reboot(paths: &Paths) -> Result<(), ErrorDetail> {
-    let Some(returning) = noted(paths, PENDING) else { return Ok(()) };
-    let running = running(paths);
-    let is_here = running.as_ref() == Some(&returning.coming);
-    if !is_here && running.as_ref() == Some(&returning.numbers) {
+    let pending = records(paths).join(PENDING);
+    let Some(returning) = noted(paths, PENDING) else {
+        if fs::symlink_metadata(&pending).is_err() {
+            return Ok(());
+        }
+        let message = format!(
+            "the host may go back to a snapshot at its next reboot, and {} cannot be read: whatever is changed could be gone then. \
+             Reboot it, or call it off as docs/snapshots.md says; nothing was changed",
+            pending.display()
+        );
+        return Err(ErrorDetail::new(ErrorCode::JobConflict, message));
+    };
+    // The root's number alone: what else is mounted by now says nothing.
+    let root = mounts()
+        .ok()
+        .and_then(|mounts| mounts.into_iter().find(|mount| mount.point == Path::new("/"))?.number);
+    let is = |numbers: &[u64]| root.is_some() && root == numbers.first().copied();
+    if !is(&returning.coming) {
+        let order = Order::Standing { returning: returning.clone() };
+        if is(&returning.numbers) && ask::<bool>(paths, &order) == Ok(false) {
+            eprintln!(
+                "patch-executor: nothing is exchanged any more for job {}: the host stays as it is",
+                returning.job
+            );
+            let _ = fs::remove_file(&pending);
+            return Ok(());
+        }
         let message = if system::boot_id(paths.root()) == returning.boot {
             format!(
                 "the host goes back to the snapshot of before job {} at its next reboot, by job {}; whatever is changed until \
@@ -495,30 +554,19 @@ pub(crate) fn awaits_reboot(paths: &Paths) -> Result<(), ErrorDetail> {
             ErrorDetail::new(ErrorCode::JobConflict, message).with("job_id", returning.job.to_string())
         );
     }
-    if is_here {
-        // What it ran from before is kept as long as a snapshot is.
-        if let Err(error) = Record::replaced(returning.job, returning.system.clone()).save(paths) {
-            eprintln!("patch-executor: what the host ran from before cannot be recorded: {error}");
-        }
-        // The file is on the system that has gone; the list is not.
-        if let Err(error) = taken_back::restore(paths.root(), &paths.state()) {
-            eprintln!("patch-executor: {error}");
-        }
-        eprintln!(
-            "patch-executor: the host runs from the snapshot of before job {} now, as job {} asked",
-            returning.source, returning.job
-        );
-    } else {
-        eprintln!(
-            "patch-executor: the host was to come up from the snapshot of before job {}, and did not: it runs from {}",
-            returning.source,
-            super::mounts().ok().and_then(|m| m.into_iter().find(|m| m.point == Path::new("/"))).map_or_else(
-                || "something else".to_owned(),
-                |mount| format!("the subvolume {}", mount.part.display())
-            )
-        );
+    // What it ran from before is kept as long as a snapshot is.
+    if let Err(error) = Record::replaced(returning.job, returning.system.clone()).save(paths) {
+        eprintln!("patch-executor: what the host ran from before cannot be recorded: {error}");
     }
-    let _ = fs::remove_file(records(paths).join(PENDING));
+    // The file is on the system that has gone; the list is not.
+    if let Err(error) = taken_back::restore(paths.root(), &paths.state()) {
+        eprintln!("patch-executor: {error}");
+    }
+    eprintln!(
+        "patch-executor: the host runs from the snapshot of before job {} now, as job {} asked",
+        returning.source, returning.job
+    );
+    let _ = fs::remove_file(&pending);
     Ok(())
 }
 
@@ -529,14 +577,7 @@ impl Change<'_> {
         self.events.emit_durably(EventKind::Planned { plan: plan.clone() });
         let approved = self.journal.record.if_plan.as_ref();
         if approved != Some(&plan.hash) {
-            let message = format!(
-                "what going back to the snapshot takes back is now {}, and {} was approved; nothing was changed. Look at the \
-                 new list and approve that",
-                plan.hash,
-                approved.map_or("nothing", |hash| hash.as_str())
-            );
-            let error = ErrorDetail::new(ErrorCode::PlanDrift, message);
-            return Err(error.with("current", plan.hash.as_str()).into());
+            return Err(drifted(&plan.hash, approved).into());
         }
         let hazards = plan.takes_back.as_ref().map(|back| back.hazards.clone()).unwrap_or_default();
         if !hazards.is_empty() && !rollback.force {
@@ -568,6 +609,15 @@ impl Change<'_> {
         let record = Record::load(self.paths, returning.source).map_err(|error| {
             unavailable(returning.source, format!("the record of the snapshot cannot be read: {error}"))
         })?;
+        // Taken up again after it was broken off, it is approved for what was listed then, and for nothing else.
+        let has_begun = ask::<bool>(self.paths, &Order::Standing { returning: returning.clone() });
+        if has_begun == Ok(false) {
+            let rollback = Rollback { job: returning.source, force: true, mode: RollbackMode::Snapshot };
+            let now = look_at(self.paths, &rollback)?.plan.hash;
+            if now != plan.hash {
+                return Err(drifted(&now, Some(&plan.hash)).into());
+            }
+        }
         let order = Order::Return { record: record.clone(), returning: returning.clone() };
         let done = ask::<Returning>(self.paths, &order);
         if let Err(reason) = &done {
@@ -653,6 +703,15 @@ impl Change<'_> {
             self.remark(format!("that a reboot is wanted could not be noted in /{REBOOT}: {error}"));
         }
     }
+}
+
+fn drifted(now: &PlanHash, approved: Option<&PlanHash>) -> ErrorDetail {
+    let message = format!(
+        "what going back to the snapshot takes back is now {now}, and {} was approved; nothing was changed. Look at the new \
+         list and approve that",
+        approved.map_or("nothing", |hash| hash.as_str())
+    );
+    ErrorDetail::new(ErrorCode::PlanDrift, message).with("current", now.as_str())
 }
 
 fn ended(status: JobStatus, outcome: Outcome, error: Option<ErrorDetail>) -> State {

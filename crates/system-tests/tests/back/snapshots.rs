@@ -32,6 +32,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_default_subvolume_goes_back_and_back_again", a_default_subvolume_goes_back_and_back_again),
         trial("what_one_exchange_does_not_do_is_left_to_a_person", what_one_exchange_does_not_do),
         trial("a_host_that_booted_what_it_ran_from_changes_nothing", a_host_that_booted_what_it_ran_from),
+        trial("going_back_to_a_snapshot_is_called_off_as_documented", called_off_as_documented),
+        trial("what_cannot_be_fetched_after_going_back_is_kept", what_cannot_be_fetched_is_kept),
         trial("what_was_not_listed_is_not_taken_back", what_was_not_listed_is_not_taken_back),
         trial("a_job_says_why_it_has_no_snapshot", a_job_says_why_it_has_no_snapshot),
         trial("snapshots_are_removed_by_number_and_age", removed_by_number_and_age),
@@ -191,7 +193,7 @@ fn a_snapshot_is_gone_back_to_at_the_next_boot() -> Result<()> {
     );
     ensure!(root.join("etc/issue.net").exists(), "what had gone is not there again");
     let differs = host.disk.shell(&format!(
-        "diff -r --no-dereference -q {tree} /mnt/top/@ | grep -v -e linux_patch -e /var/lib/machines -e lp-test \
+        "test -e {tree}/etc/passwd; diff -r --no-dereference -q {tree} /mnt/top/@ | grep -v -e linux_patch -e /var/lib/machines -e lp-test \
          -e taken-back -e sources.list -e machine-id -e policy-rc.d -e 'socket' -e 'fifo' || true"
     ))?;
     ensure!(differs.is_empty(), "{differs}");
@@ -307,6 +309,62 @@ fn a_host_that_booted_what_it_ran_from() -> Result<()> {
     host.place.must(place::remove("lp-conf")?, Outcome::Applied).map(drop)
 }
 
+fn called_off_as_documented() -> Result<()> {
+    for mounts in [AT, &[("/", "noatime")]] {
+        let disk = Disk::new("2G", "@")?;
+        disk.shell("btrfs subvolume set-default /mnt/top/@; btrfs -q subvolume create /mnt/top/@/var/lib/machines >/dev/null")?;
+        let host = Host::on(disk, mounts, "auto")?;
+        let (job, _) = host.place.must(place::apply(&[])?, Outcome::Applied)?;
+        let changed = host.place.state()?;
+        let plan = listed(&host, job, &[])?;
+        let returned = go_back(&host, job, &plan)?;
+        // Whatever else is mounted by now, the guard stands.
+        host.place.root.shell("mount --bind -o ro /etc /etc")?;
+        let code = host.place.refused(place::install(&["lp-plain"])?, ChangeOptions::default())?;
+        ensure!(code == ErrorCode::JobConflict, "{code}");
+        host.place.root.shell("umount /etc")?;
+        host.disk.shell(&format!(
+            "cd /mnt/top; mv @ @gone; mv .linux-patch-snapshots/{returned}/0 @; btrfs subvolume set-default @; \
+             btrfs -q subvolume delete @gone/var/lib/machines @gone >/dev/null"
+        ))?;
+        let host = host.reboot(mounts)?;
+        changed.assert_same(&host.place.state()?)?;
+        host.place.must(place::install(&["lp-plain"])?, Outcome::Applied)?;
+    }
+    Ok(())
+}
+
+fn what_cannot_be_fetched_is_kept() -> Result<()> {
+    let host = Host::new("@", AT, "auto")?;
+    let (job, _) = host.place.must(place::apply(&[])?, Outcome::Applied)?;
+    let plan = listed(&host, job, &[])?;
+    let returned = go_back(&host, job, &plan)?;
+    host.place
+        .root
+        .shell("mkdir -p /var/log/linux_patch_api; echo audited >/var/log/linux_patch_api/audit.log")?;
+    // What comes cannot copy logs.
+    let script =
+        "#!/bin/sh\ncase \"$*\" in *var/log/linux_patch_api*) exit 1;; esac\nexec /bin/cp.real \"$@\"\n";
+    host.disk
+        .shell(&format!("cd /mnt/top/@/bin/; mv cp cp.real; printf '%s' '{script}' >cp; chmod 755 cp"))?;
+    let host = host.reboot(AT)?;
+    // The root side's own has come, and what has not is kept whatever the limits are.
+    ensure!(host.place.executor.seen(returned)?.ended().is_some(), "the end of going back is lost");
+    host.place.root.shell("mv /bin/cp.real /bin/cp")?;
+    host.place
+        .configure("config.yaml", "rollback:\n  snapshots: {mode: auto, keep: 1, min_free_mib: 16}\n")?;
+    grow_old(&host, returned)?;
+    host.place.must(place::remove("lp-conf")?, Outcome::Applied)?;
+    let kept = |host: &Host| {
+        host.disk.shell(&format!("cat {OURS}/{returned}/0/var/log/linux_patch_api/audit.log || true"))
+    };
+    ensure!(kept(&host)? == "audited\n", "what was not fetched is gone");
+    host.place.root.shell("rm /var/lib/linux_patch_executor/snapshots/arrival-failed.json")?;
+    host.place.must(place::install(&["lp-plain"])?, Outcome::Applied)?;
+    ensure!(kept(&host)?.is_empty(), "it is kept although nobody wants it any more");
+    Ok(())
+}
+
 fn what_was_not_listed_is_not_taken_back() -> Result<()> {
     let host = Host::new("@", AT, "auto")?;
     let place = &host.place;
@@ -390,6 +448,16 @@ fn a_job_says_why_it_has_no_snapshot() -> Result<()> {
     Ok(())
 }
 
+/// Dates the record of a snapshot long ago.
+fn grow_old(host: &Host, job: JobId) -> Result<()> {
+    host.place.root.shell(&format!(
+        "cd /var/lib/linux_patch_executor/snapshots; python3 -SE - {job} <<'E'\nimport json, sys\n\
+         path = sys.argv[1] + '.json'\nrecord = json.load(open(path))\nrecord['at'] = '2020-01-01T00:00:00Z'\n\
+         json.dump(record, open(path, 'w'))\nE"
+    ))?;
+    Ok(())
+}
+
 fn removed_by_number_and_age() -> Result<()> {
     let host = Host::new("@", AT, "auto")?;
     // Of somebody else: by its name like one of ours, but not on record.
@@ -411,13 +479,8 @@ fn removed_by_number_and_age() -> Result<()> {
     };
     kept(jobs.get(3..).context("jobs")?)?;
     // The days pass for all but the newest.
-    let old = jobs.get(3..5).context("jobs")?;
-    for job in old {
-        host.place.root.shell(&format!(
-            "cd /var/lib/linux_patch_executor/snapshots; python3 -SE - {job} <<'E'\nimport json, sys\n\
-             path = sys.argv[1] + '.json'\nrecord = json.load(open(path))\nrecord['at'] = '2020-01-01T00:00:00Z'\n\
-             json.dump(record, open(path, 'w'))\nE"
-        ))?;
+    for job in jobs.get(3..5).context("jobs")? {
+        grow_old(&host, *job)?;
     }
     // One that waits to be confirmed is needed, and so is no other.
     let options = ChangeOptions { confirm_within: Some(600), ..ChangeOptions::default() };
