@@ -424,7 +424,7 @@ pub(crate) struct RollbackArgs {
     #[arg(long)]
     pub(crate) snapshot: bool,
     /// Show what would be taken back; change nothing
-    #[arg(long)]
+    #[arg(long, short = 'n')]
     pub(crate) dry_run: bool,
     /// Only if the plan of that moment has this hash; a script needs it with --snapshot
     #[arg(long, value_name = "HASH", value_parser = plan_hash, conflicts_with = "dry_run")]
@@ -574,7 +574,7 @@ mod tests {
         let cli = parse("rollback 01890000-0000-7000-8000-000000000001 --force -d").unwrap();
         let Command::Rollback(args) = cli.command else { panic!("{cli:?}") };
         assert!(args.force && !args.yes && args.detach && !args.snapshot);
-        let cli = parse("rollback 01890000-0000-7000-8000-000000000001 --snapshot --dry-run").unwrap();
+        let cli = parse("rollback 01890000-0000-7000-8000-000000000001 --snapshot -n").unwrap();
         assert!(matches!(cli.command, Command::Rollback(RollbackArgs { snapshot: true, dry_run: true, .. })));
         assert!(parse("rollback 01890000-0000-7000-8000-000000000001 --snapshot --yes").is_err());
     }

@@ -157,7 +157,7 @@ fn report_taken_back(versions: &[String], are_fixes: bool, seen: &mut Seen) {
         seen.critical(
             "taken_back",
             format!(
-                "security fixes that were taken back, as they failed here or nobody confirmed them: {names}"
+                "security fixes that were taken back (they failed here, nobody confirmed them, or somebody asked for it): {names}"
             ),
             "they are not installed again until a newer version comes",
             REMEDY,
@@ -165,7 +165,7 @@ fn report_taken_back(versions: &[String], are_fixes: bool, seen: &mut Seen) {
     } else {
         seen.warning(
             "taken_back",
-            format!("versions that were taken back, as they failed here or nobody confirmed them: {names}"),
+            format!("versions that were taken back (they failed here, nobody confirmed them, or somebody asked for it): {names}"),
             "they are not installed again until a newer version comes, which may be a while",
             REMEDY,
         );

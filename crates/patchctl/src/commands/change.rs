@@ -91,7 +91,17 @@ pub(super) async fn run(context: &Context, mut change: Change, args: ChangeArgs)
     // A rehearsal that is all that is wanted is a job; nobody has to approve what changes nothing.
     if args.dry_run && change.is_rehearsed() {
         let job = change.submit(client).await?;
-        return accepted(context, &job, args.detach).await;
+        if args.detach {
+            return accepted(context, &job, true).await;
+        }
+        let Some(ended) = follow::accepted(client, out, job.job_id).await? else {
+            return Ok(Exit::Interrupted);
+        };
+        // With its hash, by which the very same can be made.
+        if let Some(rehearsed) = &ended.plan {
+            out.remark(&format!("What was rehearsed:\n{}", plan::plan(&out.style, rehearsed).trim_end()));
+        }
+        return Ok(follow::told(out, &ended)?);
     }
     if args.dry_run {
         let Some(planned) = planned(context, &change).await? else { return Ok(Exit::Interrupted) };

@@ -49,6 +49,12 @@ pub struct Listener {
     told: usize,
 }
 
+/// What dpkg says when a script of the old version fails and the new one has none that could make it good.
+const GIVES_UP: &str = "there is no script in the new version of the package";
+
+/// How it begins what it has said of the old one's before.
+const WARNING: &str = "dpkg: warning: old ";
+
 impl Listener {
     /// What comes now is said by what mends what the run left, and not by the run itself.
     pub fn mends(&mut self) {
@@ -98,13 +104,20 @@ impl Listener {
         let package = package.filter(|package| !package.is_empty()).map(|package| cut(&package));
         let message = cut(message);
         let step = std::mem::take(&mut self.step);
+        let mut kind = kind(&message, self.is_trigger);
+        if message.contains(GIVES_UP)
+            && let Some(warning) = step.iter().rev().find(|line| line.starts_with(WARNING))
+        {
+            // Which script that was it has said before.
+            kind = self::kind(warning, self.is_trigger);
+        }
         if !self.has_room(message.len() + package.as_ref().map_or(0, String::len)) {
             return;
         }
         let mut output: Vec<String> =
             step.into_iter().rev().take_while(|line| self.has_room(line.len())).collect();
         output.reverse();
-        self.findings.push(Finding { kind: kind(&message, self.is_trigger), package, message, output });
+        self.findings.push(Finding { kind, package, message, output });
     }
 
     /// Whether so much more can be told; if so it counts.
@@ -225,6 +238,22 @@ mod tests {
         );
         assert_eq!(findings[0].output, ["bb: bad", "bb: very bad"]);
         assert_eq!(findings[2].output, ["dd: bad"]);
+    }
+
+    #[test]
+    fn an_old_versions_script_that_the_new_one_has_not_is_told() {
+        for (script, expected) in [("pre-removal", FindingKind::Prerm), ("post-removal", FindingKind::Postrm)]
+        {
+            let (findings, _) = hear(&format!(
+                "Preparing to unpack .../aa_2.0_all.deb ...\naa: no\n\
+                 dpkg: warning: old aa package {script} script subprocess returned error exit status 1\n\
+                 dpkg: trying script from the new package instead ...\n\
+                 dpkg: error processing archive /x/aa_2.0_all.deb (--unpack):\n \
+                 there is no script in the new version of the package - giving up\n"
+            ));
+            assert_eq!((findings[0].kind, findings[0].package.as_deref()), (expected, Some("aa")));
+            assert!(findings[0].output.contains(&"aa: no".to_owned()), "{findings:?}");
+        }
     }
 
     #[test]
