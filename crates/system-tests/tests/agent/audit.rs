@@ -1,9 +1,11 @@
 //! The audit trail: everything has its record, in the file and in the journal, and whoever edits it is found out.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use system_tests::trials::trial;
+use system_tests::{trials::trial, wait};
 
 use crate::fixture::Agent;
 
@@ -18,6 +20,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 const CHECKPOINT_KEY: &str = "/var/lib/linux_patch_executor/checkpoint.key";
 
 const LOG: &str = "/var/log/linux_patch_api/audit.log";
+
+/// How long the journal may take for what it has been sent.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn everything_is_recorded_and_edits_are_found() -> Result<()> {
     let agent = Agent::boot("auditing", &["lp-plain=1.0-1"])?;
@@ -125,8 +130,13 @@ fn journal_has_the_same(agent: &Agent, trail: &[Value], job_id: &str) -> Result<
         let text = agent.host.exec_ok(&[&fixed, arguments].concat())?;
         text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     };
-    let mut entries = read(&[])?;
-    entries.retain(|entry| entry["PATCH_SEQ"].is_string());
+    // A record is on disk before it is sent to the journal, which takes it in its own time, and in order.
+    let last = trail.last().context("the trail is empty")?["seq"].to_string();
+    let entries = wait::until("the journal to have the last record", PATIENCE, || {
+        let mut entries = read(&[])?;
+        entries.retain(|entry| entry["PATCH_SEQ"].is_string());
+        Ok(entries.iter().any(|entry| entry["PATCH_SEQ"] == *last).then_some(entries))
+    })?;
     for record in trail {
         let number = record["seq"].to_string();
         let entry = entries.iter().find(|entry| entry["PATCH_SEQ"] == *number);
