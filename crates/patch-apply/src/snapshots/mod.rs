@@ -21,39 +21,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{apt::rehearse::unescape, run::RunError};
+use crate::{
+    apt::rehearse::{KERNEL, unescape},
+    run::RunError,
+};
 
 /// Where packages and their database lie: what of it is a file system of its own goes back with the rest, or nothing does.
 const SYSTEM: &[&str] = &["/", "/usr", "/etc", "/var", "/var/lib", "/var/lib/dpkg"];
 
-/// The kernel's own, and what is in memory: nothing of it is lost or kept by going back.
-const NOT_ON_DISK: &[&str] = &[
-    "autofs",
-    "binfmt_misc",
-    "bpf",
-    "cgroup",
-    "cgroup2",
-    "configfs",
-    "debugfs",
-    "devpts",
-    "devtmpfs",
-    "efivarfs",
-    "fusectl",
-    "hugetlbfs",
-    "mqueue",
-    "nsfs",
-    "overlay",
-    "proc",
-    "pstore",
-    "ramfs",
-    "rpc_pipefs",
-    "securityfs",
-    "selinuxfs",
-    "squashfs",
-    "sysfs",
-    "tmpfs",
-    "tracefs",
-];
+/// What is in memory, or shows what lies elsewhere: nothing of it is lost or kept by going back, nor of the kernel's own.
+const NOT_ON_DISK: &[&str] = &["overlay", "squashfs", "tmpfs"];
 
 /// Why something cannot be done with a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -239,7 +216,8 @@ pub fn system(mounts: &[Mounted]) -> Result<System, String> {
     }
     let left_out = mounts
         .iter()
-        .filter(|mount| !members.contains(mount) && !NOT_ON_DISK.contains(&mount.kind.as_str()))
+        .filter(|mount| !members.contains(mount))
+        .filter(|mount| ![KERNEL, NOT_ON_DISK].concat().contains(&mount.kind.as_str()))
         .map(|mount| mount.point.clone())
         .collect();
     Ok(System { members, left_out })

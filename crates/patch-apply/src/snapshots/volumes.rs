@@ -276,7 +276,7 @@ impl Volumes {
         Ok(self.show(&self.at(&member.part))?.number != number)
     }
 
-    /// Puts what was prepared in the place of what the host runs from: at the next boot it is what is mounted. What was there
+    /// Puts what was prepared in the place of the one subvolume that the host runs from: at the next boot it is what is mounted. What was there
     /// before is in the directory then. May be called again after it was broken off.
     ///
     /// # Errors
@@ -284,54 +284,28 @@ impl Volumes {
     pub fn exchange(&self, system: &System, numbers: &[u64], directory: &Path) -> Result<(), SnapshotError> {
         // What the names lead to is on the disk before they are exchanged.
         self.sync()?;
-        let mut done: Vec<(usize, &Mounted, u64)> = Vec::new();
-        for (index, (member, number)) in system.members.iter().zip(numbers).enumerate() {
-            if let Err(error) = self.exchange_one(index, member, *number, directory) {
-                for (index, member, number) in done {
-                    self.put_back(index, member, number, directory)?;
-                }
-                return Err(error);
-            }
-            done.push((index, member, *number));
-        }
+        let ([member], [number]) = (system.members.as_slice(), numbers) else {
+            return Err(SnapshotError::Impossible("the system does not lie on one subvolume".into()));
+        };
+        self.exchange_one(member, *number, &self.at(directory).join("0"))?;
         // It is done, and comes to the disk at the latest when the host is shut down.
         let _ = self.sync();
         Ok(())
     }
 
-    fn exchange_one(
-        &self,
-        index: usize,
-        member: &Mounted,
-        number: u64,
-        directory: &Path,
-    ) -> Result<(), SnapshotError> {
-        let other = self.at(directory).join(index.to_string());
+    fn exchange_one(&self, member: &Mounted, number: u64, other: &Path) -> Result<(), SnapshotError> {
         let is_default = self.default()? == number;
         if !self.is_exchanged(member, number)? {
-            self.swap(&member.part, &other)?;
+            self.swap(&member.part, other)?;
         }
         if !is_default {
             return Ok(());
         }
         let set = self.show(&self.at(&member.part)).and_then(|shown| self.set_default(shown.number));
         if set.is_err() {
-            self.swap(&member.part, &other)?;
+            self.swap(&member.part, other)?;
         }
         set
-    }
-
-    fn put_back(
-        &self,
-        index: usize,
-        member: &Mounted,
-        number: u64,
-        directory: &Path,
-    ) -> Result<(), SnapshotError> {
-        let other = self.at(directory).join(index.to_string());
-        let new = self.show(&self.at(&member.part))?.number;
-        self.swap(&member.part, &other)?;
-        if self.default()? == new { self.set_default(number) } else { Ok(()) }
     }
 
     fn swap(&self, part: &Path, other: &Path) -> Result<(), SnapshotError> {

@@ -516,7 +516,7 @@ pub(crate) fn awaits_reboot(paths: &Paths) -> Result<(), ErrorDetail> {
         }
         let message = format!(
             "the host may go back to a snapshot at its next reboot, and {} cannot be read: whatever is changed could be gone then. \
-             Reboot it, or call it off as docs/snapshots.md says; nothing was changed",
+             Reboot it, or call it off as docs/snapshots.md says, and remove that file; nothing was changed",
             pending.display()
         );
         return Err(ErrorDetail::new(ErrorCode::JobConflict, message));
@@ -613,9 +613,18 @@ impl Change<'_> {
         let has_begun = ask::<bool>(self.paths, &Order::Standing { returning: returning.clone() });
         if has_begun == Ok(false) {
             let rollback = Rollback { job: returning.source, force: true, mode: RollbackMode::Snapshot };
-            let now = look_at(self.paths, &rollback)?.plan.hash;
-            if now != plan.hash {
-                return Err(drifted(&now, Some(&plan.hash)).into());
+            let now = look_at(self.paths, &rollback).map(|looked| looked.plan.hash);
+            if now.as_ref() != Ok(&plan.hash) {
+                // What was prepared for it, if it came so far.
+                let prepared = Record::replaced(returning.job, returning.system.clone());
+                if let Err(reason) = prepared
+                    .save(self.paths)
+                    .map_err(|e| e.to_string())
+                    .and_then(|()| super::remove(self.paths, prepared))
+                {
+                    self.remark(format!("what was prepared for going back cannot be removed: {reason}"));
+                }
+                return Err(drifted(&now?, Some(&plan.hash)).into());
             }
         }
         let order = Order::Return { record: record.clone(), returning: returning.clone() };

@@ -39,6 +39,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("snapshots_are_removed_by_number_and_age", removed_by_number_and_age),
         trial("a_snapshot_that_was_broken_off_leaves_nothing", broken_off_leaves_nothing),
         trial("going_back_to_a_snapshot_that_was_broken_off_is_ended", a_return_that_was_broken_off),
+        trial("what_is_taken_up_again_is_listed_again", what_is_taken_up_again_is_listed_again),
         trial("thin_volumes_are_snapshotted_by_the_tools_of_lvm", thin_volumes_by_the_tools_of_lvm),
         trial("snapper_makes_the_snapshot_where_it_is_configured", snapper_makes_it),
     ]
@@ -593,6 +594,36 @@ fn broken_off_at(call: u32) -> Result<bool> {
     ensure!(host.place.executor.seen(back)?.ended().is_some(), "the end is lost");
     ensure!(host.ours()? == [job.to_string(), back.to_string()], "{:?}", host.ours()?);
     Ok(was_stopped)
+}
+
+/// Everything dies when the copy is there and nothing is exchanged; then somebody writes what was on no list.
+fn what_is_taken_up_again_is_listed_again() -> Result<()> {
+    let host = Host::new("@", AT, "auto")?;
+    let place = &host.place;
+    let (job, _) = place.must(place::apply(&[])?, Outcome::Applied)?;
+    let plan = listed(&host, job, &[])?;
+    let script = "#!/bin/sh\ncase \"$*\" in\n\"subvolume snapshot -r\"*) ;;\n\"subvolume snapshot \"*)\n\
+                  /run/btrfs.real \"$@\"; : >/run/stopped; exec sleep 1000;;\nesac\nexec /run/btrfs.real \"$@\"\n";
+    place.root.push(script, "/run/btrfs", "755")?;
+    place.root.shell("cp -a /usr/bin/btrfs /run/btrfs.real; mount --bind /run/btrfs /usr/bin/btrfs")?;
+    let back =
+        place.executor.change(to_snapshot(job, true), ChangeOptions::default(), Some(plan.hash.clone()))?;
+    let stopped = place.root.path().join("run/stopped");
+    wait::until("the copy to be made", LIMIT, || Ok(stopped.exists().then_some(())))?;
+    place.executor.kill_everything()?;
+    place.root.shell("umount /usr/bin/btrfs; echo mine >/etc/mine")?;
+    ensure!(host.ours()? == [job.to_string(), back.to_string()], "{:?}", host.ours()?);
+    place.executor.recover()?;
+    let seen = place.ends(back, Outcome::Unchanged)?;
+    let error = seen.ended().and_then(|ended| ended.error.clone()).context("no error")?;
+    ensure!(error.code == ErrorCode::PlanDrift, "{error:#?}");
+    // Nothing of it is left, and nothing waits for a reboot.
+    ensure!(host.ours()? == [job.to_string()], "{:?}", host.ours()?);
+    let plan = listed(&host, job, &[("/etc/mine", FileChange::Added)])?;
+    go_back(&host, job, &plan)?;
+    let host = host.reboot(AT)?;
+    ensure!(!host.place.root.path().join("etc/mine").exists(), "it did not go back");
+    Ok(())
 }
 
 fn snapper_makes_it() -> Result<()> {

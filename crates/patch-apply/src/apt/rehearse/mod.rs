@@ -36,7 +36,7 @@ pub use findings::Listener;
 pub use group::Group;
 pub use init::{enter, run};
 pub use keeper::{Keeper, Seen, task, tell_no_image, tell_report};
-pub(crate) use mounts::unescape;
+pub(crate) use mounts::{KERNEL, unescape};
 pub use room::{Bounds, Room, SCRIPTS, available, largest, needed};
 pub use start::{Heard, Rehearsal};
 

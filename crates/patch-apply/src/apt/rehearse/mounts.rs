@@ -30,7 +30,7 @@ pub(super) enum Treatment {
 pub(super) const MOST: usize = 32;
 
 /// The kernel's own. An image has its own ones of those that it needs.
-const KERNEL: &[&str] = &[
+pub(crate) const KERNEL: &[&str] = &[
     "autofs",
     "binfmt_misc",
     "bpf",
